@@ -17,7 +17,8 @@ import torch
 
 # %% auto #0
 __all__ = ['NAMES', 'DESCRIPTIONS', 'TITLES', 'CUES', 'PLACES', 'OBJECTS', 'MRS_TEMPLATES', 'PILOT_NAMES', 'NEUTRAL_SENTENCES',
-           'IOI_TEMPLATES']
+           'IOI_TEMPLATES', 'MRS_CORRUPTIONS', 'IOI_CORRUPTIONS', 'name_token', 'Task', 'mrs_task', 'ioi_task',
+           'token_table']
 
 # %% ../nbs/00_data.ipynb #f48b08a3
 # The order of the lists matters: where a word is fixed, `{D1}` is the first description, `{D2}` the second, and so on.
@@ -95,3 +96,481 @@ IOI_TEMPLATES = {
     "argued": "Today {IO} and {S} had a long argument at the {PLACE}. Later {S} wrote a letter to",
     "dinner": "Finally {IO} and {S} had dinner together. {S} took a {OBJECT} from the {PLACE} for",
 }
+
+# %% ../nbs/00_data.ipynb #60f1e79b
+# the words that take a list as it is; D1, T1, ... and the cue words are handled by their group
+_WORDS = {"PLACE": PLACES, "OBJECT": OBJECTS}
+_GROUPS = {"D": DESCRIPTIONS, "T": TITLES}
+
+def _group(key):
+    "The list-like family of a placeholder: S, D or T for S1, D2, T1, ...; `cue` for the two cue words; else None."
+    if key in ("IO", "S"): return "S"
+    if key in ("cue_word", "other_cue"): return "cue"
+    found = re.fullmatch(r"([SDT])\d+", key)
+    return found and found[1]
+
+def _parse(template):
+    "The literals (one more than placeholders) and the placeholders of a template."
+    try: parts = [(lit, key) for lit, key, spec, conv in string.Formatter().parse(template)]
+    except ValueError as e: raise ValueError(f"template {template!r}: {e}; write placeholders as {{S1}}.") from None
+    literals, keys = [""], []
+    for lit, key in parts:
+        literals[-1] += lit
+        if key is None: continue
+        if not key: raise ValueError(f"template {template!r} has an empty placeholder {{}}; name it, as in {{S1}}.")
+        keys.append(key); literals.append("")
+    if template != template.rstrip(): raise ValueError(f"template {template!r} ends in a space; end it with a word, since the answer brings its own space.")
+    return literals, keys
+
+def _fill(literals, values): return "".join(itertools.chain(*zip(literals, values), literals[-1:]))
+
+# %% ../nbs/00_data.ipynb #05aaffc1
+def _subjects(keys):
+    "The subjects of an MRS template in the order in which they first appear."
+    return list(dict.fromkeys(k for k in keys if _group(k) == "S"))
+
+def name_token(
+    tokenizer, # a Hugging Face tokenizer
+    name:str, # a first name
+    start:bool=False, # at the start of a text, without a space before it?
+)->int: # its token id
+    "The one token of a name as it stands in a sentence; `ValueError` with the tokens it is split into if it is more."
+    text = name if start else " " + name
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    if len(ids) != 1:
+        where = "at the start of a text" if start else "after a space"
+        raise ValueError(f"names: {name!r} is not one token {where} but {len(ids)}: {[tokenizer.decode([i]) for i in ids]}; choose another name.")
+    return ids[0]
+
+def _is_token(tokenizer, name, start):
+    try: name_token(tokenizer, name, start)
+    except ValueError: return False
+    return True
+
+# %% ../nbs/00_data.ipynb #86f2ab65
+def _listed(values, argument):
+    "A string or list of strings as a list without repeats."
+    values = [values] if isinstance(values, str) else list(dict.fromkeys(values))
+    if not values or not all(isinstance(v, str) and v for v in values):
+        raise ValueError(f"{argument}: expected words, got {values!r}; give a word or a list of words.")
+    return values
+
+def _forms(literals, keys, exchanged=()):
+    "For each name placeholder: does it stand at the start of the text (True), after a space (False)? A set of these."
+    forms = {}
+    for i, key in enumerate(keys):
+        if _group(key) == "S": forms.setdefault(key, set()).add(i == 0 and literals[0] == "")
+    for key in (k for k in exchanged if k in forms): forms[key] = set().union(*(forms[k] for k in exchanged))
+    return forms
+
+def _name_pools(tokenizer, names, forms):
+    "For each name placeholder the names it may take; names that the user listed must fit, shipped ones are left out where they do not."
+    given = names if isinstance(names, dict) else dict.fromkeys(forms, names)
+    if unknown := sorted(set(given) - set(forms)):
+        raise ValueError(f"names: the template has no placeholder {{{unknown[0]}}}; it has {sorted(forms)}.")
+    pools, dropped = {}, set()
+    for key, starts in forms.items():
+        if given.get(key) is None:
+            pools[key] = [n for n in NAMES if all(_is_token(tokenizer, n, s) for s in starts)]
+            dropped |= set(NAMES) - set(pools[key])
+        else:
+            pools[key] = _listed(given[key], "names")
+            for n in pools[key]:
+                for s in starts: name_token(tokenizer, n, s)
+    if dropped: warnings.warn(f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out, {sorted(dropped)[0]!r} among them.")
+    return pools
+
+# %% ../nbs/00_data.ipynb #1dc011bc
+def _word_pools(keys, descriptions, cue_words, words):
+    "For each placeholder that is no name the words it may take."
+    vary = {"D": descriptions, "T": descriptions if isinstance(descriptions, str) else None, "cue": cue_words}
+    for argument, given in (("descriptions", descriptions), ("cue_words", cue_words)):
+        if isinstance(given, str) and given != "vary":
+            raise ValueError(f"{argument}: got {given!r}; give None (fixed words), 'vary' (the shipped list) or a list of words.")
+    pools, words = {}, dict(words or {})
+    for key in dict.fromkeys(keys):
+        group = _group(key)
+        if group == "S" or key == "cue_name": continue
+        shipped = CUES if group == "cue" else _GROUPS.get(group)
+        if key in words: pools[key] = _listed(words[key], f"words[{key!r}]")
+        elif key in _WORDS: pools[key] = _WORDS[key]
+        elif shipped and vary[group] == "vary": pools[key] = shipped
+        elif shipped and vary[group] is not None: pools[key] = _listed(vary[group], {"D": "descriptions", "cue": "cue_words"}[group])
+        elif group == "cue": pools[key] = [CUES[key == "other_cue"]]
+        elif shipped: pools[key] = [_numbered(shipped, key)]
+        else: raise ValueError(f"templates: no value for the placeholder {{{key}}}; give some with words={{{key!r}: [...]}}.")
+    if unknown := sorted(set(words) - set(pools)):
+        raise ValueError(f"words: the template has no placeholder {{{unknown[0]}}}; it has {sorted(pools)}.")
+    return pools
+
+def _numbered(shipped, key):
+    number = int(key[1:])
+    if not 1 <= number <= len(shipped): raise ValueError(f"templates: no value for the placeholder {{{key}}}; numbers go from 1 to {len(shipped)}.")
+    return shipped[number - 1]
+
+# %% ../nbs/00_data.ipynb #751e5796
+def _all_draws(pools, chosen=None):
+    "Every way to fill the placeholders such that words of one group differ."
+    chosen = chosen or {}
+    if len(chosen) == len(pools): yield dict(chosen); return
+    key = list(pools)[len(chosen)]
+    taken = {v for k, v in chosen.items() if _group(k) and _group(k) == _group(key)}
+    for value in pools[key]:
+        if value not in taken: yield from _all_draws(pools, {**chosen, key: value})
+
+def _random_draws(pools, rng):
+    "Endless random fillings, words of one group differing."
+    while True:
+        chosen = {}
+        for key, pool in pools.items():
+            taken = {v for k, v in chosen.items() if _group(k) and _group(k) == _group(key)}
+            free = [v for v in pool if v not in taken]
+            if not free: break
+            chosen[key] = free[rng.integers(len(free))]
+        else: yield chosen
+
+def _draws(pools, n, rng):
+    "Distinct fillings in random order: at least `n`, or all there are."
+    few = list(itertools.islice(_all_draws(pools), max(2 * n, 200) + 1))
+    if len(few) > max(2 * n, 200): return _random_draws(pools, rng)
+    return iter([few[i] for i in rng.permutation(len(few))])
+
+def _draw_prompts(variants, n, rng):
+    "`n` distinct (variant, values) of `variants`, each (template, pools, alias), taken in turn as far as each goes."
+    sources = {i: _draws(pools, n, rng) for i, (template, pools, alias) in enumerate(variants)}
+    seen, drawn = set(), []
+    while sources and len(drawn) < n:
+        for i in list(sources):
+            if len(drawn) == n: break
+            template, pools, alias = variants[i]
+            literals, keys = _parse(template)
+            for values in sources[i]:
+                values = values | {k: values[v] for k, v in alias.items()}
+                text = _fill(literals, [values[k] for k in keys])
+                if text not in seen:
+                    seen.add(text); drawn.append((i, values))
+                    break
+            else: del sources[i]
+    if len(drawn) < n:
+        raise ValueError(f"n: {n} prompts were asked for but only {len(drawn)} different ones are possible; lower n or give more names, words or templates.")
+    return drawn
+
+# %% ../nbs/00_data.ipynb #f321e25f
+@dataclass(frozen=True, eq=False, repr=False)
+class Task:
+    "Clean and corrupted prompts, their two answers and the named positions of each. Prompts of unequal length are padded on the right."
+    name: str # "mrs" or "ioi"
+    clean: list # prompts as text
+    corrupted: list # the same prompts corrupted, as many tokens each
+    clean_tokens: torch.Tensor # [prompt, position], BOS first, right-padded with BOS
+    corrupted_tokens: torch.Tensor # [prompt, position]
+    lengths: torch.Tensor # [prompt], tokens with BOS and without padding
+    correct: torch.Tensor # [prompt], token id of the right answer to the clean prompt
+    wrong: torch.Tensor # [prompt], token id of the answer it is compared with
+    positions: dict # name -> [prompt] index of the token; END is the last one of each prompt
+    corruption: str
+    seed: int
+    templates: list # the template's name, per prompt
+    names: list # placeholder -> word, per prompt
+    tokenizer: object = None
+
+    def __len__(self): return len(self.clean)
+
+    def __repr__(self):
+        low, high = int(self.lengths.min()), int(self.lengths.max())
+        tokens = f"{low} tokens" if low == high else f"{low} to {high} tokens, right-padded"
+        return f"Task({self.name}: n={len(self)}, {tokens}, corruption={self.corruption!r}, seed={self.seed}; {self.clean[0]!r} -> {self.answer(0)!r})"
+
+    def answer(self, i=0, wrong=False):
+        "The right (or wrong) answer to prompt `i` as text, with its leading space."
+        return self.tokenizer.decode([int((self.wrong if wrong else self.correct)[i])])
+
+    def subset(self, index):
+        "The task of some of its prompts: an index, a slice or a list of indices."
+        keep = list(range(len(self)))[index] if isinstance(index, slice) else np.atleast_1d(np.asarray(index)).tolist()
+        if not keep: raise ValueError(f"index: {index!r} leaves no prompt of {len(self)}.")
+        if min(keep) < -len(self) or max(keep) >= len(self): raise IndexError(f"index: {index!r} is outside of {len(self)} prompts.")
+        keep = [int(i) % len(self) for i in keep]
+        longest = int(self.lengths[keep].max())
+        pick = lambda values: [values[i] for i in keep]
+        return replace(self, clean=pick(self.clean), corrupted=pick(self.corrupted),
+            clean_tokens=self.clean_tokens[keep, :longest], corrupted_tokens=self.corrupted_tokens[keep, :longest],
+            lengths=self.lengths[keep], correct=self.correct[keep], wrong=self.wrong[keep],
+            positions={k: v[keep] for k, v in self.positions.items()}, templates=pick(self.templates), names=pick(self.names))
+
+    def __getitem__(self, index): return self.subset(index)
+
+# %% ../nbs/00_data.ipynb #b502d282
+def _encode(tokenizer, texts):
+    "Token ids with BOS of each text."
+    if tokenizer.bos_token_id is None:
+        raise ValueError("tokenizer: it has no BOS token, and every prompt starts with one; set tokenizer.bos_token (GPT-2's is its eos_token).")
+    return [[tokenizer.bos_token_id, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+
+def _pad(rows, fill):
+    width = max(map(len, rows))
+    return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
+
+def _ends(tokenizer, literals, values):
+    "For each placeholder of a prompt the index of its value's last token: the tokens up to there, BOS counted, less one."
+    texts = [_fill(literals[:i + 1] + [""], values[:i + 1]) for i in range(len(values))]
+    return [len(ids) - 1 for ids in _encode(tokenizer, texts)] if texts else []
+
+# %% ../nbs/00_data.ipynb #30d0aaa5
+def _named_positions(keys, ends, length, repeated, after):
+    "Where each placeholder stands: a subject where it first does, a word where it last does; `repeated` numbers the mentions of one."
+    found = {}
+    for key, end in zip(keys, ends):
+        group = _group(key)
+        if group in ("D", "T") or key in _WORDS: continue
+        if key == repeated: key = f"{key}{sum(k.startswith(key) for k in found) + 1}"
+        if group != "S" or key not in found: found[key] = end
+    for key in after:
+        if key in found: found[f"{key}+1"] = found[key] + 1
+    found["END"] = length - 1
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=()):
+    "A `Task` of `records`: dicts with template, literals, keys, values (a list), spoilt (literals, values), correct, wrong, names."
+    clean = [_fill(r["literals"], r["values"]) for r in records]
+    corrupted = [_fill(*r["spoilt"]) for r in records]
+    clean_ids, corrupted_ids = _encode(tokenizer, clean), _encode(tokenizer, corrupted)
+    positions, correct, wrong = [], [], []
+    for r, text, other, ids, other_ids in zip(records, clean, corrupted, clean_ids, corrupted_ids):
+        ends = _ends(tokenizer, r["literals"], r["values"])
+        same = r["spoilt"][0] != r["literals"] or ends == _ends(tokenizer, *r["spoilt"])
+        if len(ids) != len(other_ids) or not same:
+            raise ValueError(f"corruption {corruption!r}: clean and corrupted prompts must agree token by token in length, but {text!r} has {len(ids)} tokens and {other!r} {len(other_ids)}; choose words of one token.")
+        if text == other: raise ValueError(f"corruption {corruption!r} changes nothing in {text!r}; choose another corruption or template.")
+        positions.append(_named_positions(r["keys"], ends, len(ids), repeated, after))
+        correct.append(name_token(tokenizer, r["correct"])); wrong.append(name_token(tokenizer, r["wrong"]))
+        if correct[-1] == wrong[-1]: raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {text!r}; give different names.")
+    shared = [k for k in positions[0] if all(k in p for p in positions)]
+    return Task(name=name, clean=clean, corrupted=corrupted, clean_tokens=_pad(clean_ids, tokenizer.bos_token_id),
+        corrupted_tokens=_pad(corrupted_ids, tokenizer.bos_token_id), lengths=torch.tensor([len(ids) for ids in clean_ids]),
+        correct=torch.tensor(correct), wrong=torch.tensor(wrong),
+        positions={k: torch.tensor([p[k] for p in positions]) for k in shared}, corruption=corruption, seed=seed,
+        templates=[r["template"] for r in records], names=[r["names"] for r in records], tokenizer=tokenizer)
+
+# %% ../nbs/00_data.ipynb #7db0f2d6
+def _templates(given, shipped, default):
+    "A dict name -> template from what a user may write: None, 'all', a shipped name, a template, a list of these, or a dict."
+    if given is None: return default
+    if isinstance(given, str) and given == "all": return dict(shipped)
+    if isinstance(given, dict): chosen = dict(given)
+    else:
+        chosen = {}
+        for t in [given] if isinstance(given, str) else given:
+            if "{" in t: chosen[t] = t
+            elif t in shipped: chosen[t] = shipped[t]
+            else: raise ValueError(f"templates: {t!r} is neither a shipped template nor one with placeholders; shipped are {list(shipped)}.")
+    if not chosen: raise ValueError("templates: none given; give a template, a list or dict of them, or None for the default.")
+    return chosen
+
+def _check(n, corruption, corruptions):
+    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1: raise ValueError(f"n: {n!r} prompts are impossible; give a whole number of at least 1.")
+    if corruption not in corruptions: raise ValueError(f"corruption: {corruption!r} is unknown; choose one of {list(corruptions)}.")
+
+# %% ../nbs/00_data.ipynb #22be6eeb
+MRS_CORRUPTIONS = {
+    "switch_subjects": "the right and the wrong answer's names are exchanged; nothing else changes",
+    "new_subjects": "the subjects of the target part become names that the prompt does not hold",
+    "switch_descriptions": "the last two subjects' descriptions are exchanged",
+    "new_descriptions": "the descriptions of the target part become words that the prompt does not hold",
+    "no_cue": "the source's cue sentence becomes a neutral sentence of as many tokens",
+    "other_cue": "the cue word in the source becomes another one",
+}
+
+def _new_words(old, pool, used, rng, what):
+    "For each different word of `old` another one from `pool` that is not in `used`."
+    old, free = list(dict.fromkeys(old)), [w for w in pool if w not in used]
+    if len(free) < len(old): raise ValueError(f"{what}: too few words are left for the corruption ({len(free)} of {len(old)}); give more.")
+    return dict(zip(old, [free[i] for i in rng.permutation(len(free))[:len(old)]]))
+
+def _without_cue(tokenizer, literals, values, cue):
+    "Literals and values with the sentence around placeholder number `cue` replaced by a neutral one of as many tokens."
+    texts = _fill(literals[:cue + 1] + [""], values[:cue + 1])
+    whole = _fill(literals, values)
+    start = texts[:len(texts) - len(values[cue])].rfind(". ")
+    start, stop = start + 2 if start >= 0 else 0, whole.find(".", len(texts)) + 1
+    if not stop: raise ValueError("corruption 'no_cue': the template's {cue_name} is in no sentence that ends in a full stop; choose another corruption.")
+    wanted, tail = len(_encode(tokenizer, [whole])[0]), whole[stop:]
+    after = len(_encode(tokenizer, [tail])[0])
+    for sentence in NEUTRAL_SENTENCES:
+        text = whole[:start] + sentence + tail
+        ids = _encode(tokenizer, [text])[0]
+        if len(ids) == wanted and ids[len(ids) - after + 1:] == _encode(tokenizer, [whole])[0][wanted - after + 1:]: return [text], []
+    raise ValueError(f"corruption 'no_cue': no neutral sentence has as many tokens as {whole[start:stop]!r}; add one to NEUTRAL_SENTENCES.")
+
+# %% ../nbs/00_data.ipynb #5c4d5185
+def _corrupt_mrs(tokenizer, corruption, literals, keys, values, right, wrong, pools, rng):
+    "Literals and values of the corrupted prompt."
+    cue = keys.index("cue_name") if "cue_name" in keys else -1
+    target, used = range(cue + 1, len(keys)), set(values)
+    lookup = dict(zip(keys, values))
+    if corruption == "switch_subjects":
+        swap = {lookup[right]: lookup[wrong], lookup[wrong]: lookup[right]}
+        names = {i for i, k in enumerate(keys) if _group(k) == "S" or k == "cue_name"}
+        return literals, [swap.get(v, v) if i in names else v for i, v in enumerate(values)]
+    if corruption == "new_subjects":
+        slots = [i for i in target if _group(keys[i]) == "S"]
+        starts = {i == 0 and literals[0] == "" for i in slots}
+        pool = [w for w in dict.fromkeys(itertools.chain(*(pools[keys[i]] for i in slots), NAMES)) if all(_is_token(tokenizer, w, s) for s in starts)]
+        new = _new_words([values[i] for i in slots], pool, used, rng, "names")
+        return literals, [new[v] if i in slots else v for i, v in enumerate(values)]
+    described = [i for i, k in enumerate(keys) if _group(k) in ("D", "T")]
+    if corruption == "switch_descriptions":
+        if len(described) < 2: raise ValueError("corruption 'switch_descriptions': the template needs two descriptions ({D1}, {T1}, ...); choose another corruption.")
+        i, j = described[-2:]
+        return literals, [values[{i: j, j: i}.get(k, k)] for k in range(len(values))]
+    if corruption == "new_descriptions":
+        slots = [i for i in described if i in target]
+        if not slots: raise ValueError("corruption 'new_descriptions': the template's target part has no description ({D1}, {T1}, ...); choose another corruption.")
+        spoilt = list(values)
+        for group in ("D", "T"):
+            own = [i for i in slots if _group(keys[i]) == group]
+            new = _new_words([values[i] for i in own], _GROUPS[group], used, rng, "descriptions")
+            for i in own: spoilt[i] = new[values[i]]
+        return literals, spoilt
+    if corruption == "no_cue":
+        if cue < 0: raise ValueError("corruption 'no_cue': the template has no cue sentence ({cue_name}); choose another corruption.")
+        return _without_cue(tokenizer, literals, values, cue)
+    if keys.count("cue_word") < 2: raise ValueError("corruption 'other_cue': the template needs {cue_word} twice; choose another corruption.")
+    first, spoilt = keys.index("cue_word"), list(values)
+    spoilt[first] = _new_words([values[first]], CUES, used, rng, "cue_words")[values[first]]
+    return literals, spoilt
+
+# %% ../nbs/00_data.ipynb #4ac66472
+def _answers(template, keys):
+    "The placeholders of the right and the wrong answer: the last two subjects."
+    subjects = _subjects(keys)
+    if len(subjects) < 2: raise ValueError(f"templates: {template!r} needs two subjects at least ({{S1}}, {{S2}}, ...) and has {len(subjects)}.")
+    return subjects[-1], subjects[-2]
+
+def _alias(template, keys, cue_subject):
+    "Which subject `{cue_name}` stands for."
+    if "cue_name" not in keys: return {}
+    source = _subjects(keys[:keys.index("cue_name")])
+    if not source: raise ValueError(f"templates: {template!r} names a subject in its cue before there is one; put {{S1}} before {{cue_name}}.")
+    if cue_subject in ("last", "first"): return {"cue_name": source[-(cue_subject == "last")]}
+    if cue_subject in source: return {"cue_name": cue_subject}
+    raise ValueError(f"cue_subject: {cue_subject!r} is no subject of the source part; choose 'last', 'first' or one of {source}.")
+
+def mrs_task(
+    tokenizer, # a Hugging Face tokenizer with a BOS token
+    n:int=50, # prompts, all different
+    seed:int=0, # of the drawing; the same seed and settings give the same task
+    templates=None, # None (the pilot's), "all", a shipped template's name, a template, a list of these, or a dict name -> template
+    corruption:str="switch_subjects", # one of MRS_CORRUPTIONS
+    names=None, # None (NAMES), a list of names, or a dict placeholder -> name or names, such as PILOT_NAMES
+    descriptions=None, # None: the same in every prompt; "vary": drawn from the shipped lists; or a list to draw {D1}, {D2}, ... from
+    cue_words=None, # None: the same in every prompt; "vary"; or a list
+    cue_subject:str="last", # which source subject the cue names: "last", "first" or a placeholder
+    words:dict=None, # placeholder -> word or words, for placeholders of your own or to fix one such as D1
+)->Task:
+    """The most-recent-subject task: after a cue that was seen once before, the model names the subject mentioned last.
+
+    The right answer is the subject that appears last, the wrong answer the one before it.
+    Named positions: every subject where it first appears, `cue_name`, `cue_word` where it last appears, `S3+1` and `END`,
+    as far as all templates of the task have them; a placeholder of your own gets a position of its name (its last appearance).
+    The clean prompts depend on `n`, `seed`, and the words and templates, and not on the corruption.
+    Raises `ValueError` where a name is not one token, clean and corrupted differ in length, the answers are equal,
+    a placeholder has no value or fewer than `n` prompts are possible."""
+    _check(n, corruption, MRS_CORRUPTIONS)
+    chosen = _templates(templates, MRS_TEMPLATES, {"pilot": MRS_TEMPLATES["pilot"]})
+    variants, right_wrong = [], []
+    for template in chosen.values():
+        literals, keys = _parse(template)
+        right, wrong = _answers(template, keys)
+        forms = _forms(literals, keys, (right, wrong) if corruption == "switch_subjects" else ())
+        alias = _alias(template, keys, cue_subject)
+        pools = {**_name_pools(tokenizer, names, forms), **_word_pools(keys, descriptions, cue_words, words)}
+        if len(pools[right]) == 1 and pools[right] == pools[wrong]:
+            raise ValueError(f"names: the right and the wrong answer are equal ({pools[right][0]!r}); give different names.")
+        variants.append((template, pools, alias)); right_wrong.append((right, wrong))
+    titles, records = list(chosen), []
+    corrupting = np.random.default_rng([seed, 1])
+    for i, values in _draw_prompts(variants, n, np.random.default_rng(seed)):
+        template, pools, _ = variants[i]
+        literals, keys = _parse(template)
+        row, (right, wrong) = [values[k] for k in keys], right_wrong[i]
+        spoilt = _corrupt_mrs(tokenizer, corruption, literals, keys, row, right, wrong, pools, corrupting)
+        records.append(dict(template=titles[i], literals=literals, keys=keys, values=row, spoilt=spoilt,
+                            correct=values[right], wrong=values[wrong], names=values))
+    return _make_task(tokenizer, "mrs", records, corruption, seed, after=("S3",))
+
+# %% ../nbs/00_data.ipynb #d509dea2
+IOI_CORRUPTIONS = {
+    "switch_s2": "the second mention of the subject becomes the indirect object, so that the answers swap",
+    "new_s2": "the second mention of the subject becomes a third name",
+    "abc": "all three names become new ones, all different (the paper's ABC)",
+}
+
+def _in_order(template, order):
+    "An IOI template with its first two names in the order ABBA (IO first) or BABA (S first)."
+    literals, keys = _parse(template)
+    if keys.count("IO") != 1 or keys.count("S") != 2 or [k for k in keys if k in ("IO", "S")][-1] != "S":
+        raise ValueError(f"templates: {template!r} is no IOI template; it needs {{IO}} once and {{S}} twice, the second {{S}} last of the three.")
+    io, s = keys.index("IO"), keys.index("S")
+    if (order == "ABBA") != (io < s): keys[io], keys[s] = "S", "IO"
+    return _fill(literals, [f"{{{k}}}" for k in keys])
+
+def ioi_task(
+    tokenizer, # a Hugging Face tokenizer with a BOS token
+    n:int=50, # prompts, all different
+    seed:int=0, # of the drawing; the same seed and settings give the same task
+    order:str="mixed", # "ABBA" (IO first), "BABA" (S first) or "mixed" (half each)
+    templates=None, # None or "all" (all shipped ones), a shipped template's name, a template, a list of these, or a dict name -> template
+    corruption:str="switch_s2", # one of IOI_CORRUPTIONS
+    names=None, # None (NAMES), a list of names, or a dict such as {"IO": "Mary", "S": "John"}
+    words:dict=None, # placeholder -> word or words, for placeholders of your own, PLACE or OBJECT
+)->Task:
+    """The indirect object identification task: two people are introduced, one acts again, the other is named.
+
+    Named positions: `IO`, `S1`, `S1+1`, `S2`, `END`. Templates may be written in either order.
+    The clean prompts depend on `n`, `seed`, `order`, the words and templates, and not on the corruption.
+    Raises `ValueError` as `mrs_task` does."""
+    _check(n, corruption, IOI_CORRUPTIONS)
+    if order not in ("ABBA", "BABA", "mixed"): raise ValueError(f"order: {order!r} is unknown; choose 'ABBA', 'BABA' or 'mixed'.")
+    chosen = _templates(templates, IOI_TEMPLATES, dict(IOI_TEMPLATES))
+    rng, variants, titles = np.random.default_rng(seed), [], []
+    for title in [list(chosen)[i] for i in rng.permutation(len(chosen))]:
+        for one in ("ABBA", "BABA") if order == "mixed" else (order,):
+            template = _in_order(chosen[title], one)
+            literals, keys = _parse(template)
+            forms = _forms(literals, keys, ("IO", "S"))
+            pools = {**_name_pools(tokenizer, names, forms), **_word_pools(keys, None, None, words)}
+            if len(pools["IO"]) == 1 and pools["IO"] == pools["S"]:
+                raise ValueError(f"names: the right and the wrong answer are equal ({pools['IO'][0]!r}); give different names.")
+            variants.append((template, pools, {})); titles.append(title)
+    records, corrupting = [], np.random.default_rng([seed, 1])
+    for i, values in _draw_prompts(variants, n, rng):
+        template, pools, _ = variants[i]
+        literals, keys = _parse(template)
+        row, slots = [values[k] for k in keys], [j for j, k in enumerate(keys) if k in ("IO", "S")]
+        spoilt = list(row)
+        if corruption == "switch_s2": spoilt[slots[-1]] = values["IO"]
+        else:
+            replaced = slots if corruption == "abc" else slots[-1:]
+            starts = {j == 0 and literals[0] == "" for j in replaced}
+            pool = [w for w in dict.fromkeys(itertools.chain(pools["IO"], pools["S"], NAMES)) if all(_is_token(tokenizer, w, s) for s in starts)]
+            new = _new_words([str(j) for j in replaced], pool, set(row), corrupting, "names")
+            for j in replaced: spoilt[j] = new[str(j)]
+        records.append(dict(template=titles[i], literals=literals, keys=keys, values=row, spoilt=(literals, spoilt),
+                            correct=values["IO"], wrong=values["S"], names=values))
+    return _make_task(tokenizer, "ioi", records, corruption, seed, repeated="S", after=("S1",))
+
+# %% ../nbs/00_data.ipynb #7f6d171a
+def token_table(
+    task:Task, # any task
+    i:int=0, # which prompt
+)->pd.DataFrame: # a row a token: clean, corrupted, whether they differ, and the positions' names
+    "One prompt of a task token by token. A dot stands for a leading space."
+    one = task[i]
+    shown = lambda ids: [task.tokenizer.decode([int(t)]).replace(" ", "·", 1) for t in ids]
+    named = {}
+    for name, at in one.positions.items(): named.setdefault(int(at[0]), []).append(name)
+    clean, corrupted = shown(one.clean_tokens[0]), shown(one.corrupted_tokens[0])
+    return pd.DataFrame({"clean": clean, "corrupted": corrupted,
+        "changed": ["≠" if a != b else "" for a, b in zip(one.clean_tokens[0], one.corrupted_tokens[0])],
+        "named": [", ".join(named.get(p, [])) for p in range(len(clean))]}, index=pd.RangeIndex(len(clean), name="position"))
