@@ -1,0 +1,116 @@
+"""Models for the tests: random weights of GPT-2's architecture, saved to a folder and loaded as any other model."""
+
+import os
+import shutil
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).parents[1]
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+def small_tokenizer():
+    """mini's tokenizer, or one trained on the words of the data where mini is absent."""
+    from transformers import PreTrainedTokenizerFast
+
+    shipped = ROOT / "namemovers" / "mini" / "tokenizer.json"
+    if shipped.is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=str(shipped), bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from namemovers import data
+
+    words = set()
+    for name in vars(data):
+        value = getattr(data, name)
+        if name.isupper():
+            values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+            words |= {w for v in values if isinstance(v, str) for w in v.replace("{", " ").replace("}", " ").split()}
+    text = [f" {w.strip('.,')}" for w in sorted(words)] + ["When", "Then", " ,", " ."]
+    tok = Tokenizer(models.BPE())
+    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tok.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tok.train_from_iterator(text * 3, trainers.BpeTrainer(vocab_size=4000, min_frequency=2, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+def gpt2_tokenizer():
+    """GPT-2's own tokenizer, or None where its files are absent."""
+    files = [SHARED / "gpt2_tokenizer" / f for f in ("vocab.json", "merges.txt")]
+    if not all(f.is_file() for f in files):
+        return None
+    from transformers import GPT2Tokenizer
+
+    return GPT2Tokenizer(vocab=str(files[0]), merges=str(files[1]))
+
+
+def write_checkpoint(folder, tokenizer, n_layer, n_head, n_embd, n_ctx=128, seed=0, scale=0.08):
+    """A GPT-2 checkpoint with random weights, in Hugging Face format.
+
+    Larger than GPT-2's initial weights, and with biases and LayerNorm weights that are not trivial, so that attention
+    is not flat and what folding does can be seen."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    rng = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    bos = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    vocab = len(tokenizer)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_positions=n_ctx, n_embd=n_embd, n_layer=n_layer, n_head=n_head, bos_token_id=bos, eos_token_id=bos))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "ln" in name and name.endswith("weight"):
+                p.copy_(1 + 0.2 * torch.randn_like(p))
+            elif name.endswith("bias"):
+                p.copy_(0.1 * torch.randn_like(p))
+            else:
+                p.mul_(scale / 0.02 if n_embd < 300 else 2.0)
+    torch.random.set_rng_state(rng)
+    model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A checkpoint of 3 layers, 4 heads, width 32."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny", small_tokenizer(), n_layer=3, n_head=4, n_embd=32)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_folder):
+    """The tiny checkpoint, loaded."""
+    from namemovers.model import load_model
+
+    return load_model(tiny_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def gpt2_shape(tmp_path_factory):
+    """Random weights in GPT-2 small's shape (12 layers, 12 heads, width 768) with GPT-2's tokenizer; about 600 MB."""
+    tokenizer = gpt2_tokenizer()
+    if tokenizer is None:
+        pytest.skip("GPT-2's tokenizer is not beside the repository (../shared/gpt2_tokenizer)")
+    from namemovers.model import load_model
+
+    folder = tmp_path_factory.mktemp("models") / "gpt2_shape"
+    write_checkpoint(folder, tokenizer, n_layer=12, n_head=12, n_embd=768, n_ctx=1024)
+    model = load_model(folder, device="cpu")
+    shutil.rmtree(folder)  # half a gigabyte that nobody reads again
+    return model
+
+
+@pytest.fixture(scope="session")
+def mini():
+    """The shipped model."""
+    from namemovers.model import load_model, shipped_models
+
+    if "mini" not in shipped_models():
+        pytest.skip("mini has not been trained (make mini)")
+    return load_model("mini", device="cpu")
