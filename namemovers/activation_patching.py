@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformer_lens.utilities import get_act_name
 
-from .results import provenance, weights_hash
+from .model import weights_hash
+from .results import provenance
 
 # %% ../nbs/02_activation_patching.ipynb #a4f1cc54
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") # [prompt, position, d_model]
@@ -120,7 +121,7 @@ def run_hooks(
             for i in range(0, len(group), per_forward):
                 chunk = group[i:i + per_forward]
                 def overwrite(value, hook):
-                    value = value.clone()
+                    # In place, for resid_mid's hook point is on the way into the MLP: the skip connection shares the tensor.
                     for part, c in zip(value.split(len(prompts)), chunk): _overwrite(part, saved[name], cells[c], site, prompts)
                     return value
                 copies = prompts.repeat(len(chunk))
@@ -194,7 +195,7 @@ def pick_engine(
 
 # %% ../nbs/02_activation_patching.ipynb #bc18e7c9
 def _fingerprint(model, task, *arguments):
-    "What a checkpoint belongs to: the weights, the prompts and the question asked."
+    "What a checkpoint belongs to: the model, the prompts and the question asked."
     digest = hashlib.sha256(repr((weights_hash(model), *arguments)).encode())
     for t in (task.clean_tokens, task.corrupted_tokens, task.correct, task.wrong, *task.positions.values()):
         digest.update(t.cpu().numpy().tobytes())
