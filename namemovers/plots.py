@@ -47,8 +47,8 @@ if "ipykernel" in sys.modules and "google.colab" not in sys.modules and "PLOTLY_
 # %% ../nbs/core/plots.ipynb #74d5f222
 def _figure(title, height, width=None, top=0, **layout):
     "An empty figure in the look; room above the plot for the title's lines and `top` pixels more."
-    lines = textwrap.wrap(title or "", 50 if width and width < 500 else 84)
-    fig = go.Figure(layout=dict(template="namemovers", title=dict(text="<br>".join(html.escape(l, quote=False) for l in lines)) if lines else None,
+    lines = textwrap.wrap(title or "", max(24, (width or 700) // 8))
+    fig = go.Figure(layout=dict(template="namemovers", title=dict(text="<br>".join(html.escape(l, quote=False) for l in lines), pad=dict(l=8, t=4 + 10 * len(lines))) if lines else None,
                                 height=height + 20 * len(lines) + top, width=width, autosize=width is None,
                                 margin=dict(l=60, r=20, b=55, t=22 + 20 * len(lines) + top), **layout))
     return fig
@@ -84,6 +84,11 @@ def _unit(s: xr.Dataset, label=None) -> str:
     if label: return label
     if name == "effect" and s.attrs.get("direction") == "noise": return "effect (0 clean, 1 corrupted)"
     return UNITS.get(name, name.replace("_", " "))
+
+def _colour_bar(text: str, height: int) -> dict:
+    "The scale beside a heat map; its title stands on it where the map is too low for it to run alongside."
+    low = height < 9 * len(text) + 20
+    return dict(title=dict(text="<br>".join(line for part in text.replace(" (", "\n(").split("\n") for line in textwrap.wrap(part, 14)) + "<br> " if low else text, side="top" if low else "right"), thickness=12, outlinewidth=0, len=1, ypad=0)
 
 def _number(v) -> str:
     return "–" if v is None or np.isnan(v) else f"{v:.3g}".replace("-", "−")
@@ -129,11 +134,13 @@ def heatmap(
     marks = np.where(s["significant"].values.astype(bool), "•", "")
     top = limit or (np.nanmax(np.abs(z)) if np.isfinite(z).any() else 1) or 1
     crowded = z.shape[1] > 14
-    width = None if z.shape[1] > 8 else 190 + max(52, 9 * max(map(len, x_names))) * z.shape[1]
-    fig = _figure(title, height=110 + 27 * z.shape[0] + (40 if crowded else 0), width=width, hovermode="closest")
+    plot = max(27 * z.shape[0], 150)
+    width = None if z.shape[1] > 8 else 220 + max(52, 9 * max(map(len, x_names))) * z.shape[1]
+    if width and width > 700: width = None
+    fig = _figure(title, height=plot + 77 + (min(120, 6 * max(map(len, x_names))) if crowded else 0), width=width, hovermode="closest")
     fig.add_trace(go.Heatmap(z=z, x=list(range(z.shape[1])), y=list(range(z.shape[0])), text=marks, texttemplate="%{text}", textfont=dict(size=15),
                              customdata=text, hovertemplate="%{customdata}<extra></extra>", hoverongaps=False, xgap=1, ygap=1, zmin=-top, zmax=top, zmid=0,
-                             colorscale=DIVERGING, colorbar=dict(title=dict(text=_unit(s, unit), side="right"), thickness=12, outlinewidth=0)))
+                             colorscale=DIVERGING, colorbar=_colour_bar(_unit(s, unit), plot)))
     fig.update_xaxes(title_text=None if labels is not None else cols.replace("_", " "), tickvals=list(range(z.shape[1])), ticktext=x_names, tickangle=-60 if crowded and max(map(len, x_names)) > 2 else 0, showgrid=False, zeroline=False)
     fig.update_yaxes(title_text=rows, tickvals=list(range(z.shape[0])), ticktext=y_names, autorange="reversed", showgrid=False, zeroline=False)
     return fig
@@ -235,7 +242,11 @@ def scatter(
     if diagonal and len(u):
         ends = [min(u.min(), v.min()), max(u.max(), v.max())]
         fig.add_trace(go.Scatter(x=ends, y=ends, mode="lines", line=dict(color=GREY, width=1, dash="dot"), hoverinfo="skip"))
-    text = [names[i] if i in set(far) else "" for i in range(len(names))]
+    near = lambda i, j: abs(u[i] - u[j]) <= 0.1 * np.ptp(u) and abs(v[i] - v[j]) <= 0.05 * np.ptp(v)
+    named = []  # a name that would lie on another or in a crowd is left out; hover has it
+    for i in far:
+        if not any(near(i, j) for j in named) and sum(near(i, j) for j in range(len(u))) <= 5: named.append(i)
+    text = [names[i] if i in named else "" for i in range(len(names))]
     place = ["middle left" if w > np.quantile(u, 0.5) + 0.6 * (u.max() - np.quantile(u, 0.5)) else "middle right" for w in u]
     layers = np.array([c[0] for c in a["cell"].values])
     fig.add_trace(go.Scatter(x=u, y=v, mode="markers+text", text=text, textposition=place, textfont=dict(size=12), customdata=hover, hovertemplate="%{customdata}<extra></extra>", cliponaxis=False,
@@ -290,8 +301,8 @@ def attention(
     a = np.where(np.tril(np.ones_like(a)) > 0, a, np.nan)
     n = len(names)
     hover = [[f"<b>{names[i]}</b> ({i}) looks at <b>{names[j]}</b> ({j})<br>attention {_number(a[i, j])}" for j in range(n)] for i in range(n)]
-    size = min(640, 150 + 20 * n)
-    fig = _figure(title, height=size + 60, hovermode="closest")
+    longest = min(150, 7 * max(map(len, names)))
+    fig = _figure(title, height=110 + longest + max(160, 17 * n), width=min(760, 200 + longest + 34 * n) if n < 14 else None, hovermode="closest")
     fig.add_trace(go.Heatmap(z=a, x=list(range(n)), y=list(range(n)), zmin=0, zmax=1, colorscale=SEQUENTIAL, customdata=hover, hovertemplate="%{customdata}<extra></extra>", hoverongaps=False,
                              xgap=1, ygap=1, colorbar=dict(title=dict(text="attention", side="right"), thickness=12, outlinewidth=0)))
     fig.update_xaxes(title_text="token looked at", tickvals=list(range(n)), ticktext=names, tickangle=-60, tickfont=dict(size=11), showgrid=False, zeroline=False)
