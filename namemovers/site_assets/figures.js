@@ -1,0 +1,56 @@
+// Draws the page's plotly figures. plotly.js (one copy for the whole site) is loaded when the first
+// figure comes into view; each figure's data stands in the page as JSON, so nothing is fetched.
+(() => {
+  const root = document.currentScript?.dataset.root ?? document.documentElement.dataset.root ?? ""
+  const figures = [...document.querySelectorAll(".nm-figure")]
+  if (!figures.length) return
+  const config = { responsive: true, displaylogo: false, showSendToCloud: false, showEditInChartStudio: false,
+    modeBarButtonsToRemove: ["sendDataToCloud", "editInChartStudio", "select2d", "lasso2d", "autoScale2d"] }
+  let plotly
+  const load = () => plotly ||= new Promise((done, failed) => document.head.append(Object.assign(document.createElement("script"),
+    { src: root + "assets/plotly.min.js", onload: () => done(window.Plotly), onerror: failed })))
+
+  // Plotly knows no CSS variables, so the page's colours are read from the figure's own box.
+  const colours = box => {
+    const css = getComputedStyle(box)
+    return { text: css.color, grid: css.borderTopColor, card: css.outlineColor, family: css.fontFamily }
+  }
+  const themed = (layout, box) => {
+    const { text, grid, card, family } = colours(box), look = { "font.color": text, "font.family": family, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      "hoverlabel.bgcolor": card, "hoverlabel.bordercolor": grid, "hoverlabel.font.color": text,
+      "modebar.color": grid, "modebar.activecolor": text, "modebar.bgcolor": "rgba(0,0,0,0)" }
+    const axes = new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d*$/.test(key))])
+    for (const axis of axes) for (const line of ["gridcolor", "zerolinecolor", "linecolor", "tickcolor"]) look[`${axis}.${line}`] = grid
+    return look
+  }
+  const assign = (into, path, value) => {
+    const keys = path.split("."), last = keys.pop()
+    keys.reduce((o, key) => o[key] ??= {}, into)[last] = value
+  }
+  const draw = async box => {
+    const target = box.querySelector(".nm-plot")
+    try {
+      const Plotly = await load(), { data, layout, frames } = JSON.parse(box.querySelector("script").textContent)
+      layout.autosize = true
+      layout.height ??= target.clientHeight || 450
+      delete layout.width
+      for (const [path, value] of Object.entries(themed(layout, box))) assign(layout, path, value)
+      await Plotly.newPlot(target, data, layout, config)
+      if (frames?.length) await Plotly.addFrames(target, frames)
+      box.dataset.state = "drawn"
+    } catch (e) {
+      box.dataset.state = "failed"
+      target.textContent = "This figure could not be drawn."
+      console.error(e)
+    }
+  }
+  const seen = new IntersectionObserver(entries => {
+    for (const entry of entries) if (entry.isIntersecting) { seen.unobserve(entry.target); draw(entry.target) }
+  }, { rootMargin: "400px 0px" })
+  figures.forEach(box => seen.observe(box))
+  addEventListener("beforeprint", () => figures.forEach(box => { if (!box.dataset.state) { seen.unobserve(box); draw(box) } }))
+  document.addEventListener("themechange", () => figures.forEach(box => {
+    const target = box.querySelector(".nm-plot")
+    if (box.dataset.state === "drawn") window.Plotly.relayout(target, themed(target.layout, box))
+  }))
+})()
