@@ -32,12 +32,12 @@ def small_tokenizer():
         if name.isupper():
             values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
             words |= {w for v in values if isinstance(v, str) for w in v.replace("{", " ").replace("}", " ").split()}
-    text = [f" {w.strip('.,')}" for w in sorted(words)] + ["When", "Then", " ,", " ."]
+    text = [space + w.strip(".,") for w in sorted(words) for space in ("", " ")]  # as at the start of a prompt, and within
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tok.train_from_iterator(text * 3, trainers.BpeTrainer(vocab_size=4000, min_frequency=2, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False))
+    tok.train_from_iterator(text * 3, trainers.BpeTrainer(vocab_size=8000, min_frequency=2, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 
