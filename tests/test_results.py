@@ -1,0 +1,104 @@
+"""Results come back from the disk as they went."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from namemovers.results import load, provenance, save
+
+
+@pytest.fixture
+def ds():
+    rng = np.random.default_rng(0)
+    return xr.Dataset(
+        dict(effect=(("layer", "head", "prompt"), rng.normal(size=(2, 3, 4))), clean=("prompt", rng.normal(size=4).astype("float32")),
+             token=(("layer", "prompt"), np.array([[" a", "<b>", "é", ""]] * 2, dtype=object)), ok=("prompt", np.array([True, False, True, True])),
+             nothing=("layer", [np.nan, 1.0])),
+        coords=dict(layer=[0, 1], head=[0, 1, 2], prompt=range(4), position=("layer", ["S1", "END"])),
+        attrs=dict(model="mini", task="mrs", n=4, seed=0, exact=True, screen=None, names=["S1", "S2"], nested={"a": [1, 2.5]}, note="json: no", empty="", share=0.5))
+
+
+def test_round_trip_without_loss(tmp_path, ds):
+    path = save(ds, "mrs_x", tmp_path)
+    assert path == tmp_path / "mrs_x.nc"
+    back = load("mrs_x", tmp_path)
+    xr.testing.assert_identical(ds, back)
+    assert back.attrs == ds.attrs and back.attrs["exact"] is True and back.attrs["screen"] is None and isinstance(back.attrs["n"], int)
+    assert back.effect.dtype == ds.effect.dtype and back.clean.dtype == ds.clean.dtype and back.ok.dtype == bool
+
+
+def test_variable_attrs_come_back(tmp_path, ds):
+    ds["effect"].attrs = {"unit": "share", "flag": False}
+    save(ds, "x", tmp_path)
+    assert load("x", tmp_path)["effect"].attrs == {"unit": "share", "flag": False}
+
+
+def test_saving_leaves_the_result_as_it_was(tmp_path, ds):
+    before = ds.copy(deep=True)
+    save(ds, "x", tmp_path)
+    xr.testing.assert_identical(before, ds)
+    assert ds.attrs["exact"] is True
+
+
+def test_default_folders(tmp_path, ds, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MODEL", raising=False)
+    assert save(ds, "x") == tmp_path / "results" / "mini" / "x.nc"
+    assert load("x").attrs["model"] == "mini"
+    ds.attrs["model"] = "me/other"
+    assert save(ds, "x") == tmp_path / "results" / "me--other" / "x.nc"
+    monkeypatch.setenv("MODEL", "me/other")
+    assert load("x").attrs["model"] == "me/other"
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, ds, monkeypatch):
+    save(ds, "x", tmp_path)
+    def fails(*a, **k): raise RuntimeError("disk full")
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", fails)
+    with pytest.raises(RuntimeError):
+        save(ds.assign_attrs(n=99), "x", tmp_path)
+    assert load("x", tmp_path).attrs["n"] == 4
+    assert os.listdir(tmp_path) == ["x.nc"]
+
+
+def test_a_missing_result_says_what_is_there(tmp_path, ds):
+    save(ds, "mrs_logit_lens", tmp_path)
+    with pytest.raises(FileNotFoundError) as e:
+        load("nope", tmp_path)
+    assert "nope" in str(e.value) and "mrs_logit_lens" in str(e.value) and "make study" in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x"])
+def test_names_that_are_no_names(tmp_path, ds, name):
+    with pytest.raises(ValueError, match="name"):
+        save(ds, name, tmp_path)
+
+
+def test_provenance(tiny):
+    from namemovers.data import mrs_task
+
+    task = mrs_task(tiny.tokenizer, n=3)
+    p = provenance(tiny, task, site="z", screen=None)
+    assert p["model"] == "tiny" and p["task"] == "mrs" and p["n"] == 3 and p["site"] == "z" and "screen" not in p
+    assert p["corruption"] == task.corruption and p["transformer_lens_version"].startswith("4.")
+    json.dumps(p)
+    assert p == provenance(tiny, task, site="z")
+
+
+def test_the_same_in_two_processes(tiny_folder, tmp_path):
+    """Measured and saved twice, in two processes with other hash seeds: the same numbers and attributes."""
+    code = (
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from namemovers.model import load_model; from namemovers.data import mrs_task; from namemovers.logit_lens import logit_lens\n"
+        "from namemovers.results import save; from namemovers.stats import summarise\n"
+        f"m = load_model({str(tiny_folder)!r}, device='cpu'); ds = logit_lens(m, mrs_task(m.tokenizer, n=6))\n"
+        "save(ds, 'lens', sys.argv[1]); save(summarise(ds.contribution), 'summary', sys.argv[1])\n")
+    for i in "12":
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / i)], check=True, env={**os.environ, "PYTHONHASHSEED": i}, capture_output=True)
+    for name in ("lens", "summary"):
+        xr.testing.assert_identical(load(name, tmp_path / "1"), load(name, tmp_path / "2"))
