@@ -85,7 +85,7 @@ def sample(folder):
         new_markdown_cell("## The steps\n\nFirst `name_mover`, then the rest.[^1]\n\n[^1]: A footnote.\n\n| head | effect |\n|:--|--:|\n| L9H6 | 1.9 |"),
         new_code_cell(LIBRARY.strip()),
         new_code_cell("import os\nundefined_here = no_such_name", outputs=[new_output("stream", name="stdout", text="\x1b[31mred\x1b[0m <b>10%\r 50%\r 100%\nimported once, shown as executed\n")]),
-        new_code_cell("table", outputs=[show(text_html="<style scoped>.x{}</style><table border='1' class='dataframe'><thead><tr>" + "".join(f"<th>column {i}</th>" for i in range(30)) + "</tr></thead><tbody><tr>" + "<td>0.123</td>" * 30 + "</tr></tbody></table>")]),
+        new_code_cell("table", outputs=[show(text_html="<style scoped>.x{}</style><table border=\"1\" class=\"dataframe\"><thead><tr>" + "".join(f"<th>column {i}</th>" for i in range(30)) + "</tr></thead><tbody><tr>" + "<td>0.123</td>" * 30 + "</tr></tbody></table>")]),
         new_code_cell("#| echo: false\nfigure", outputs=[plot(bars())]),
         new_markdown_cell("The first head leads by 0.5."),
         new_code_cell("#| code-fold: true\nlong = 1", outputs=[show(text_plain="1")]),
@@ -109,3 +109,416 @@ website:
         contents: [api.ipynb]
 """)
     return folder
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return sample(tmp_path_factory.mktemp("notebooks"))
+
+
+@pytest.fixture(scope="module")
+def small(tree, tmp_path_factory):
+    "The small site, below two folders so that it can be served from a sub-path."
+    out = tmp_path_factory.mktemp("served") / "docs" / "namemovers"
+    assert site.build(tree, out, root=tree, renderer="pandoc") == out / "index.html"
+    return out
+
+
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
+def words(path):
+    return site._strip_markup(text_of(path))
+
+
+# --- what is written ------------------------------------------------------------------------------------------------
+
+def test_pages_and_downloads(small, tree):
+    names = {path.relative_to(small).as_posix() for path in small.rglob("*") if path.is_file()}
+    assert {"index.html", "data.html", "ioi_nbs/data.html", "api.html"} == {name for name in names if name.endswith(".html")}
+    for name in ("nbs/index.ipynb", "nbs/00_data.ipynb", "ioi_nbs/00_data.ipynb"):
+        assert (small / "notebooks" / name).read_bytes() == (tree / name).read_bytes()
+    assert not names & {"assets/page.html", "assets/unbox.lua"}
+
+
+def test_what_nbdev_hides_and_shows(small):
+    page = text_of(small / "data.html")
+    assert "secret" not in text_of(small / "index.html") and "default_exp" not in page and "import math" not in words(small / "data.html")
+    assert "return [(9, 6)]" not in page  # the code of an exported function gives way to its documentation
+    assert '<h3 class="api" id="name_mover">' in page and "how many heads, at most 12" in page and "in falling order" in page
+    assert "eval: false" not in page and "echo: false" not in page
+    assert 'href="#name_mover"' in page.split("<main")[0]  # in the table of contents
+
+
+def test_cells_are_not_run_again(small):
+    "The cell names something undefined, and imports; its committed output is shown."
+    page = words(small / "data.html")
+    assert "undefined_here = no_such_name" in page and "shown as executed" in page and "NameError" not in page
+
+
+def test_terminal_output_is_plain_text(small):
+    page = text_of(small / "data.html")
+    assert "\x1b" not in page and "[31m" not in page and "100%" in page and "50%" not in page
+    assert site.plain("a\x1b]8;;http://x\x07b\r\n") == "ab\n"
+
+
+def test_markup(small):
+    home, data = text_of(small / "index.html"), text_of(small / "data.html")
+    assert "<math" in home and "<mfrac>" in home and "$" not in words(small / "index.html")
+    assert 'class="callout-note"' in home and 'title="Mind the limits"' in home
+    assert "The largest effect is <strong>5</strong>" in home  # Markdown from code
+    assert 'class="footnotes' in data and 'border="1"' not in data and "scoped" not in data
+    assert "<title>Sample &amp; study – sample</title>" in home and 'name="description" content="Which heads move the name' in home
+    assert "<summary>Code</summary>" in data and "long = 1" in words(small / "data.html")
+    assert '<th>head</th>' in data.replace(' style="text-align: left;"', "")
+
+
+def test_navigation(small):
+    data = text_of(small / "data.html")
+    assert data.count('aria-current="page"') == 1
+    order = re.findall(r'<li><a href="([^"]+)"', data.split('id="sidebar"')[1].split("</nav>")[0])
+    assert order == ["index.html", "data.html", "ioi_nbs/data.html", "api.html"]
+    ioi = text_of(small / "ioi_nbs" / "data.html")
+    assert 'rel="prev" href="../data.html"' in ioi and 'rel="next" href="../api.html"' in ioi
+    assert 'href="../notebooks/ioi_nbs/00_data.ipynb" download' in ioi and "colab" not in ioi.lower()
+
+
+def test_links_between_notebooks(small):
+    home = text_of(small / "index.html")
+    assert 'href="data.html#the-steps"' in home and 'href="ioi_nbs/data.html"' in home and 'href="https://plotly.com"' in home
+    assert 'href="../data.html"' in text_of(small / "ioi_nbs" / "data.html") and 'href="index.html">their' in text_of(small / "data.html")
+    assert site.check(small) == []
+
+
+def test_documented_names_become_links():
+    here = site.Page("ioi_nbs/00_data.ipynb")
+    urls = {"nbs/core/model.ipynb": "core/model.html"}
+    assert site.relink("[`load_model`](/core/model.html#load_model)", here, urls) == "[`load_model`](../core/model.html#load_model)"
+    assert site.relink("[`gone`](/core/gone.html#gone)", here, urls) == "`gone`"
+
+
+def test_api(small):
+    api = text_of(small / "api.html")
+    assert 'href="data.html#name_mover"' in api and "The heads that move the name" in api and "namemovers.sampledata" in api
+
+
+def test_widgets_without_a_kernel(small):
+    page = text_of(small / "data.html")
+    shown = page[page.index('class="nm-widget"'):].split("</div>\n")[0]
+    assert "<dt>layer</dt><dd>9</dd>" in shown and "seen from layer 9" in shown
+    assert "Press me" not in page and "<input" not in page.split("<dialog")[0] and "VBox()" not in page
+
+
+def test_figures(small):
+    home = text_of(small / "index.html")
+    figure = home[home.index('<figure class="nm-figure"'):home.index("</figure>")]
+    assert figure.count("</script>") == 1
+    data = json.loads(re.search(r'<script type="application/json">(.*?)</script>', figure)[1])
+    assert data["layout"]["title"]["text"].endswith("</script>") and len(data["data"]) == 1
+    assert "The largest effect is 5, of head L3H2." in re.search(r'aria-label="([^"]*)"', figure)[1]
+    assert 'aria-label="Top heads. The first head leads by 0.5."' in text_of(small / "data.html")
+    assert len(list(small.rglob("plotly.min.js"))) == 1
+
+
+def test_search_index(small):
+    index = json.loads(text_of(small / "assets" / "search-index.js").removeprefix("window.searchIndex="))
+    found = {entry["url"]: entry for entry in index}
+    assert "L9H6" in found["data.html#name_mover"]["text"] and found["data.html#name_mover"]["heading"] == "name_mover"
+    assert "L11H11" in found["index.html"]["text"]  # from a figure
+    assert not any("plotly" in entry["text"] and "colorscale" in entry["text"] for entry in index)
+
+
+def test_the_same_notebooks_give_the_same_site(small, tree, tmp_path):
+    site.build(tree, tmp_path / "again", root=tree, renderer="pandoc")
+    for path in small.rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "again" / path.relative_to(small)).read_bytes(), path
+
+
+def test_colab_where_the_repository_has_an_address():
+    config = {"website": {"repo-url": "https://github.com/someone/namemovers"}}
+    assert "https://colab.research.google.com/github/someone/namemovers/blob/main/nbs/00_data.ipynb" in site._actions(site.Page("nbs/00_data.ipynb"), config)
+
+
+# --- mistakes -------------------------------------------------------------------------------------------------------
+
+def refused(folder, tmp_path, match, **options):
+    with pytest.raises(ValueError, match=match):
+        site.build(folder, tmp_path / "out", root=folder, renderer=options.pop("renderer", "pandoc"), **options)
+    assert not (tmp_path / "out" / "index.html").exists()
+
+
+def alone(folder, *cells):
+    write(folder, "nbs/index.ipynb", new_markdown_cell("# Alone"), *cells)
+    (folder / "_quarto.yml").write_text("website: {title: x, sidebar: {contents: [index.ipynb]}}")
+    return folder
+
+
+def test_a_listed_page_must_be_there(tmp_path):
+    folder = alone(tmp_path)
+    (folder / "_quarto.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_logit_lens.ipynb]}}")
+    refused(folder, tmp_path, "nbs/01_logit_lens.ipynb")
+
+
+def test_a_link_must_lead_somewhere(tmp_path):
+    refused(alone(tmp_path, new_markdown_cell("[x](gone.ipynb)")), tmp_path, "gone.ipynb names no notebook")
+    refused(alone(tmp_path, new_markdown_cell("[x](index.ipynb#gone)")), tmp_path, "no such place")
+    refused(alone(tmp_path, new_markdown_cell("[x](../settings.ini)")), tmp_path, "does not exist")
+
+
+@pytest.mark.parametrize("source", ["![](https://example.org/x.png)", "<img src='//example.org/x.png'>", '<script src="http://example.org/x.js"></script>'])
+def test_nothing_is_loaded_from_outside(tmp_path, source):
+    refused(alone(tmp_path, new_markdown_cell(source)), tmp_path, "from outside the site")
+
+
+def test_other_mistakes(tmp_path):
+    folder = alone(tmp_path)
+    refused(folder, tmp_path, "renderer: 'word'", renderer="word")
+    (folder / "nbs" / "01_index.ipynb").write_bytes((folder / "nbs" / "index.ipynb").read_bytes())
+    (folder / "_quarto.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_index.ipynb]}}")
+    refused(folder, tmp_path, "two notebooks")
+    (folder / "_quarto.yml").write_text("website: {title: x}")
+    refused(folder, tmp_path, "lists no pages")
+    (folder / "_quarto.yml").unlink()
+    refused(folder, tmp_path, "no _quarto.yml")
+
+
+def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
+    folder = alone(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    refused(folder, tmp_path, "not a site")
+    assert (tmp_path / "out" / "thesis.txt").exists()
+
+
+def test_a_page_needs_a_title(tmp_path):
+    folder = alone(tmp_path)
+    write(folder, "nbs/index.ipynb", new_markdown_cell("No title here."))
+    refused(folder, tmp_path, "opens with `# Title`")
+
+
+# --- Quarto ---------------------------------------------------------------------------------------------------------
+
+def test_quarto_gets_the_same_notebooks(tree, tmp_path, monkeypatch):
+    "A stand-in on the PATH writes down what it was given."
+    (tmp_path / "bin").mkdir()
+    quarto = tmp_path / "bin" / "quarto"
+    quarto.write_text(f'#!/bin/sh\ncp -r "$2" "{tmp_path}/given"\nmkdir "$2/_site"\necho "<p>by quarto</p>" > "$2/_site/index.html"\n')
+    quarto.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    home = site.build(tree, tmp_path / "out", root=tree)
+    assert "by quarto" in text_of(home)
+    import yaml
+    given = tmp_path / "given"
+    config = yaml.safe_load((given / "_quarto.yml").read_text())
+    assert config["project"]["render"] == ["index.ipynb", "00_data.ipynb", "ioi_nbs/00_data.ipynb", "api.ipynb"]
+    assert config["website"]["title"] == "sample" and config["execute"] == {"enabled": False}
+    assert (given / "notebooks" / "nbs" / "00_data.ipynb").is_file() and (given / "assets" / "plotly.min.js").is_file()
+    nb = nbformat.read(given / "ioi_nbs" / "00_data.ipynb", 4)
+    assert "title: Data for IOI" in nb.cells[0].source and "output-file: data.html" in nb.cells[0].source
+    assert "../assets/figures.js" in nb.cells[1].source and "(../data.html)" in nb.cells[2].source
+    assert "nm-figure" in (given / "index.ipynb").read_text()
+
+
+# --- in a browser ---------------------------------------------------------------------------------------------------
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail("Chromium is not on the PATH, and CI must look at the site.")
+        pytest.skip("Chromium is not on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def served(small):
+    "The small site on a server, below a sub-path."
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(small.parents[1]))
+    handler.func.log_message = lambda *args: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/docs/namemovers/"
+        server.shutdown()
+
+
+class Visit:
+    "Pages in a browser that stop every request leaving the site and remember whatever went wrong."
+
+    def __init__(self, browser, base, **options):
+        self.base, self.wrong, self.asked = base, [], []
+        self.context = browser.new_context(viewport={"width": options.pop("width", 1300), "height": 900}, **options)
+        self.context.route("**/*", self.guard)
+        self.page = self.context.new_page()
+        self.page.on("console", lambda message: message.type in ("error", "warning") and self.wrong.append(f"{self.page.url}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.wrong.append(f"{self.page.url}: {error}"))
+        self.page.on("response", lambda response: response.status >= 400 and self.wrong.append(f"{response.url}: {response.status}"))
+
+    def guard(self, route):
+        self.asked.append(route.request.url)
+        if route.request.url.startswith((self.base, "data:", "blob:")):
+            route.continue_()
+        else:
+            self.wrong.append(f"request outside: {route.request.url}")
+            route.abort()
+
+    def open(self, name, draw=True):
+        self.page.goto(self.base + name)
+        if draw:
+            for figure in self.page.query_selector_all(".nm-figure"):
+                figure.evaluate("figure => figure.scrollIntoView()")
+            self.page.wait_for_function("[...document.querySelectorAll('.nm-figure')].every(f => f.dataset.state)", timeout=30_000)
+            for figure in self.page.query_selector_all(".nm-figure"):
+                assert figure.get_attribute("data-state") == "drawn"
+                size = figure.evaluate("f => { const s = f.querySelector('.main-svg').getBoundingClientRect(); return [s.width, s.height, f.querySelectorAll('.main-svg path, .main-svg image, canvas').length] }")
+                assert min(size) > 0 and size[0] > 150 and size[1] > 80, (name, size)
+        return self.page
+
+    def overflow(self):
+        return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        self.context.close()
+        if kind is None:
+            assert not self.wrong
+
+
+def html_pages(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.html"))
+
+
+def folder_url(folder):
+    return folder.resolve().as_uri() + "/"
+
+
+def test_every_page_from_disk(browser, small):
+    with Visit(browser, folder_url(small)) as visit:
+        for name in html_pages(small):
+            page = visit.open(name)
+            assert page.locator("h1").count() == 1 and visit.overflow() == 0
+        assert page.evaluate("window.escaped") is None
+
+
+def test_every_page_from_a_sub_path(browser, small, served):
+    with Visit(browser, served) as visit:
+        for name in html_pages(small):
+            visit.open(name, draw=name == "index.html")
+            for target in visit.page.eval_on_selector_all("a[href]", "links => links.map(a => a.href)"):
+                if target.startswith(served):
+                    assert (small / urlsplit(target).path.removeprefix("/docs/namemovers/")).is_file(), target
+
+
+def test_plotly_waits_for_a_figure(browser, small):
+    with Visit(browser, folder_url(small)) as visit:
+        visit.open("ioi_nbs/data.html")
+        visit.page.wait_for_timeout(200)
+        assert not any("plotly" in url for url in visit.asked)
+        visit.open("index.html")
+        assert sum("plotly" in url for url in visit.asked) == 1
+        assert visit.page.locator(".modebar-btn").count() > 0
+        assert visit.page.locator("[data-title*='loud'], [data-title*='Chart Studio'], .modebar-btn--logo").count() == 0
+
+
+@pytest.mark.parametrize("query, url", [("L9H6", "data.html"), ("L11H11", "index.html"), ("name_mover", "data.html#name_mover"), ("footnot", "data.html")])
+def test_search(browser, small, query, url):
+    with Visit(browser, folder_url(small)) as visit:
+        page = visit.open("ioi_nbs/data.html", draw=False)
+        page.keyboard.press("/")
+        page.wait_for_function("window.MiniSearch && window.searchIndex")
+        page.keyboard.type(query)
+        page.wait_for_selector("#hits [aria-selected=true]")
+        first = page.locator("#hits li a").first
+        assert url in first.get_attribute("href")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/" + url + ("*" if "#" not in url else ""))
+
+
+def test_search_that_finds_nothing_says_so(browser, small):
+    with Visit(browser, folder_url(small)) as visit:
+        page = visit.open("index.html", draw=False)
+        page.get_by_role("button", name="Search").click()
+        page.wait_for_function("window.MiniSearch && window.searchIndex")
+        page.keyboard.type("xylophone")
+        page.wait_for_function("document.querySelector('.search-note').textContent === 'Nothing found.'")
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.querySelector('dialog').open") is False
+
+
+def test_dark(browser, small):
+    light = "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).every(v => v > 128)"
+    with Visit(browser, folder_url(small), color_scheme="dark") as visit:
+        page = visit.open("index.html")
+        assert not page.evaluate(light)
+        fill = "() => document.querySelector('.xtick text').style.fill"
+        dark_text = page.evaluate(fill)
+        page.get_by_role("button", name="Switch between light and dark").click()
+        assert page.evaluate(light)
+        page.wait_for_function(f"before => ({fill})() !== before", arg=dark_text)
+        visit.open("data.html", draw=False)
+        assert page.evaluate(light)  # the choice is kept
+
+
+def test_narrow(browser, small):
+    with Visit(browser, folder_url(small), width=360) as visit:
+        for name in html_pages(small):
+            page = visit.open(name)
+            assert visit.overflow() == 0, name
+        assert not page.locator("#sidebar").is_visible()
+        page.get_by_role("button", name="Pages").click()
+        assert page.locator("#sidebar").is_visible() and page.get_by_role("button", name="Pages").get_attribute("aria-expanded") == "true"
+        page.locator("#sidebar a").first.click()
+        page.wait_for_url("**/index.html")
+        page = visit.open("data.html", draw=False)
+        assert page.locator(".table-scroll[tabindex='0']").count() == 1  # the wide one alone
+
+
+def test_keyboard(browser, small):
+    with Visit(browser, folder_url(small)) as visit:
+        page = visit.open("data.html", draw=False)
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+
+
+# --- the project's own site -----------------------------------------------------------------------------------------
+
+def own_pages():
+    try:
+        return site.read_pages(site.read_config(ROOT))
+    except ValueError:
+        return []
+
+
+def test_every_notebook_is_on_the_site():
+    listed = {page.source for page in own_pages()}
+    there = {path.relative_to(ROOT).as_posix() for folder in ("nbs", "ioi_nbs") for path in (ROOT / folder).rglob("*.ipynb") if not re.search(r"/[._]", path.as_posix()[len(str(ROOT)):])}
+    assert there <= listed
+
+
+def test_the_projects_site(browser, tmp_path):
+    missing = [page.source for page in own_pages() if page.staged != site.GENERATED and not (ROOT / page.source).is_file()]
+    assert not missing
+    out = tmp_path / "site"
+    site.build(ROOT, out, root=ROOT, renderer="pandoc")
+    with Visit(browser, folder_url(out)) as visit:
+        for name in html_pages(out):
+            visit.open(name)
+            assert visit.overflow() == 0, name
+    with Visit(browser, folder_url(out), width=360, color_scheme="dark") as visit:
+        for name in html_pages(out):
+            visit.open(name, draw=False)
+            assert visit.overflow() == 0, name

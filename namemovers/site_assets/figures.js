@@ -16,11 +16,15 @@
     return { text: css.color, grid: css.borderTopColor, card: css.outlineColor, family: css.fontFamily }
   }
   const themed = (layout, box) => {
-    const { text, grid, card, family } = colours(box), look = { "font.color": text, "font.family": family, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    const { text, grid, card, family } = colours(box)
+    const look = { "font.color": text, "font.family": family, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       "hoverlabel.bgcolor": card, "hoverlabel.bordercolor": grid, "hoverlabel.font.color": text,
       "modebar.color": grid, "modebar.activecolor": text, "modebar.bgcolor": "rgba(0,0,0,0)" }
-    const axes = new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d*$/.test(key))])
-    for (const axis of axes) for (const line of ["gridcolor", "zerolinecolor", "linecolor", "tickcolor"]) look[`${axis}.${line}`] = grid
+    // Figures made for a clear background have lines that suit both themes; plotly's own look has not.
+    if (layout.template?.layout?.plot_bgcolor !== "rgba(0,0,0,0)") {
+      const axes = new Set(["xaxis", "yaxis", ...Object.keys(layout).filter(key => /^[xy]axis\d*$/.test(key))])
+      for (const axis of axes) for (const line of ["gridcolor", "zerolinecolor", "linecolor", "tickcolor"]) look[`${axis}.${line}`] = grid
+    }
     return look
   }
   const assign = (into, path, value) => {

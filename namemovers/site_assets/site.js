@@ -51,6 +51,7 @@
     sections = window.searchIndex
     index = new MiniSearch({ fields: ["heading", "page", "text"], idField: "id", tokenize: words,
       searchOptions: { boost: { heading: 4, page: 2 }, prefix: t => !/^l\d+h\d+$/.test(t), fuzzy: t => /\d/.test(t) || t.length < 5 ? false : 0.2,
+        boostDocument: id => sections[id].url.startsWith("api.html") ? 0.3 : sections[id].url.startsWith("core/") ? 0.6 : 1,
         tokenize: text => (text.toLowerCase().match(/[\p{L}\p{N}_.]+/gu) || []).map(w => w.replace(/^\.+|\.+$/g, "")).filter(Boolean) } })
     index.addAll(sections.map((s, id) => ({ id, ...s })))
   }).catch(() => { note.textContent = "The search index could not be loaded."; loading = undefined })
@@ -98,6 +99,7 @@
   input.addEventListener("keydown", e => {
     if (e.key === "ArrowDown" && hits.length) { e.preventDefault(); choose((at + 1) % hits.length) }
     else if (e.key === "ArrowUp" && hits.length) { e.preventDefault(); choose((at - 1 + hits.length) % hits.length) }
+    else if (e.key === "Escape") { e.preventDefault(); dialog.close() }
     else if (e.key === "Enter") { e.preventDefault(); $("a", list.children[at] || document.createElement("li"))?.click() }
   })
   dialog.addEventListener("click", e => { if (e.target === dialog) dialog.close() })
