@@ -1,0 +1,66 @@
+# Two commands: `make study` runs the study and builds its site, `make test` proves it. `make help` lists the rest.
+# Settings (defaults in settings.ini): make study MODEL=gpt2 N=50 SEED=0 CORRUPTION=switch_subjects DEVICE=cpu
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+PY := $(VENV)/bin/python
+# The first suitable Python on the PATH; `make PYTHON=/path/to/python3.12` takes another.
+PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: help install export study notebooks site lab test mini bench lock clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@echo "Settings for study, notebooks and lab: MODEL N SEED CORRUPTION DEVICE, e.g. make study MODEL=gpt2 N=20"
+
+install: $(VENV)/.installed ## make .venv and install the pinned versions in it (done by the others as needed)
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "namemovers needs Python 3.11 or newer, and neither python3.11 nor python3 is one; install it, or name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11, which namemovers needs" >&2; exit 1; }
+	@echo "Installing pinned versions in $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.lock
+	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+export: install ## write namemovers/*.py from the notebooks
+	@$(VENV)/bin/nbdev-export
+
+study: export ## run every notebook, save the results, build the site in _site/, print the headline table
+	@$(PY) -m namemovers study
+
+notebooks: export ## run every notebook and put the outputs into the notebooks themselves
+	@$(PY) -m namemovers study --update
+
+site: install ## build _site/ again, from the notebooks as they were last executed
+	@$(PY) -m namemovers site
+
+lab: export ## open the notebooks in JupyterLab
+	@$(VENV)/bin/jupyter lab --notebook-dir=. nbs
+
+# Each worker of nbdev-test would import torch anew, which takes longer than most notebooks. So its test function runs
+# in workers forked from one process that has imported torch, on a copy of the notebooks: results/ stays as it is.
+# Settings in the environment are for the study; the tests run with those of settings.ini.
+test: install ## test the notebooks with nbdev, then run pytest
+	@unset MODEL N SEED CORRUPTION DEVICE; status=0; \
+	$(PY) -c 'import sys; from namemovers.study import nbdev_test; sys.exit(bool(nbdev_test()))' || status=1; \
+	$(PY) -m pytest tests || status=1; \
+	exit $$status
+
+mini: install ## train the model that ships with the package again (up to 30 minutes)
+	@$(PY) -m namemovers.mini_model
+
+bench: install ## measure against TransformerLens and others
+	@for f in bench/*.py; do echo "== $$f"; $(PY) $$f || exit 1; done
+
+lock: ## write requirements.lock anew from the newest versions that pyproject.toml allows
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 'setuptools>=77' '.[notebooks,site,test]'
+	@{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --all | grep -v -E '^(namemovers|pip|wheel)\b' | sed 's/+cpu$$//'; } > build/lock.txt
+	@mv build/lock.txt requirements.lock && rm -rf build/lock
+
+clean: ## remove results/, _site/ and caches; .venv stays
+	rm -rf results _site _proc build dist *.egg-info .pytest_cache .hypothesis
+	find . -name .ipynb_checkpoints -o -name __pycache__ | grep -v '^./$(VENV)/' | xargs rm -rf
