@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['STREAM_SITES', 'HEAD_SITES', 'DIRECTIONS', 'BY', 'METRICS', 'Cell', 'cells', 'run_hooks', 'logits_at', 'effect',
-           'check_patch', 'pick_engine', 'patch']
+           'check_patch', 'pick_engine', 'patch', 'say', 'say_heads', 'say_positions', 'part_table', 'handover',
+           'say_handover']
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
-import hashlib, os
+import hashlib, os, sys
 from collections.abc import Callable
 from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from safetensors import safe_open
@@ -23,6 +25,7 @@ from transformer_lens.utilities import get_act_name
 
 from .model import weights_hash
 from .results import provenance
+from .stats import head_name
 
 # %% ../nbs/02_activation_patching.ipynb #a4f1cc54
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") # [prompt, position, d_model]
@@ -281,7 +284,7 @@ def patch(
     name, run = pick_engine(engine, model)
     base = _baselines(model, task, metric, memory_budget)
     n = len(task.clean_tokens)
-    with tqdm(total=len(todo) * n, desc=f"{site} by {by}", unit="run", disable={True: False, False: True, None: None}[progress]) as bar:
+    with tqdm(total=len(todo) * n, desc=f"{site} by {by}", unit="run", disable=not (sys.stderr.isatty() if progress is None else progress)) as bar:
         values = _measure(run, model, task, site, todo, direction, metric, memory_budget, bar.update, checkpoint)
     ds = _label(values, axes, by, task, model, metric)
     ds = ds.assign({k: ("prompt", v.numpy()) for k, v in base.items()})
@@ -301,3 +304,73 @@ def _label(values, axes, by, task, model, metric):
             for coord, tokens in (("token", task.clean_tokens), ("corrupted_token", task.corrupted_tokens)):
                 da = da.assign_coords({coord: ("position", [model.tokenizer.decode([t]) for t in tokens[0].tolist()])})
     return da.to_dataset(name=metric)
+
+# %% ../nbs/02_activation_patching.ipynb #43c6f881
+def say(
+    value,   # a number, or a summary from `stats.summarise`
+    **at,    # which cell of the summary, e.g. layer=9, position="END"
+) -> str:    # e.g. "0.81 [0.74, 0.88]", or "0.81" where there is no interval
+    "A number with two decimals, or one cell of a summary with its interval."
+    if not isinstance(value, xr.Dataset): return f"{float(value):.2f}".replace("-0.00", "0.00").replace("-", "−")
+    cell = value.sel(at)
+    text = say(cell["mean"])
+    return text if np.isnan(cell["low"]) else f"{text} [{say(cell['low'])}, {say(cell['high'])}]"
+
+def say_heads(
+    summary, # [layer, head], from `stats.summarise`
+    heads,   # (layer, head) pairs, as `stats.top_heads` gives them
+) -> str:
+    "Heads with their means and intervals, in a row."
+    return ", ".join(f"{head_name(l, h)} {say(summary, layer=l, head=h)}" for l, h in heads)
+
+def say_positions(
+    summary,    # [layer, position], from `stats.summarise`
+    k: int = 3, # how many
+) -> str:
+    "The k cells that move the answer most, in words."
+    mean, tokens = summary["mean"], summary.get("token")
+    order = np.argsort(-np.abs(np.nan_to_num(mean.values)).ravel(), kind="stable")[:k]
+    cells = [divmod(int(i), mean.sizes["position"]) for i in order]
+    at = lambda p: str(mean.position.values[p]) + (f" (`{str(tokens.values[p]).strip()}`)" if tokens is not None else "")
+    return ", ".join(f"layer {mean.layer.values[l]} at {at(p)} {say(summary.isel(layer=l, position=p))}" for l, p in cells)
+
+# %% ../nbs/02_activation_patching.ipynb #c464e819
+def part_table(
+    summaries: dict, # site -> summary [layer, head]; z, q, k, v and pattern
+    heads,           # (layer, head) pairs
+) -> pd.DataFrame:   # a row a head; the last column names the part with the largest effect of its own, and any within a tenth of it
+    "What each part of a head does by itself. Grouped-query models have fewer keys and values than heads; what is not there is a dash."
+    def there(site, l, h): return h in summaries[site]["head"]
+    rows = []
+    for l, h in heads:
+        parts = {site: abs(float(summaries[site]["mean"].sel(layer=l, head=h))) for site in ("q", "k", "v", "pattern") if there(site, l, h)}
+        rows.append({"head": head_name(l, h), **{site: say(summaries[site], layer=l, head=h) if there(site, l, h) else "–" for site in HEAD_SITES},
+                     "largest part": ", ".join(site for site, v in parts.items() if v >= 0.9 * max(parts.values()))})
+    return pd.DataFrame(rows)
+
+# %% ../nbs/02_activation_patching.ipynb #3bc4c595
+def handover(
+    mean: xr.DataArray,  # effect of `resid_pre` [layer, position]
+    source: str,         # the position where the decisive token stands
+    reader: str = "END", # the position that answers
+) -> dict:               # see below
+    """When what decides moves from one position to another, by layer.
+
+    `stays`: the last layer at whose start the source still has nine tenths of its largest effect; `arrives`: the first
+    at whose start the reader has an effect of at least one half (each None if there is none); `peak`: the source's
+    largest effect."""
+    there, here = mean.sel(position=source), mean.sel(position=reader)
+    layers = [int(l) for l in mean.layer]
+    return {"stays": max((l for l in layers if 0 < 0.9 * there.max() <= there.sel(layer=l)), default=None),
+            "arrives": next((l for l in layers if here.sel(layer=l) >= 0.5), None),
+            "peak": float(there.max())}
+
+def say_handover(
+    mean: xr.DataArray,  # as in `handover`
+    source: str,
+    reader: str = "END",
+) -> str:
+    "`handover` in a sentence."
+    h = handover(mean, source, reader)
+    stays = f"{source} keeps at least nine tenths of its largest effect ({say(h['peak'])}) up to the start of layer {h['stays']}" if h["stays"] is not None else f"{source} has no effect above zero"
+    return f"{stays}; {reader} " + (f"passes one half at the start of layer {h['arrives']}" if h["arrives"] is not None else "never passes one half")
