@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 from scipy import stats as sp
 
-from namemovers.stats import head_name, rank_correlation, summarise, top_heads
+from namemovers.stats import head_name, proportion, rank_correlation, summarise, top_heads
 
 
 def heads(layers=3, n_heads=4, prompts=30, seed=0, effect=None):
@@ -138,3 +138,14 @@ def test_rank_correlation_leaves_out_empty_cells():
     v = heads(prompts=20)
     holes = v.where(~((v.layer == 0) & (v["head"] == 0)))
     assert rank_correlation(holes, v).n.item() == 11
+
+
+def test_proportion():
+    x = xr.DataArray([[True] * 3 + [False], [False] * 4], dims=("stage", "prompt"))
+    s = proportion(x)
+    assert s["mean"].values.tolist() == [0.75, 0] and s.n.values.tolist() == [4, 4]
+    expected = sp.binomtest(3, 4).proportion_ci(0.95, method="wilson")
+    assert (s.low.values[0], s.high.values[0]) == pytest.approx(tuple(expected)) and s.high.values[1] > 0.3
+    assert proportion(x.isel(stage=0))["mean"].item() == 0.75
+    with pytest.raises(ValueError, match="dim"):
+        proportion(x, dim="name")
