@@ -6,21 +6,21 @@
 __all__ = ['SOURCES', 'IOI_HEADS', 'MRS_HEADS', 'ioi_role', 'published_heads', 'published_figures', 'published_figure',
            'published_grid', 'pilot_prompts']
 
-# %% ../nbs/core/published.ipynb #defb1dc8
+# %% ../nbs/core/published.ipynb #054f3825
 import re
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
-# %% ../nbs/core/published.ipynb #c53c0648
+# %% ../nbs/core/published.ipynb #9e298bb8
 SOURCES = {
     "paper": "Wang, Variengien, Conmy, Shlegeris, Steinhardt: Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small. ICLR 2023, arXiv:2211.00593",
     "demo": "Activation_Patching_in_TL_Demo.ipynb of TransformerLens (github.com/TransformerLensOrg/TransformerLens, MIT licence), run by its authors on GPT-2 small: 8 prompts, S2 swapped",
     "pilot": "Research notes of wlg1, 2023 (github.com/wlg1/wlg1.github.io, notion/expms): the pilot study of the most-recent-subject task on GPT-2 small; grids read off its figures' colours",
 }
 
-# %% ../nbs/core/published.ipynb #7395cec2
+# %% ../nbs/core/published.ipynb #2133f5d8
 # The IOI circuit, by role (figure 2 and appendix of the paper); the order within a role is the paper's where it gives one.
 IOI_HEADS = {
     "name mover": [(9, 9), (10, 0), (9, 6)],
@@ -47,7 +47,7 @@ def ioi_role(
     "The role that the IOI paper gives to a head of GPT-2 small."
     return next((role for role, heads in IOI_HEADS.items() if (layer, head) in heads), "")
 
-# %% ../nbs/core/published.ipynb #4a9406f1
+# %% ../nbs/core/published.ipynb #328a123a
 def published_heads()->pd.DataFrame: # index L9H6; columns: layer, head, ioi (role), mrs_attribution, mrs_patching ("+", "-" and the place in the list)
     "Every head that either study names, in order of layer and head."
     rows = {}
@@ -61,7 +61,7 @@ def published_heads()->pd.DataFrame: # index L9H6; columns: layer, head, ioi (ro
                           for l, h in sorted(rows)])
     return table.set_index(pd.Index([f"L{l}H{h}" for l, h in sorted(rows)], name="name"))
 
-# %% ../nbs/core/published.ipynb #7b5fea9d
+# %% ../nbs/core/published.ipynb #cbf6bc1e
 # task, name, value, unit, source
 _FIGURES = [
     ("ioi", "logit_diff", 3.56, "logits", "paper", "mean over the IOI distribution"),
@@ -100,7 +100,7 @@ def _task(task):
     if task not in ("ioi", "mrs"): raise ValueError(f"task: {task!r} is unknown; choose 'ioi' or 'mrs'.")
     return task
 
-# %% ../nbs/core/published.ipynb #e9ad75f2
+# %% ../nbs/core/published.ipynb #0848f028
 _HEADS = {
     ("ioi", "z", 8): """
 L0H1 0.016, L0H4 -0.01, L0H5 0.011, L3H0 0.116, L3H4 0.019, L3H6 0.011, L4H3 0.031, L4H4 -0.007, L4H6 0.006,
@@ -166,7 +166,7 @@ L9H11 -0.01, L10H0 -0.31, L10H3 0.02, L10H4 -0.03, L10H5 0.02, L10H6 0.64, L10H7
 L11H8 0.07, L11H9 0.02, L11H10 -0.29, L11H11 -0.08""",
 }
 
-# %% ../nbs/core/published.ipynb #58aa2436
+# %% ../nbs/core/published.ipynb #359454e2
 _POSITIONS = {
     ("mrs", "resid_pre", 1): {
      "S3": [-0.53, -0.53, -0.53, -0.54, -0.62, -0.67, -0.69, -0.67, -0.66, -0.59, -0.33, -0.04],
@@ -188,7 +188,7 @@ _POSITIONS = {
      "END": [0, 0, -0.001, -0.001, -0.002, -0.001, -0.001, 0.017, 0.319, 0.938, 1.005, 0.991]},
 }
 
-# %% ../nbs/core/published.ipynb #57d10efd
+# %% ../nbs/core/published.ipynb #c93df421
 # Read off colours: about 0.01 of full scale, and for resid_pre the scale itself to about 3 %.
 _ERROR = {"demo": 0.005, "pilot": 0.01}
 
@@ -217,7 +217,7 @@ def published_grid(
     return xr.DataArray(grid, dims=("layer", "head"), name="effect" if what != "head_attribution" else "attribution",
                         coords={"layer": np.arange(12), "head": np.arange(12)}, attrs=attrs)
 
-# %% ../nbs/core/published.ipynb #33e0573e
+# %% ../nbs/core/published.ipynb #64325a16
 _PILOT_PROMPTS = [
     ('latest', 'Alice is a teacher. Bob is a student. The child is Bob. Carol is a teacher. David is a student. The child is',
      [(' David', 0.9002), (' Dave', 0.0141)]),

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from namemovers import data
 from namemovers.data import (
     CUES, DESCRIPTIONS, IOI_CORRUPTIONS, IOI_TEMPLATES, KINDS, MRS_CORRUPTIONS, MRS_TEMPLATES, NAMES, NEUTRAL_SENTENCES, OBJECTS, PILOT_NAMES,
-    PLACES, SURVEY, TITLES, ioi_task, mrs_task, predictions, survey, survey_table, survey_template, token_table,
+    PLACES, SURVEY, TITLES, ioi_task, mrs_task, predictions, survey, survey_figure, survey_table, survey_template, token_table,
 )
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -402,7 +402,9 @@ def test_survey_on_a_model(tiny, tmp_path):
     results.save(ds, "survey", folder=tmp_path)
     assert results.load("survey", folder=tmp_path).equals(ds)
     table = survey_table(ds)
-    assert list(table.columns) == ["family", "for example", *KINDS, "p(latest)"] and len(table) == 2
+    assert list(table.columns) == ["family", "for example", *(f"{k} (%)" for k in KINDS), "p(latest)"] and len(table) == 2
+    figure = survey_figure(ds, title="x")
+    assert [bar.name for bar in figure.data] == KINDS and np.allclose(sum(np.nan_to_num(bar.x) for bar in figure.data), 1)
     first = predictions(tiny, text, k=2)
     assert first.probability.is_monotonic_decreasing and first.probability[0] == pytest.approx(float(p.max()), abs=1e-5)
     for wrong in (dict(n=0), dict(families={})):
