@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GELU', 'ARCHITECTURES', 'STREAM_SITES', 'HEAD_SITES', 'MAX_ROWS', 'Layer', 'Weights', 'weights_of', 'why_not', 'norm',
-           'embed', 'rotate', 'attention', 'Run', 'forward', 'logits', 'Reader', 'Block', 'Group', 'Buffers', 'carry',
-           'run_fast']
+           'embed', 'rotate', 'attention', 'Run', 'forward', 'mlp', 'logits', 'Reader', 'Block', 'Group', 'Buffers',
+           'carry', 'chunks', 'alike', 'two_runs', 'ready', 'run_fast', 'run_sets']
 
 # %% ../nbs/core/engine.ipynb #a05ad598
 import weakref
@@ -123,8 +123,9 @@ def why_not(
         w = weights_of(model)
         tokens = torch.arange(8, device=w.W_E.device)[None] * 31 % len(w.W_E)
         ours, theirs = logits(w, forward(w, embed(w, tokens)).final), model(tokens)
+        if not (ours.isfinite().all() and theirs.isfinite().all()): return "its weights hold NaN or infinite numbers"
         gap = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)
-        if not gap < 1e-4: return f"its logits differ from the engine's by {float(gap):.1e} of their size"
+        if gap > 1e-4: return f"its logits differ from the engine's by {float(gap):.1e} of their size"
         _weights[model] = w
 
 # %% ../nbs/core/engine.ipynb #04fe04db
@@ -204,6 +205,10 @@ def forward(
     run.final = x
     if "resid_pre" in keep: run.kept["resid_pre"].append(x) # what a layer after the last would read
     return run
+
+def mlp(w, L, x):
+    "What the MLP of layer `L` adds, for the stream `x` that it reads [..., d_model]."
+    return F.gelu(norm(w, x) @ L.W_in + L.b_in, approximate=w.gelu) @ L.W_out + L.b_out
 
 def logits(w, x): return (norm(w, x) * w.w_final + w.b_final) @ w.W_U + w.b_U
 
@@ -449,7 +454,7 @@ def _groups(w, block, site, cells, same, max_rows):
                    for i in range(0, C, c) for j in range(0, P, p)]
     return groups, unchanged
 
-def _chunks(groups, max_rows): # lists of groups that fit in the buffers, in the order in which they enter
+def chunks(groups, max_rows): # lists of groups that fit in the buffers, in the order in which they enter
     chunk, rows = [], 0
     for g in sorted(groups, key=lambda g: (g.layer, g.mid)):
         if chunk and rows + g.P * g.C * g.R > max_rows:
@@ -481,18 +486,22 @@ def _plan(w, site, length, budget):
     if budget < need: raise ValueError(f"memory_budget={budget} is too small for one patch of {length} tokens: give at least {need} bytes")
     return budget // 2 // per_prompt, min(MAX_ROWS, budget // 2 // per_row)
 
-def _blocks(same, read_at, prompts): # groups of prompts with the same first difference and the same END: (first, end, prompts)
+def alike(same, read_at, prompts): # groups of prompts with the same first difference and the same END: (first, end, prompts)
     differs = ~same & (torch.arange(same.shape[1], device=same.device) <= read_at[:, None])
     first = torch.where(differs.any(1), differs.int().argmax(1), read_at + 1)
     keys = torch.stack([first, read_at], 1)[prompts]
     for key in keys.unique(dim=0): yield *key.tolist(), prompts[(keys == key).all(1)]
 
-def _block(w, base, donor, first, site, prompts):
-    "Run both; the donor only from the first difference on, for before it the two runs are one."
-    for_base, for_donor = _keeps(w, site)
-    base = forward(w, embed(w, base), keep=for_base)
-    if first == donor.shape[1]: return Block(prompts, base, base, first, first - 1)
-    return Block(prompts, base, forward(w, embed(w, donor, first), start=first, before=base, keep=for_donor), first, donor.shape[1] - 1)
+def two_runs(w, base, donor, first, prompts, keep_base, keep_donor):
+    "Run both [prompt, position]; the donor only from the first difference on, for before it the two runs are one."
+    one = forward(w, embed(w, base), keep=keep_base)
+    two = forward(w, embed(w, donor, first), start=first, before=one, keep=keep_donor) if first < donor.shape[1] else one
+    return Block(prompts, one, two, first, donor.shape[1] - 1)
+
+def ready(model) -> Weights:
+    "The weights of a model, or a `ValueError` if the engine would not be right about it."
+    if reason := why_not(model): raise ValueError(f"engine='fast' cannot run this model: {reason}; use engine='hooks'")
+    return _weights[model]
 
 @torch.no_grad()
 def run_fast(
@@ -510,8 +519,7 @@ def run_fast(
     progress: Callable | None = None,# called with the number of patched prompts just done
 ) -> torch.Tensor:                   # the patched runs' metric [cell, prompt], float32
     "Patch every cell into every prompt. Exact: it computes only what a patch can change."
-    if reason := why_not(model): raise ValueError(f"engine='fast' cannot run this model: {reason}; use engine='hooks'")
-    w = _weights[model]
+    w = ready(model)
     clean_tokens, corrupted_tokens, read_at, correct, wrong = (t.to(w.W_E.device) for t in (clean_tokens, corrupted_tokens, read_at, correct, wrong))
     base, donor = (corrupted_tokens, clean_tokens) if direction == "denoise" else (clean_tokens, corrupted_tokens)
     same = base == donor
@@ -521,15 +529,15 @@ def run_fast(
     for prompts in torch.arange(len(base), device=base.device).split(n_prompts):
         groups, fill, finals = [], [], w.W_E.new_zeros(len(base), w.d_model)
         read = Reader(w, metric, correct, wrong, finals)
-        for first, end, members in _blocks(same, read_at, prompts):
-            block = _block(w, base[members, :end + 1], donor[members, :end + 1], first, site, members)
+        for first, end, members in alike(same, read_at, prompts):
+            block = two_runs(w, base[members, :end + 1], donor[members, :end + 1], first, members, *_keeps(w, site))
             finals[members] = (block.donor if direction == "denoise" else block.base).final[:, -1]
             some, unchanged = _groups(w, block, site, list(enumerate(cells)), same[members], max_rows)
             groups += some
             alone = read(block.base.final[:, -1], members)
             fill += [(indices, members[still], alone[still]) for indices, still in unchanged]
             done(sum(len(indices) * len(members) for indices, still in unchanged if still.all()))
-        for chunk in _chunks(groups, max_rows):
+        for chunk in chunks(groups, max_rows):
             rows = [g.block.prompts[g.prompts].repeat_interleave(g.C) for g in chunk]
             values = read(carry(w, chunk, buffers), torch.cat(rows)).split([len(r) for r in rows])
             for g, v in zip(chunk, values):
@@ -537,4 +545,55 @@ def run_fast(
                 g.rows = None # frees what it was made from
             done(sum(map(len, rows)))
         for indices, at, values in fill: out[torch.tensor(indices, device=out.device)[:, None], at] = values
+    return out.cpu()
+
+# %% ../nbs/core/engine.ipynb #766c36cf
+def _written(t, donor, site, cell, prompts, start): # the activation t [prompt, ...] with the donor's at `cell`
+    t, prompt = t.clone(), torch.arange(len(t), device=t.device)
+    at = None if cell.position is None else cell.position.to(t.device)[prompts] - start
+    if at is not None: # positions before the first difference are equal in both runs
+        prompt, at = prompt[at >= 0], at[at >= 0]
+    if site in STREAM_SITES:  part = ... if at is None else (prompt, at)
+    elif site == "neurons":   part = (..., cell.head) if at is None else (prompt, at, cell.head)
+    else:                     part = (slice(None), cell.head) if at is None else (prompt, cell.head, at)
+    t[part] = donor[part]
+    return t
+
+@torch.no_grad()
+def run_sets(
+    model,                          # a `TransformerBridge` that `why_not` has nothing against
+    clean_tokens: torch.Tensor,     # [prompt, position]
+    corrupted_tokens: torch.Tensor, # [prompt, position]
+    read_at: torch.Tensor,          # [prompt]
+    correct: torch.Tensor,          # token id [prompt]
+    wrong: torch.Tensor,            # token id [prompt]
+    sets: list,                     # each a list of (site, cell), patched together
+    direction: str = "denoise",
+    metric: str = "logit_diff",
+    memory_budget: int = 2**30,
+) -> torch.Tensor:                  # the patched runs' metric [set, prompt]
+    "Patch every set of sites into every prompt, all of a set in one run. An empty set is the run left alone."
+    w = ready(model)
+    clean_tokens, corrupted_tokens, read_at, correct, wrong = (t.to(w.W_E.device) for t in (clean_tokens, corrupted_tokens, read_at, correct, wrong))
+    base, donor = (corrupted_tokens, clean_tokens) if direction == "denoise" else (clean_tokens, corrupted_tokens)
+    names = {"resid_pre", "k", "v"} | {site for members in sets for site, _ in members}
+    length = int(read_at.max()) + 1
+    per_prompt = 4 * length * (len(names) * 2 * w.n_layers * (w.d_model + ("neurons" in names) * w.layers[0].W_in.shape[1]) + 12 * w.d_model)
+    if memory_budget < per_prompt: raise ValueError(f"memory_budget={memory_budget} is too small for one patch of {length} tokens: give at least {per_prompt} bytes")
+    out, finals = w.W_E.new_empty(len(sets), len(base)), w.W_E.new_zeros(len(base), w.d_model)
+    read = Reader(w, metric, correct, wrong, finals)
+    for prompts in torch.arange(len(base), device=base.device).split(memory_budget // per_prompt):
+        for first, end, members in alike(base == donor, read_at, prompts):
+            first = min(first, end) # prompts without a difference are run from END on
+            block = two_runs(w, base[members, :end + 1], donor[members, :end + 1], first, members, names, names)
+            one, two = block.base, block.donor
+            finals[members] = (two if direction == "denoise" else one).final[:, -1]
+            for i, patches in enumerate(sets):
+                def edit(l, name, t):
+                    for site, cell in patches:
+                        if (cell.layer, site) == (l, name): t = _written(t, two[name][l], site, cell, members, first)
+                    return t
+                layer = min((cell.layer for _, cell in patches), default=w.n_layers)
+                x = one["resid_pre"][layer][:, first:]
+                out[i, members] = read(forward(w, x, layer, one, first, edit=edit).final[:, -1], members)
     return out.cpu()
