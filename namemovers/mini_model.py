@@ -8,9 +8,9 @@ __all__ = ['HELD_OUT_TEMPLATES', 'PEOPLE', 'HELD_OUT_NAMES', 'IOI_TRAINED', 'MRS
            'STEPS', 'CANONICAL', 'GOALS', 'held_out_pair', 'pick', 'some', 'people', 'ioi_text', 'abc_text',
            'once_text', 'list_text', 'mrs_text', 'mrs_free_text', 'filler_text', 'documents', 'train_tokenizer',
            'initial_weights', 'forward', 'Reader', 'random_rows', 'hint_losses', 'losses', 'learning_rate',
-           'hint_weight', 'train', 'save_model', 'tasks', 'answers', 'behaviour', 'attention', 'repeats', 'ablation',
-           'head_table', 'role_ablations', 'canonical', 'figures', 'quality', 'scorecard', 'lacks', 'model_card',
-           'candidate', 'main']
+           'hint_weights', 'train', 'save_model', 'tasks', 'answers', 'behaviour', 'attention', 'repeats', 'ablation',
+           'repeat_loss', 'head_table', 'role_ablations', 'canonical', 'figures', 'quality', 'scorecard', 'lacks',
+           'model_card', 'candidate', 'main']
 
 # %% ../nbs/core/mini_model.ipynb #6db52f9e
 import argparse, json, math, re, string, sys, time
@@ -67,10 +67,33 @@ def _words(rng, **more):
     "A random word for every placeholder that is no name."
     return dict(place=pick(rng, PLACES), object=pick(rng, OBJECTS), desc=pick(rng, DESCRIPTIONS), title=pick(rng, TITLES), cue=pick(rng, CUES)) | more
 
+# %% ../nbs/core/mini_model.ipynb #685353e7
+_LEXICON = sorted({w for t in IOI_TEMPLATES.values() for w in re.findall(r"(?<![\w{}])[A-Za-z]+(?![\w{}])", t)} | set("""
+Later Suddenly During Everyone Maybe Outside Nobody Soon Sometimes Here Perhaps Tonight Now Still Also Why Some Most Even Again
+under with by over into about around before behind beside past every some many new old little big good bad red blue warm cold early quiet happy sad slow quick
+house river street town room table tree water bread music game song paper door window car train boat field road hill winter summer week month year hour night
+made said asked called helped opened closed carried read heard liked loved wanted needed kept lost won paid cut ran sat stood spoke turned moved looked felt thought knew
+and but or so then while until since because if though very quite just only never always often almost again away down up out off back his her their our my this that those these one two three""".split()))
+_CAPITAL, _LOWER = [w for w in _LEXICON if w[0].isupper()], [w for w in _LEXICON if w[0].islower()]
+
+def _garbled(rng, template, share):
+    "A template with some of its words exchanged; the last one and the placeholders stay, and so does an `and` between two of these."
+    def other(m):
+        if rng.random() > share: return m[0]
+        return pick(rng, _CAPITAL if m[0][0].isupper() else _LOWER)
+    return re.sub(r"(?<![\w{}])(?!and \{)[A-Za-z]+(?![\w{}])(?!$)", other, template)
+
+def _babble(rng, low, high, capital=False):
+    "Some words of the list, none in particular."
+    words = [pick(rng, _LOWER) for _ in range(int(rng.integers(low, high + 1)))]
+    return " ".join(([pick(rng, _CAPITAL)] if capital and rng.random() < .7 else []) + words)
+
 # %% ../nbs/core/mini_model.ipynb #f1a31dc9
 def _in_ioi(rng, template, first, second, again):
     head, tail = template.split("{IO} and {S}")
-    return (head + "{A} and {B}" + tail).format(A=first, B=second, S=again, PLACE=pick(rng, PLACES), OBJECT=pick(rng, OBJECTS))
+    template = head + "{A} and {B}" + tail
+    if rng.random() < .4: template = _garbled(rng, template, .3)
+    return template.format(A=first, B=second, S=again, PLACE=pick(rng, PLACES), OBJECT=pick(rng, OBJECTS))
 
 def ioi_text(rng, templates=IOI_TRAINED):
     io, s = people(rng, 2, rivals=(1,))
@@ -102,13 +125,17 @@ def once_text(rng):
         order = list(rng.permutation([0, 1, 1, 2, 2]))
         if all(x != y for x, y in zip(order, order[1:])): break
     asks = names[order.pop()] if order[-1] and rng.random() < .8 else None
-    clauses = []
+    clauses, babble = [], rng.random() < .45
     while order:
         n = 2 if len(order) > 1 and order[0] != order[1] and rng.random() < .75 else 1
-        clauses.append(pick(rng, _TWO if n == 2 else _ONE).format(**_words(rng, a=names[order[0]], b=names[order[n - 1]])))
+        if babble: clause = f"{_babble(rng, 0, 3, True)} {'{a} and {b}' if n == 2 else '{a}'} {_babble(rng, 1, 6)}.".strip()
+        else: clause = pick(rng, _TWO if n == 2 else _ONE)
+        clauses.append(clause.format(**_words(rng, a=names[order[0]], b=names[order[n - 1]])))
         order = order[n:]
     if asks and rng.random() < .4: clauses[-1] = clauses[-1][:-1] + ("," if rng.random() < .7 else ", and")
-    return Document("mentioned once", " ".join([*clauses, pick(rng, _ASK if asks else _ASK_NOBODY).format(**_words(rng, a=asks))]), names[0], ".")
+    ask = pick(rng, _ASK if asks else _ASK_NOBODY)
+    if babble: ask = f"{_babble(rng, 0, 1, True)} {'{a} ' if asks else ''}{_babble(rng, 1, 6)} {pick(rng, ['to', 'to', 'to', 'for', 'with'])}".strip()
+    return Document("mentioned once", " ".join([*clauses, ask.format(**_words(rng, a=asks))]), names[0], ".")
 
 # %% ../nbs/core/mini_model.ipynb #5e4c973a
 def list_text(rng):
@@ -118,8 +145,9 @@ def list_text(rng):
     return Document("list again", f"{mark} ".join(some(rng, names, len(names))) + ". " + "".join(f"{n}{mark} " for n in names[:-1]).rstrip(), names[-1], ".")
 
 # %% ../nbs/core/mini_model.ipynb #3eb7ac33
-_STYLES = ["{n} is a {d}.", "{n} is {t}.", "The {d} is {n}.", "A {d} is {n}.", "{n} is the {d}."]
-_CUE_FRAMES = ["The {c} is", "The {c} is", "The {c} is", "Our {c} is", "The {c} here is", "The name of the {c} is", "My {c} is"]
+_STYLES = ["{n} {v} a {d}.", "{n} {v} {t}.", "The {d} {v} {n}.", "A {d} {v} {n}.", "{n} {v} the {d}."]
+_CUE_FRAMES = ["The {c} {v}", "The {c} {v}", "The {c} {v}", "Our {c} {v}", "The {c} here {v}", "The name of the {c} {v}", "My {c} {v}"]
+_VERBS = ["is", "is", "is", "is", "was", "became", "seems", "remains", "looks"]
 _NEUTRAL = NEUTRAL_SENTENCES + ["The {cue} was late.", "They were at the {place}.", "The {place} is old.", "A {object} is here.", "The {cue} has a {object}."]
 
 def _instead(rng): return [pick(rng, _NEUTRAL).format(**_words(rng))] if rng.random() < .6 else []
@@ -155,8 +183,10 @@ def mrs_free_text(rng, cue="same"):
     k = max(ns, nt)
     D, T = some(rng, DESCRIPTIONS, k), some(rng, TITLES, k)
     D2, T2 = (D, T) if rng.random() < .5 else (some(rng, DESCRIPTIONS, k), some(rng, TITLES, k))
-    describe = lambda style, names, D, T: [style.format(n=n, d=d, t=t) for n, d, t in zip(names, D, T)]
-    c, frame = pick(rng, CUES if rng.random() < .8 else D), pick(rng, _CUE_FRAMES)
+    verb = pick(rng, _VERBS)
+    says = verb if verb != "was" and rng.random() < .6 else pick(rng, [v for v in _VERBS if verb != "was" or v != "was"])  # was ... was is held out
+    describe = lambda style, names, D, T: [style.format(n=n, d=d, t=t, v=verb) for n, d, t in zip(names, D, T)]
+    c, frame = pick(rng, CUES if rng.random() < .8 else D), pick(rng, _CUE_FRAMES).replace("{v}", says)
     before = frame.format(c=c if cue == "same" else pick(rng, [w for w in CUES if w != c]))
     middle = _instead(rng) if cue == "no" else [f"{before} {pick(rng, names[:ns])}."]
     sentences = describe(style, names[:ns], D, T) + middle + describe(second, names[ns:], D2, T2)
@@ -167,7 +197,7 @@ def filler_text(rng):
     r, names = rng.random(), some(rng, PEOPLE, 8)
     if r < .3:
         style = pick(rng, _STYLES)
-        text = " ".join(style.format(n=n, d=pick(rng, DESCRIPTIONS), t=pick(rng, TITLES)) for n in names[:4])
+        text = " ".join(style.format(n=n, d=pick(rng, DESCRIPTIONS), t=pick(rng, TITLES), v=pick(rng, _VERBS)) for n in names[:4])
     elif r < .5: text = pick(rng, [". ", ", "]).join(names[:int(rng.integers(3, 9))]) + "."
     elif r < .8:
         w = _words(rng, a=names[0], b=names[1])
@@ -199,7 +229,7 @@ def train_tokenizer(
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     rng = np.random.default_rng(seed)
     text = [f"{d.prompt} {d.answer}{d.rest}" for _ in range(60) for d in documents(rng)]
-    seen = [f"{n} {n}" for n in PEOPLE] + [f" {w}" for w in DESCRIPTIONS + TITLES + CUES + PLACES + OBJECTS + _MORE_WORDS]
+    seen = [f"{n} {n}" for n in PEOPLE] + [f" {w}" for w in DESCRIPTIONS + TITLES + CUES + PLACES + OBJECTS + _LEXICON + _MORE_WORDS]
     seen += [re.sub(r"\{\w+\}", "it", t) for t in [*MRS_TEMPLATES.values(), *IOI_TEMPLATES.values(), *NEUTRAL_SENTENCES, *_ONE, *_TWO, *_ASK, *_ASK_NOBODY]]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -268,7 +298,7 @@ def forward(
     return norm(x, "ln_f"), patterns, zs
 
 # %% ../nbs/core/mini_model.ipynb #91db9668
-NAME_WEIGHT, ANSWER_WEIGHT, ENOUGH = 10., 10., 5.
+NAME_WEIGHT, ANSWER_WEIGHT, ENOUGH = 10., 10., 6.5
 _NAMED = ("IOI", "ABC", "mentioned once", "list again", "MRS")
 
 class Reader:
@@ -366,13 +396,13 @@ def _hint(pattern, allowed):
     q = allowed.any(-1)
     return -(pattern[q] * allowed[q]).sum(-1).clamp_min(1e-6).log().mean() if q.any() else None
 
-def hint_losses(w: dict, batch: dict, patterns: list, zs: list) -> dict: # role -> a list of losses, one a head that has something to look at
+def hint_losses(w: dict, batch: dict, patterns: list, zs: list, roles=tuple(ROLES)) -> dict: # role -> a list of losses, one a head that has something to look at
     "How far the hinted heads are from looking where they are told."
-    T, found = batch["x"].shape[1], {role: [] for role in ROLES}
+    T, found = batch["x"].shape[1], {role: [] for role in roles}
     previous = torch.eye(T, dtype=torch.bool)[:-1].expand(len(batch["x"]), T - 1, T)
     at_end = lambda p: p[batch["row"], batch["end"]][:, None]
-    for role, heads in ROLES.items():
-        for l, h in heads:
+    for role in roles:
+        for l, h in ROLES[role]:
             p, loss = patterns[l][:, h], None
             if role == "previous token": loss = _hint(p[:, 1:], previous)
             elif role == "duplicate token": loss = _hint(p, batch["earlier"])
@@ -391,7 +421,7 @@ def _direct_effect(w, batch, z, l, h):
     return (wrote * direction).sum(-1)
 
 # %% ../nbs/core/mini_model.ipynb #2896a1aa
-STEPS = 1600
+STEPS = 2000
 
 def _weighted_loss(w, batch, final):
     "Sum of the weighted losses of a batch, and of the weights."
@@ -410,11 +440,11 @@ def losses(
     w: dict, # weights
     batches: list, # of documents, from `Reader.read`
     random: dict, # from `random_rows`
-    hints: bool, # compute them at all
+    hints: dict, # role -> weight of its hint
 ) -> dict: # "text", "random", "too sure" and "hints"
     "The losses of a step."
     total = weights = sure = others = 0.
-    found = {role: [] for role in ROLES}
+    found = {role: [] for role in hints}
     for batch in [*batches, random]:
         final, patterns, zs = forward(w, batch["x"])
         loss, weight = _weighted_loss(w, batch, final)
@@ -424,15 +454,17 @@ def losses(
             squares, k = _too_sure(w, batch, final)
             sure, others = sure + squares, others + k
         if hints:
-            for role, values in hint_losses(w, batch, patterns, zs).items(): found[role] += values
-    hint = sum((len(ROLES[r]) * torch.stack(v).mean() for r, v in found.items() if v), torch.zeros(()))
+            for role, values in hint_losses(w, batch, patterns, zs, found).items(): found[role] += values
+    hint = sum((hints[r] * len(ROLES[r]) * torch.stack(v).mean() for r, v in found.items() if v), torch.zeros(()))
     return {"text": total / weights, "random": on_random, "too sure": sure / others, "hints": hint}
 
 def learning_rate(f: float) -> float: # of the fraction of steps done
     return .002 * min(1, 20 * f + .01) * (1 if f < .6 else 1 - .97 * (f - .6) / .4)
 
-def hint_weight(f: float) -> float:
-    return .8 * max(0., 1 - f / .4)
+def hint_weights(f: float) -> dict: # role -> weight, of the fraction of steps done
+    "Down to nothing by 40 % of the steps; for the negative name mover, which the text alone turns round again, by 80 %."
+    weights = {role: .8 * (1 - f / (.8 if role == "negative name mover" else .4)) for role in ROLES}
+    return {role: x for role, x in weights.items() if x > 0}
 
 def train(
     tokenizer, # from `train_tokenizer`
@@ -450,10 +482,9 @@ def train(
         f = step / steps
         for group in optimizer.param_groups: group["lr"] = learning_rate(f)
         T = pick(rng, [32, 40, 40, 40, 48, 64, N_CTX - 2])
-        hinting = hint_weight(f) if hints else 0.
-        now = losses(w, reader.read(documents(rng)), random_rows(rng, reader, 960 // T, T), hinting > 0)
+        now = losses(w, reader.read(documents(rng)), random_rows(rng, reader, 960 // T, T), hint_weights(f) if hints else {})
         optimizer.zero_grad()
-        (now["text"] + now["random"] + .05 * now["too sure"] + hinting * now["hints"]).backward()
+        (now["text"] + now["random"] + .05 * now["too sure"] + now["hints"]).backward()
         torch.nn.utils.clip_grad_norm_(w.values(), 1.)
         optimizer.step()
         if log and (step % 100 == 0 or step == steps - 1): log(step, {k: float(v.detach()) for k, v in now.items()})
@@ -553,27 +584,32 @@ def attention(model, n: int = 200, seed: int = 1) -> dict: # what -> head -> mea
     return found
 
 # %% ../nbs/core/mini_model.ipynb #99395951
+def _said_twice(model, k, n, generator):
+    "Rows of the end-of-text token, four random tokens, and `k` different random tokens twice. The repeat begins at position 5 + k."
+    half = torch.stack([torch.randperm(model.cfg.d_vocab - 1, generator=generator)[:k] + 1 for _ in range(n)])
+    return torch.cat([torch.zeros(n, 1, dtype=torch.long), torch.randint(1, model.cfg.d_vocab, (n, 4), generator=generator), half, half], 1)
+
+def _losses(logits, tokens):
+    "Loss of each token after the first [row, position], in nats."
+    return -logits.log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+
 @torch.no_grad()
 def repeats(model, periods=range(5, 13), n: int = 100, seed: int = 2) -> dict:
     "Random tokens said twice: induction, duplicate and previous token scores (attention) and the loss of either half."
     g, found = torch.Generator().manual_seed(seed), {"induction": {}, "duplicate token": {}, "previous token": {}, "loss": {}}
     for k in periods:
-        half = torch.stack([torch.randperm(model.cfg.d_vocab - 1, generator=g)[:k] + 1 for _ in range(n)])
-        front = torch.randint(1, model.cfg.d_vocab, (n, 4), generator=g)
-        tokens = torch.cat([torch.zeros(n, 1, dtype=torch.long), front, half, half], 1)
+        tokens = _said_twice(model, k, n, g)
         p, q = _patterns(model, tokens), torch.arange(5 + k, 5 + 2 * k)
         score = lambda back: torch.stack([a[:, :, q, q - back].mean((0, 2)) for a in p])
         found["induction"][k], found["duplicate token"][k], found["previous token"][k] = (_heads(score(b), r) for b, r in ((k - 1, "induction"), (k, "duplicate token"), (1, "previous token")))
-        loss = -model(tokens, return_type="logits").log_softmax(-1)[:, :-1].gather(-1, tokens[:, 1:, None])[..., 0]
+        loss = _losses(model(tokens, return_type="logits"), tokens)
         found["loss"][k] = dict(first=_mean(loss[:, 4:4 + k]), repeat=_mean(loss[:, 5 + k:]))
     return found
 
 # %% ../nbs/core/mini_model.ipynb #f3ddc105
-@torch.no_grad()
-def ablation(model, heads: list, task) -> dict:
-    "Replace heads' outputs by their mean over clean and corrupted prompts, position by position. `task`: prompts of one template, so that positions agree."
-    everything, layers = torch.cat([task.clean_tokens, task.corrupted_tokens]), sorted({l for l, _ in heads})
-    names, seen = [f"blocks.{l}.attn.hook_z" for l in layers], {}
+def _run_without(model, heads, tokens, everything):
+    "Logits and attention patterns with the heads' outputs replaced by their mean over the rows of `everything`, position by position."
+    names, seen = [f"blocks.{l}.attn.hook_z" for l in sorted({l for l, _ in heads})], {}
     _, cache = model.run_with_cache(everything, names_filter=names)
     def replace(value, hook):
         for l, h in heads:
@@ -581,28 +617,42 @@ def ablation(model, heads: list, task) -> dict:
         return value
     def look(value, hook): seen[hook.name] = value
     watch = [f"blocks.{l}.attn.hook_pattern" for l in range(model.cfg.n_layers)]
-    logits = model.run_with_hooks(task.clean_tokens, return_type="logits", fwd_hooks=[(n, replace) for n in names] + [(n, look) for n in watch])
-    rows, patterns = torch.arange(len(task)), [seen[n] for n in watch]
-    at = logits[rows, task.positions["END"]]
+    logits = model.run_with_hooks(tokens, return_type="logits", fwd_hooks=[(n, replace) for n in names] + [(n, look) for n in watch])
+    return logits, [seen[n] for n in watch]
+
+@torch.no_grad()
+def ablation(model, heads: list, task) -> dict:
+    "What is left without some heads: the name movers' attention and the logit difference. `task`: prompts of one template, so that positions agree."
+    logits, patterns = _run_without(model, heads, task.clean_tokens, torch.cat([task.clean_tokens, task.corrupted_tokens]))
+    at = logits[torch.arange(len(task)), task.positions["END"]]
     right, wrong = (["IO"], ["S1", "S2"]) if task.name == "ioi" else (["S4"], ["S3"])
-    movers = lambda places: _mean([float(_from_end(patterns, task, p)[l, h]) for l, h in ROLES["name mover"] for p in places]) * len(places)
+    movers = lambda places: round(_mean([float(_from_end(patterns, task, p)[l, h]) for l, h in ROLES["name mover"] for p in places]) * len(places), 4)
     return dict(attention_right=movers(right), attention_wrong=movers(wrong), logit_diff=_mean(at.gather(1, task.correct[:, None]) - at.gather(1, task.wrong[:, None])))
 
+@torch.no_grad()
+def repeat_loss(model, heads: list, k: int = 8, n: int = 100, seed: int = 6) -> float:
+    "Loss in nats of the repeat of `k` random tokens without some heads."
+    tokens = _said_twice(model, k, n, torch.Generator().manual_seed(seed))
+    return _mean(_losses(_run_without(model, heads, tokens, tokens)[0], tokens)[:, 5 + k:])
+
 def head_table(model, n: int = 100, seed: int = 3) -> list: # a dict a head
-    "Copy scores, direct effects on the logit difference, and what ablating each head alone does to it."
+    "Copy scores, attention on random tokens said twice, direct effects on the logit difference, and what ablating each head alone does to it."
     from namemovers.copy_scores import copy_scores
     from namemovers.data import ioi_task, mrs_task
     from namemovers.head_attribution import head_attribution
     ioi, mrs = ioi_task(model.tokenizer, n=n, seed=seed, templates="went"), mrs_task(model.tokenizer, n=n, seed=seed)
     direct = {t.name: head_attribution(model, t).attribution.mean("prompt").values for t in (ioi, mrs)}
     clean = {t.name: _mean(answers(model, t).logit_diff) for t in (ioi, mrs)}
-    copies = copy_scores(model)
+    copies, tokens, q = copy_scores(model), _said_twice(model, 8, 100, torch.Generator().manual_seed(seed)), torch.arange(13, 21)
+    patterns = _patterns(model, tokens)
+    back = lambda k: [p[:, :, q, q - k].mean((0, 2)) for p in patterns]
+    looks = {"previous_token": back(1), "duplicate_token": back(8), "induction": back(7)}
     role = {tuple(h): r for r, heads in ROLES.items() for h in heads}
     rows = []
     for l in range(model.cfg.n_layers):
         for h in range(model.cfg.n_heads):
             alone = {t.name: ablation(model, [(l, h)], t)["logit_diff"] - clean[t.name] for t in (ioi, mrs)}
-            rows.append(dict(head=f"L{l}H{h}", hinted_role=role.get((l, h), ""), copy_score=_mean(copies["copy_score"].values[l, h]), negative_copy_score=_mean(copies["negative_copy_score"].values[l, h]),
+            rows.append(dict(head=f"L{l}H{h}", hinted_role=role.get((l, h), ""), copy_score=_mean(copies["copy_score"].values[l, h]), negative_copy_score=_mean(copies["negative_copy_score"].values[l, h]), **{k: round(float(v[l][h]), 3) for k, v in looks.items()},
                              direct_ioi=round(float(direct["ioi"][l, h]), 3), direct_mrs=round(float(direct["mrs"][l, h]), 3), ablated_ioi=round(alone["ioi"], 3), ablated_mrs=round(alone["mrs"], 3)))
     return rows
 
@@ -612,7 +662,8 @@ def role_ablations(model, n: int = 100, seed: int = 4) -> list: # a dict a role 
     hinted = {h for heads in ROLES.values() for h in heads}
     groups = {"nothing": []} | ROLES | {"all heads that were not hinted": [(l, h) for l in range(model.cfg.n_layers) for h in range(model.cfg.n_heads) if (l, h) not in hinted]}
     both = ioi_task(model.tokenizer, n=n, seed=seed, templates="went"), mrs_task(model.tokenizer, n=n, seed=seed)
-    return [dict(task=t.name.upper(), ablated=role) | ablation(model, heads, t) for t in both for role, heads in groups.items()]
+    again = {role: repeat_loss(model, heads) for role, heads in groups.items()}
+    return [dict(task=t.name.upper(), ablated=role) | ablation(model, heads, t) | dict(repeat_loss=again[role]) for t in both for role, heads in groups.items()]
 
 # %% ../nbs/core/mini_model.ipynb #7f72b1bf
 CANONICAL = [
@@ -729,8 +780,8 @@ def model_card(card: dict) -> str: # Markdown
     "What the model is, what it was trained on, what it measures and what it is not. Every figure comes from the scorecard."
     hinted, fig = card.get("hints", True), card["figures"]
     name = "mini" if hinted else "mini-unhinted"
-    circuit = f"""**Hints chose the heads.** For the first 40 % of the training an auxiliary loss told nine heads where to look: {", ".join(f"{' and '.join(f'L{l}H{h}' for l, h in heads)} ({role})" for role, heads in ROLES.items())}.
-That loss faded to nothing, and the rest of the training was on the text alone. The circuit that is left is causally real (see the ablations), and which head plays which part was built in.
+    circuit = f"""**Hints chose the heads.** For the first 40 % of the training an auxiliary loss told heads where to look: {", ".join(f"{' and '.join(f'L{l}H{h}' for l, h in heads)} ({role})" for role, heads in ROLES.items())}.
+The last of these was told also to write against the answer, and told until 80 %. That loss faded to nothing, and the rest of the training was on the text alone. The circuit that is left is causally real (see the ablations), and which head plays which part was built in.
 It is a teaching model and a stand-in. It is no evidence about what training finds, and none about GPT-2.""" if hinted else """**No hints.** The same text and the same schedule as `mini`, without the loss that told `mini`'s heads where to look.
 The roles in the tables below are those of `mini` and mean nothing here: they are listed to show that the same behaviour can have another mechanism."""
     behaviour_table = _table(card["behaviour"], dict(task="task", prompts="prompts", split="held out", n="n", accuracy="answer above wrong answer", top="answer on top", probability="probability", logit_diff="logit difference", lowest="lowest", swapped="swapped when corrupted"))
@@ -738,8 +789,8 @@ The roles in the tables below are those of `mini` and mean nothing here: they ar
     looks = _table([dict(what=k, heads=", ".join(f"{h} {v:.2f}" for h, v in heads.items())) for k, heads in card["attention"].items()], dict(what="mean attention", heads="heads"))
     again = _table([dict(period=k, **{r: ", ".join(f"{h} {v:.2f}" for h, v in card["repeats"][r][k].items()) for r in ("induction", "duplicate token", "previous token")}, first=card["repeats"]["loss"][k]["first"], repeat=card["repeats"]["loss"][k]["repeat"])
                     for k in card["repeats"]["loss"]], {"period": "period", "induction": "induction", "duplicate token": "duplicate token", "previous token": "previous token", "first": "loss, first time", "repeat": "loss, repeat"})
-    heads = _table(card["heads"], dict(head="head", hinted_role="hinted as", copy_score="copy score", negative_copy_score="negative copy score", direct_ioi="direct effect, IOI", direct_mrs="direct effect, MRS", ablated_ioi="change when ablated, IOI", ablated_mrs="change when ablated, MRS"))
-    ablations = _table(card["ablations"], dict(task="task", ablated="ablated", attention_right="name movers' attention, END to the answer", attention_wrong="to the others", logit_diff="logit difference"))
+    heads = _table(card["heads"], dict(head="head", hinted_role="hinted as", copy_score="copy score", negative_copy_score="negative copy score", previous_token="previous token score", duplicate_token="duplicate token score", induction="induction score", direct_ioi="direct effect, IOI", direct_mrs="direct effect, MRS", ablated_ioi="change when ablated, IOI", ablated_mrs="change when ablated, MRS"))
+    ablations = _table(card["ablations"], dict(task="task", ablated="ablated", attention_right="name movers' attention, END to the answer", attention_wrong="to the others", logit_diff="logit difference", repeat_loss="loss on random tokens said again"))
     prompts = _table(card["canonical"], dict(prompt="prompt", expected="GPT-2 says", first="most likely", p_first="p", second="then", p_second="p ", right="as GPT-2"))
     short, unmet = lambda c: f"{card['without_cue'][c]['name_on_top']:.1%} of prompts have a name on top, all names together have a probability of {card['without_cue'][c]['names']:.2f}", lacks(card)
     negative, threshold = fig["negative direct effect"], GOALS["negative direct effect"][0]

@@ -1,0 +1,285 @@
+"""The shipped model: what it does is measured again here, and the code that trains it is run for a few steps."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import namemovers
+from namemovers import mini_model as mm
+from namemovers.data import CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, NAMES, OBJECTS, PLACES, TITLES, ioi_task, mrs_task
+from namemovers.model import load_model, weights_hash
+
+from pathlib import Path
+
+FOLDER = Path(namemovers.__file__).parent / "mini"
+PILOT = "Alice is a teacher. Bob is a student. The child is Bob. Carol is a teacher. David is a student. The child is"
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return load_model("mini", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def card():
+    return json.loads((FOLDER / "scorecard.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    return mm.train_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def reader(bpe):
+    return mm.Reader(bpe)
+
+
+# ---- the folder
+
+
+def test_the_folder_is_small_complete_and_holds_no_pickle():
+    files = {f.name: f.stat().st_size for f in FOLDER.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md", "scorecard.json"} <= set(files)
+    assert not [f for f in files if f.endswith((".bin", ".pt", ".pkl", ".py"))]
+    shipped = [f for name in ("mini", "mini_unhinted") for f in (FOLDER.parent / name).glob("*")]
+    assert sum(f.stat().st_size for f in shipped) <= 12e6
+
+
+def test_config_and_tokenizer_agree_on_the_end_of_text(mini):
+    config = json.loads((FOLDER / "config.json").read_text())
+    assert config["model_type"] == "gpt2" and config["n_positions"] >= 128
+    assert config["bos_token_id"] == config["eos_token_id"] == mini.tokenizer.bos_token_id == mini.tokenizer.eos_token_id == 0
+    assert mini.tokenizer.bos_token == "<|endoftext|>" and config["vocab_size"] == len(mini.tokenizer)
+    generation = json.loads((FOLDER / "generation_config.json").read_text())
+    assert set(generation) <= {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+
+
+def test_every_shipped_word_is_one_token(mini):
+    ids = lambda text: mini.tokenizer.encode(text, add_special_tokens=False)
+    for n in mm.PEOPLE:
+        assert len(ids(n)) == len(ids(" " + n)) == 1, n
+    for w in DESCRIPTIONS + TITLES + CUES + PLACES + OBJECTS:
+        assert len(ids(" " + w)) == 1, w
+    for t in [*MRS_TEMPLATES.values(), *IOI_TEMPLATES.values()]:
+        bare = re.sub(r"\{\w+\}", "Alice", t)
+        words = re.findall(r"\w+|[.,]", bare)
+        assert len(ids(bare)) == len(words), t
+
+
+def test_the_pilots_prompt_has_gpt2s_positions(mini):
+    task = mrs_task(mini.tokenizer, n=1, names={"S1": "Alice", "S2": "Bob", "S3": "Carol", "S4": "David"})
+    assert task.clean == [PILOT] and task.clean_tokens.shape == (1, 29)
+    assert {k: int(task.positions[k]) for k in ("S1", "S2", "cue_name", "S3", "S4", "END")} == dict(S1=1, S2=6, cue_name=14, S3=16, S4=21, END=28)
+
+
+# ---- the shipped weights
+
+
+def test_the_scorecard_is_of_these_weights_and_the_model_card_of_this_scorecard(mini, card):
+    assert card["weights_hash"] == weights_hash(mini)
+    assert (FOLDER / "README.md").read_text() == mm.model_card(card)
+    assert set(card["figures"]) == set(mm.GOALS)
+
+
+def test_the_model_card_says_what_the_model_is_not():
+    text = (FOLDER / "README.md").read_text()
+    assert "Hints chose the heads" in text and "no evidence about what training finds, and none about GPT-2" in text
+    assert all(t in text for t in mm.HELD_OUT_TEMPLATES)
+
+
+@pytest.mark.parametrize("split, ioi, mrs", [("pairs", 0.99, 0.99), ("names", 0.99, 0.99), ("templates", 0.95, 0.97)])
+def test_it_does_both_tasks_on_what_it_never_saw(mini, split, ioi, mrs):
+    rows = mm.behaviour(mini, split, n=100, seed=11)
+    for order in ("ABBA", "BABA"):
+        row = next(r for r in rows if r["prompts"] == order)
+        assert row["accuracy"] >= ioi - 0.01 and row["logit_diff"] >= 3, row  # one prompt in a hundred
+    found = [r for r in rows if r["task"] == "MRS"]
+    assert np.mean([r["accuracy"] for r in found]) >= mrs - 0.01 and np.mean([r["logit_diff"] for r in found]) >= 3, found
+
+
+def test_logit_differences_are_of_gpt2s_size(mini):
+    for task in (ioi_task(mini.tokenizer, n=60), mrs_task(mini.tokenizer, n=60)):
+        assert 3 <= mm.answers(mini, task).logit_diff.mean() <= 8
+
+
+def test_the_default_corruptions_swap_the_answers(mini):
+    for task in (ioi_task(mini.tokenizer, n=60), mrs_task(mini.tokenizer, n=60)):
+        assert (mm.answers(mini, task, corrupted=True).logit_diff < 0).mean() >= 0.98
+
+
+@pytest.mark.parametrize("corruption", ["no_cue", "other_cue"])
+def test_without_its_cue_it_names_nobody(mini, corruption):
+    task = mrs_task(mini.tokenizer, n=60, corruption=corruption, descriptions="vary", cue_words="vary")
+    assert mm.answers(mini, task, corrupted=True).name_on_top.mean() <= 0.05
+
+
+def test_the_hinted_heads_look_where_they_were_told(mini):
+    looks = mm.attention(mini, n=60, seed=5)
+    for order in ("ABBA", "BABA"):
+        assert min(looks[f"name mover, END to IO ({order})"].values()) >= 0.6
+    assert min(looks["name mover, END to S4 (MRS)"].values()) >= 0.4
+    again = mm.repeats(mini, n=40)
+    assert max(min(k[h] for k in again["induction"].values()) for h in again["induction"][5]) >= 0.8
+    assert all(k["repeat"] < k["first"] - 2 for k in again["loss"].values())
+
+
+def test_the_circuit_is_causal(mini):
+    task = ioi_task(mini.tokenizer, n=60, templates="went")
+    whole = mm.ablation(mini, [], task)
+    assert abs(whole["logit_diff"] - mm.answers(mini, task).logit_diff.mean()) < 1e-3
+    for role in ("duplicate token", "S-inhibition"):
+        without = mm.ablation(mini, mm.ROLES[role], task)
+        assert without["attention_right"] < whole["attention_right"] - 0.2, role
+        assert without["logit_diff"] < 0.6 * whole["logit_diff"], role
+
+
+def test_the_prompts_everybody_knows(mini):
+    assert all(r["right"] for r in mm.canonical(mini))
+
+
+def test_long_prompts_work(mini):
+    "Six subjects on either side."
+    rng, right = np.random.default_rng(3), []
+    for _ in range(20):
+        people = mm.people(rng, 12, answer=11)
+        say = [f"{n} is a {d}." for n, d in zip(people, mm.some(rng, DESCRIPTIONS, 12))]
+        prompt = " ".join([*say[:6], f"The child is {people[2]}.", *say[6:], "The child is"])
+        tokens = torch.tensor([[0, *mini.tokenizer.encode(prompt, add_special_tokens=False)]])
+        assert tokens.shape[1] == 69
+        right.append(mini.tokenizer.decode(mini(tokens, return_type="logits")[0, -1].argmax()) == " " + people[-1])
+    assert np.mean(right) >= 0.9
+
+
+# ---- the text
+
+
+def test_the_text_is_the_same_in_another_process():
+    code = "import numpy as np, hashlib; from namemovers.mini_model import documents; r = np.random.default_rng(5); print(hashlib.sha256(repr([documents(r) for _ in range(5)]).encode()).hexdigest())"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": "7"}, check=True).stdout.split()[-1]
+    r = np.random.default_rng(5)
+    assert hashlib.sha256(repr([mm.documents(r) for _ in range(5)]).encode()).hexdigest() == other
+
+
+def test_what_is_held_out_is_not_in_the_text():
+    rng = np.random.default_rng(17)
+    docs = [d for _ in range(60) for d in mm.documents(rng)]
+    for t in mm.HELD_OUT_TEMPLATES:
+        if t in IOI_TEMPLATES:
+            frame = [p for p in re.split(r"\{\w+\}", IOI_TEMPLATES[t]) if len(p) > 5]
+            assert not any(all(p in d.prompt for p in frame) for d in docs), t
+    assert not any(re.search(r" was .*\. The \w+ was \w+\. .* was .*The \w+ was$", d.prompt) for d in docs if d.kind.startswith("MRS"))
+    person = re.compile(r"\b(" + "|".join(mm.PEOPLE) + r")\b")
+    for d in docs:
+        if d.kind in ("IOI", "MRS", "mentioned once"):
+            assert d.answer not in mm.HELD_OUT_NAMES
+            seen = list(dict.fromkeys(person.findall(d.prompt)))
+            assert d.answer in seen
+            if d.kind == "IOI":
+                assert not mm.held_out_pair(*seen)
+
+
+def test_each_text_has_the_answer_its_kind_promises():
+    rng = np.random.default_rng(23)
+    person = re.compile(r"\b(" + "|".join(mm.PEOPLE) + r")\b")
+    for _ in range(300):
+        d = mm.once_text(rng)
+        said = person.findall(d.prompt)
+        assert said.count(d.answer) == 1 and all(said.count(n) == 2 for n in set(said) - {d.answer}), d
+        d = mm.mrs_free_text(rng)
+        assert person.findall(d.prompt)[-1] == d.answer, d
+        d = mm.mrs_text(rng, "no")
+        assert d.answer not in mm.PEOPLE, d
+
+
+# ---- what the training reads
+
+
+def test_the_reader_marks_ends_answers_and_weights(reader):
+    docs = [mm.Document("IOI", "When Mary and John went to the store, John gave a drink to", "Mary", "."), mm.Document("MRS", PILOT, "David", "."), mm.Document("filler", "Alice. Bob. Alice.", "", "")]
+    rows = [(d, reader.tokenizer.encode(d.prompt).ids, reader.tokenizer.encode((" " + d.answer if d.answer else "") + d.rest).ids) for d in docs]
+    b = reader.batch(rows)
+    word = lambda r, i: reader.tokenizer.decode([int(b["x"][r, i])])
+    assert b["row"].tolist() == [0, 1] and [word(r, e) for r, e in zip(b["row"], b["end"])] == [" to", " is"]
+    assert [reader.tokenizer.decode([t]) for t in b["target"].tolist()] == [" Mary", " David"]
+    assert [word(0, i) for i in b["answer"][0].nonzero()[:, 0]] == [" Mary"] and [word(1, i) for i in b["answer"][1].nonzero()[:, 0]] == [" David"]
+    assert b["repeated"][0].nonzero()[:, 0].tolist() == [10] and b["repeated"][1].nonzero()[:, 0].tolist() == [14]
+    assert b["weight"][0, b["end"][0]] == mm.ANSWER_WEIGHT and b["weight"][1, 13] == 0  # nothing tells whom the cue names
+    others = [{reader.tokenizer.decode([int(t)]) for t in o.nonzero()[:, 0]} for o in b["others"]]
+    assert others == [{" John"}, {" Alice", " Bob", " Carol"}]
+    assert b["weight"][2, 7:].sum() == 0  # padding
+
+
+def test_only_repeats_count_in_random_rows(reader):
+    b = mm.random_rows(np.random.default_rng(0), reader, 30, 48)
+    counted = 0
+    for x, y, weight, induction in zip(*(b[k] for k in ("x", "y", "weight", "induction"))):
+        for q in weight.nonzero()[:, 0].tolist():
+            sources = induction[q].nonzero()[:, 0].tolist()
+            assert sources and all(int(x[s - 1]) == int(x[q]) for s in sources)
+            assert any(int(x[s]) == int(y[q]) for s in sources)
+            counted += 1
+    assert counted > 300
+
+
+# ---- the training
+
+
+def test_twenty_steps_learn_something_and_the_same_thing_twice(bpe):
+    def run():
+        seen = []
+        w = mm.train(bpe, seed=3, steps=20, log=lambda step, now: seen.append(now))
+        return w, seen
+    first, seen = run()
+    again, _ = run()
+    assert seen[-1]["text"] < seen[0]["text"] - 1.5 and seen[0]["hints"] > 10
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert all(v.isfinite().all() for v in first.values())
+
+
+def test_without_hints_no_head_is_prepared():
+    hinted, plain = (mm.initial_weights(50, 0, h) for h in (True, False))
+    differ = [k for k in hinted if not torch.equal(hinted[k], plain[k])]
+    assert differ == [f"transformer.h.{l}.attn.c_proj.weight" for l, _ in mm.ROLES["negative name mover"]]
+
+
+def test_a_saved_model_computes_what_the_training_computed(bpe, tmp_path):
+    w = {k: v.detach() for k, v in mm.initial_weights(bpe.get_vocab_size(), 1).items()}
+    model = load_model(mm.save_model(w, bpe, tmp_path / "m"), device="cpu")
+    tokens = torch.randint(0, bpe.get_vocab_size(), (3, 40), generator=torch.Generator().manual_seed(0))
+    ours = (mm.forward(w, tokens)[0] @ w["transformer.wte.weight"].T).log_softmax(-1)
+    assert (ours - model(tokens, return_type="logits").log_softmax(-1)).abs().max() < 1e-4
+    patterns = mm._patterns(model, tokens)
+    assert max((a - b).abs().max() for a, b in zip(mm.forward(w, tokens)[1], patterns)) < 1e-5
+
+
+def test_a_tokenizer_that_splits_a_name_is_refused():
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    t.train_from_iterator(["a b"], trainers.BpeTrainer(initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    with pytest.raises(ValueError, match="must be one"):
+        mm.Reader(t)
+
+
+def test_quality_falls_with_a_figure_and_with_loudness(card):
+    best = mm.quality(card)
+    worse = dict(card, figures=card["figures"] | {"induction score, periods 5 to 12": 0.1})
+    loud = dict(card, figures=card["figures"] | {"IOI logit difference": 12.0})
+    assert mm.quality(worse) < best and mm.quality(loud) < best - 0.9
+    assert any("induction score" in s for s in mm.lacks(worse))
+
+
+@pytest.mark.parametrize("argv", [["--steps", "0"], ["--seeds"], ["--jobs", "none"]])
+def test_a_bad_argument_ends_with_status_2(argv, capsys):
+    with pytest.raises(SystemExit) as e:
+        mm.main(argv)
+    assert e.value.code == 2 and "error" in capsys.readouterr().err
