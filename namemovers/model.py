@@ -21,9 +21,13 @@ from transformer_lens.model_bridge import TransformerBridge
 # %% ../nbs/core/model.ipynb #bb88eb92
 SHIPPED = ("mini", "mini-unhinted", "planted")  # models inside the package, where present
 
+def _package() -> Path:
+    import namemovers
+    return Path(namemovers.__file__).parent
+
 def _shipped(name: str) -> Path:
     "The folder of a model inside this package; its name may be written with _ for -."
-    folders = [Path(__file__).parent / n for n in (name, name.replace("-", "_"))]
+    folders = [_package() / n for n in (name, name.replace("-", "_"))]
     return next((f for f in folders if f.is_dir()), folders[0])
 
 def shipped_models() -> list[str]:

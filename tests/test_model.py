@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import namemovers.model as module
-from namemovers.model import load_model, model_folder, model_name, shipped_models, weights_hash
+from namemovers.model import load_model, model_folder, model_name, model_note, shipped_models, weights_hash
 
 PROMPT = "When Mary and John went to the store"
 
@@ -115,7 +115,7 @@ def test_loading_is_silent_and_leaves_logging_alone(tiny_folder, capfd):
 
 
 def test_no_shipped_model_by_that_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "model.py"))
+    monkeypatch.setattr(module, "_package", lambda: tmp_path)
     assert shipped_models() == []
     assert "make mini" in complaint("mini")
 
@@ -256,3 +256,8 @@ def test_lazy_top_level_import():
 
 def test_model_folder_of_a_folder(tiny_folder):
     assert model_folder(tiny_folder) == tiny_folder
+
+
+def test_every_page_can_say_what_its_model_is():
+    assert "hints" in model_note("mini") and "GPT-2" in model_note("mini")
+    assert "hints" not in model_note("gpt2") and "gpt2" in model_note("gpt2")
