@@ -105,12 +105,13 @@ def _source(cell) -> str:
 
 
 def _keep_outputs(nb: dict) -> dict:
-    "Mark the cells that nbdev must not run again."
+    "Mark the cells that nbdev must not run again: all but exports and `show_doc`, and what only a script would run."
     for cell in nb["cells"]:
         source = _source(cell)
-        if cell["cell_type"] == "code" and not {"export", "exports", "exporti", "exec_doc", "eval"} & set(_directives(source)):
-            if not re.search(r"^show_doc\(", source, re.M):
-                source = "#| eval: false\n" + source
+        options = set(_directives(source))
+        runs = options & {"export", "exports", "exporti", "exec_doc"} or re.search(r"^show_doc\(", source, re.M)
+        if cell["cell_type"] == "code" and "eval" not in options and (not runs or re.search(r"^if __name__\s*==", source, re.M)):
+            source = "#| eval: false\n" + source
         cell["source"] = source
     return nb
 
@@ -618,14 +619,14 @@ class _Sections(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.found = [{"id": "", "heading": "", "text": []}]
-        self.inside, self.figure = [], ""
+        self.found = [{"id": "", "heading": "", "text": [], "code": []}]
+        self.inside = []
 
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         if tag in ("h2", "h3", "h4") and attrs.get("id"):
-            self.found.append({"id": attrs["id"], "heading": "", "text": []})
-        if tag in ("h2", "h3", "h4", "script", "style", "noscript", "annotation"):
+            self.found.append({"id": attrs["id"], "heading": "", "text": [], "code": []})
+        if tag in ("h2", "h3", "h4", "pre", "script", "style", "noscript", "annotation"):
             self.inside.append(tag)
         if tag == "figure" and attrs.get("aria-label"):
             self.found[-1]["text"].append(attrs["aria-label"])
@@ -643,6 +644,8 @@ class _Sections(HTMLParser):
             self.found[-1]["text"].append(" " + " ".join(heads[:200]) + " ")
         elif where.startswith("h"):
             self.found[-1]["heading"] += data
+        elif where == "pre":
+            self.found[-1]["code"].append(data)
         elif not where:
             self.found[-1]["text"].append(data)
 
@@ -652,15 +655,15 @@ def search_sections(
     page: Page,
     lead: str = "", # HTML of the description below the title
 ) -> list[dict]:
-    "What search knows of a page: heading, address, and text of each section."
+    "What search knows of a page: heading, address, words and code of each section."
     parser = _Sections()
     parser.feed(f"<p>{lead}</p>" + body)
     sections = []
     for section in parser.found:
-        text = re.sub(r"\s+", " ", "".join(section["text"])).strip()
-        if text or section["heading"]:
+        text, code = (re.sub(r"\s+", " ", "".join(section[kind])).strip() for kind in ("text", "code"))
+        if text or code or section["heading"]:
             url = page.url + (f"#{section['id']}" if section["id"] else "")
-            sections.append({"page": _strip_markup(page.title), "heading": section["heading"].strip(), "url": url, "text": text})
+            sections.append({"page": _strip_markup(page.title), "heading": section["heading"].strip(), "url": url, "text": text, "code": code})
     return sections
 
 # %% ../nbs/core/site.ipynb #5f236345

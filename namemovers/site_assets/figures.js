@@ -38,6 +38,8 @@
       layout.autosize = true
       layout.height ??= target.clientHeight || 450
       delete layout.width
+      // Labels set level for a wide page would run into each other on a narrow one.
+      if (target.clientWidth < 560 && layout.xaxis?.tickangle === 0 && layout.xaxis.ticktext?.join("").length > 40) layout.xaxis.tickangle = -60
       for (const [path, value] of Object.entries(themed(layout, box))) assign(layout, path, value)
       await Plotly.newPlot(target, data, layout, config)
       if (frames?.length) await Plotly.addFrames(target, frames)

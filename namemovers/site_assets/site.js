@@ -49,8 +49,8 @@
   let index, sections, loading, hits = [], at = -1
   const load = () => loading ||= Promise.all([script("assets/minisearch.min.js"), script("assets/search-index.js")]).then(() => {
     sections = window.searchIndex
-    index = new MiniSearch({ fields: ["heading", "page", "text"], idField: "id", tokenize: words,
-      searchOptions: { boost: { heading: 4, page: 2 }, prefix: t => !/^l\d+h\d+$/.test(t), fuzzy: t => /\d/.test(t) || t.length < 5 ? false : 0.2,
+    index = new MiniSearch({ fields: ["heading", "page", "text", "code"], idField: "id", tokenize: words,
+      searchOptions: { boost: { heading: 4, page: 2, code: 0.2 }, prefix: t => !/^l\d+h\d+$/.test(t), fuzzy: t => /\d/.test(t) || t.length < 5 ? false : 0.2,
         boostDocument: id => sections[id].url.startsWith("api.html") ? 0.3 : sections[id].url.startsWith("core/") ? 0.6 : 1,
         tokenize: text => (text.toLowerCase().match(/[\p{L}\p{N}_.]+/gu) || []).map(w => w.replace(/^\.+|\.+$/g, "")).filter(Boolean) } })
     index.addAll(sections.map((s, id) => ({ id, ...s })))
@@ -84,7 +84,7 @@
       a.href = root + s.url; a.tabIndex = -1
       const name = Object.assign(document.createElement("strong"), { textContent: s.heading || s.page })
       const page = Object.assign(document.createElement("span"), { className: "from", textContent: s.heading && s.heading !== s.page ? s.page : "" })
-      a.append(name, page, excerpt(s.text, hit.terms))
+      a.append(name, page, excerpt(hit.terms.some(t => s.text.toLowerCase().includes(t)) ? s.text : s.code || s.text, hit.terms))
       a.addEventListener("click", () => dialog.close())
       li.append(a)
       return li
