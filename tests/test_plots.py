@@ -1,0 +1,235 @@
+"""Figures: what is drawn is what the result says, and a browser draws it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly
+import pytest
+import xarray as xr
+
+from namemovers import plots
+from namemovers.plots import attention, bars, heatmap, lines, points, scatter, table, token_label
+from namemovers.stats import summarise
+
+
+def heads(layers=3, n_heads=4, prompts=20, seed=0, **effect):
+    x = np.random.default_rng(seed).normal(0, 0.2, (layers, n_heads, prompts))
+    x[-1, 0] += 2
+    x[0, 1] -= 1
+    return xr.DataArray(x, dims=("layer", "head", "prompt"), coords={"layer": range(layers), "head": range(n_heads)}, name="effect")
+
+
+TOKENS = ["<|endoftext|>", " <b>", " a", " a", "\n", " David", " & co"]
+
+
+def by_position():
+    x = np.random.default_rng(0).normal(size=(3, len(TOKENS), 10))
+    x[:, -1] = np.nan
+    return xr.DataArray(x, dims=("layer", "position", "prompt"), name="logit_diff")
+
+
+def test_heatmap_shows_the_summary():
+    s = summarise(heads())
+    fig = heatmap(s, title="t")
+    h = fig.data[0]
+    np.testing.assert_allclose(h.z, s["mean"].values)
+    assert h.zmin == -h.zmax == -float(abs(s["mean"]).max())
+    np.testing.assert_array_equal(np.array(h.text) != "", s.significant.values)
+    hover = h.customdata[2][0]
+    assert "L2H0" in hover and "n = 20" in hover and "95 % interval" in hover
+    assert f"{float(s['mean'][2, 0]):.3g}" in hover and f"{float(s.low[2, 0]):.3g}" in hover
+    assert fig.layout.xaxis.title.text == "head" and fig.layout.yaxis.title.text == "layer" and fig.layout.yaxis.autorange == "reversed"
+
+
+def test_heatmap_takes_per_prompt_values_and_variables():
+    a = heatmap(summarise(heads())).to_json()
+    assert heatmap(heads()).to_json() == a
+    assert heatmap(xr.Dataset({"other": heads() * 2, "effect": heads()})).to_json() == a
+    assert heatmap(xr.Dataset({"other": heads() * 2, "effect": heads()}), "other").data[0].z[0][0] != heatmap(heads()).data[0].z[0][0]
+    with pytest.raises(ValueError, match="no variable 'nope'"):
+        heatmap(xr.Dataset({"effect": heads()}), "nope")
+    with pytest.raises(ValueError, match="two dimensions"):
+        heatmap(heads().isel(head=0))
+
+
+def test_layers_are_rows_whatever_the_order():
+    assert np.array_equal(heatmap(heads().transpose("prompt", "head", "layer")).data[0].z, heatmap(heads()).data[0].z)
+
+
+def test_tokens_on_an_axis():
+    fig = heatmap(by_position(), labels=TOKENS)
+    names = fig.layout.xaxis.ticktext
+    assert names[0] == "&lt;|endoftext|&gt;" and names[1] == "·&lt;b&gt;" and names[4] == "⏎" and names[6] == "·&amp; co"
+    assert names[2] == names[3] == "·a" and len(set(fig.layout.xaxis.tickvals)) == len(TOKENS), "equal tokens keep their own columns"
+    assert np.isnan(np.array(fig.data[0].z, dtype=float)[:, -1]).all() and fig.data[0].customdata[0][-1] == ""
+    with pytest.raises(ValueError, match="labels"):
+        heatmap(by_position(), labels=TOKENS[:3])
+    carried = by_position().assign_coords(token=("position", TOKENS))
+    assert heatmap(carried).layout.xaxis.ticktext == names
+
+
+def test_named_positions_label_themselves():
+    x = by_position().isel(position=slice(0, 2)).assign_coords(position=["S1", "END"])
+    assert heatmap(x).layout.xaxis.ticktext == ("S1", "END")
+
+
+def test_degenerate_values_are_drawn():
+    for x in (xr.zeros_like(heads()), heads() * np.nan, heads(prompts=1), heads().isel(layer=[0], head=[0])):
+        for draw in (heatmap, bars, lambda v: scatter(v, v)):
+            draw(x).to_json()
+    h = heatmap(xr.zeros_like(heads())).data[0]
+    assert h.zmin < 0 < h.zmax
+    assert "interval" not in heatmap(heads(prompts=1)).data[0].customdata[0][0]
+
+
+def test_direction_names_the_scale():
+    unit = lambda d: heatmap(heads().assign_attrs(direction=d)).data[0].colorbar.title.text.replace("<br>", " ")
+    assert "0 corrupted" in unit("denoise") and "0 clean" in unit("noise")
+
+
+def test_bars_take_both_ends():
+    fig = bars(heads(), k=2)
+    assert len(fig.layout.xaxis.ticktext) == 4 and fig.layout.xaxis.ticktext[0] == "L2H0" and fig.layout.xaxis.ticktext[-1] == "L0H1"
+    s = summarise(heads())
+    assert fig.data[0].y[0] == pytest.approx(float(s["mean"][2, 0]))
+    assert fig.data[0].error_y.array[0] == pytest.approx(float(s.high[2, 0] - s["mean"][2, 0]))
+    assert len(bars(heads(), k=50).layout.xaxis.ticktext) == 12
+    flat = heads().isel(head=0).rename(layer="component").assign_coords(component=["embed", "attn 0", "bias"])
+    assert bars(flat).layout.xaxis.ticktext == ("embed", "attn 0", "bias")
+    both = bars({"attention": heads().isel(head=0), "MLP": heads().isel(head=1)})
+    assert [t.name for t in both.data] == ["attention", "MLP"] and both.layout.showlegend
+    with pytest.raises(ValueError, match="Bars need"):
+        bars(by_position())
+
+
+def test_lines_have_bands():
+    x = heads().isel(head=0)
+    s = summarise(x)
+    fig = lines(x)
+    band, line = fig.data
+    np.testing.assert_allclose(line.y, s["mean"])
+    np.testing.assert_allclose(band.y, np.concatenate([s.high, s.low[::-1]]))
+    assert band.hoverinfo == "skip" and len(lines(heads(prompts=1).isel(head=0)).data) == 1
+    assert [t.name for t in lines({"MRS": x, "IOI": -x}).data if t.mode == "lines+markers"] == ["MRS", "IOI"]
+    assert len([t for t in lines(heads()).data if t.mode == "lines+markers"]) == 4
+    assert "layer 0" in line.customdata[0]
+
+
+def test_scatter_names_the_notable():
+    fig = scatter(heads(12, 12), heads(12, 12, seed=1), k=2, x_label="x <1>", diagonal=True)
+    trace = fig.data[-1]
+    assert {t for t in trace.text if t} == {"L11H0", "L0H1"} and len(trace.x) == 144
+    assert fig.layout.xaxis.title.text == "x &lt;1&gt;" and fig.data[0].mode == "lines"
+    holes = heads().where(heads().layer > 0)
+    assert len(scatter(holes, heads()).data[-1].x) == 8
+
+
+def test_points():
+    x = xr.DataArray(np.random.default_rng(0).random((5, 3)), dims=("prompt", "name"), coords={"name": ["IO", "S1", "<S2>"]}, name="attention")
+    fig = points(x, x * 2, by="name", y_label="output")
+    assert [t.name for t in fig.data] == ["IO", "S1", "&lt;S2&gt;"] and all(len(t.x) == 5 for t in fig.data)
+    assert len(points(x, x).data) == 1 and len(points(x, x).data[0].x) == 15
+
+
+def test_attention():
+    n = len(TOKENS)
+    a = np.tril(np.full((n, n), 0.25))
+    fig = attention(a, TOKENS, title="a head")
+    z = np.array(fig.data[0].z, dtype=float)
+    assert np.isnan(z[0, 1]) and z[1, 0] == 0.25 and (fig.data[0].zmin, fig.data[0].zmax) == (0, 1)
+    assert fig.layout.xaxis.ticktext == fig.layout.yaxis.ticktext and "looks at" in fig.data[0].customdata[3][1]
+    with pytest.raises(ValueError, match="pattern"):
+        attention(a[:2], TOKENS)
+
+
+def test_titles_are_text_and_wrap():
+    fig = heatmap(heads(12, 12), title="a <b> & " + "word " * 40)
+    assert fig.layout.title.text.startswith("a &lt;b&gt; &amp; ") and fig.layout.title.text.count("<br>") >= 2
+    assert fig.layout.margin.t > heatmap(heads(12, 12), title="short").layout.margin.t
+    assert heatmap(heads()).layout.title.text is None
+
+
+def test_token_label_keeps_what_cannot_be_seen():
+    assert token_label(" a") == "·a" and token_label("  a b") == "··a b" and token_label("") == "∅" and token_label("<") == "&lt;"
+
+
+def test_table_is_plain_and_safe():
+    html = table(pd.DataFrame({"a": ["<script>"], "b": [-1.234], "c": [3], "d": [True], "e": [np.nan]}), caption="x & y").data
+    assert "<script>" not in html and "&lt;script&gt;" in html and "−1.23" in html and ">3<" in html and ">yes<" in html and ">–<" in html and "x &amp; y" in html
+    assert table(pd.DataFrame({"a": [1]}, index=pd.Index(["L0H1"], name="head")), index=True).data.count("L0H1") == 1
+
+
+def contrast(a, b):
+    def light(c):
+        v = [int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        v = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in v]
+        return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]
+    high, low = sorted((light(a), light(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_the_look_reads_on_white_and_on_black():
+    layout = heatmap(heads()).layout.template.layout
+    assert layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0,0,0,0)"
+    for background in ("#ffffff", "#111111"):
+        assert contrast(layout.font.color, background) >= 4.1
+        for colour in plots.COLOURS:
+            assert contrast(colour, background) >= 2.7
+
+
+def test_the_scale_is_symmetric_and_told_apart_without_red_and_green():
+    scale = plots.DIVERGING
+    assert scale[len(scale) // 2][0] == 0.5 and all(a[0] + b[0] == pytest.approx(1) for a, b in zip(scale, scale[::-1]))
+    deuteranopia = np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]])
+    rgb = lambda c: np.array([int(c[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    seen = [deuteranopia @ rgb(c) for _, c in scale]
+    for i in range(len(scale) // 2):
+        assert np.linalg.norm(seen[i] - seen[-1 - i]) > 0.2
+
+
+def all_figures():
+    return {
+        "heads": heatmap(heads(), title="Three layers of four heads"), "heads12": heatmap(heads(12, 12), title="A long title " * 12),
+        "positions": heatmap(by_position(), labels=TOKENS, title="Tokens"), "bars": bars(heads(12, 12), title="Bars"), "lines": lines({"MRS": heads().isel(head=0), "IOI": heads().isel(head=1)}, title="Lines"),
+        "scatter": scatter(heads(12, 12), heads(12, 12, seed=1), title="Scatter"), "attention": attention(np.tril(np.ones((7, 7))) / 7, TOKENS, title="Attention"),
+    }
+
+
+def test_a_browser_draws_them_without_clipping(tmp_path):
+    """Every figure in a column of 760 and of 360 pixels: no error, and every text inside the figure's own box."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()), None)
+    if chromium is None:
+        pytest.skip("no Chromium to draw with")
+    figures = all_figures()
+    script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    draw = "".join(f"{{const f = {fig.to_json()}; Plotly.newPlot('{n}', f.data, f.layout, {{responsive: true, displayModeBar: false}})}};" for n, fig in figures.items())
+    divs = "".join(f'<div id="{n}"></div>' for n in figures)
+    page_file = tmp_path / "p.html"
+    page_file.write_text(f'<!doctype html><meta charset="utf-8"><body style="margin:0">{divs}<script src="file://{script}"></script><script>{draw}</script>')
+    with sync_api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        for width in (760, 360):
+            page = browser.new_page(viewport={"width": width, "height": 900})
+            errors = []
+            page.on("pageerror", lambda e: errors.append(str(e)))
+            page.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+            page.goto(page_file.as_uri())
+            page.wait_for_function(f"document.querySelectorAll('.main-svg').length >= {len(figures)}")
+            page.wait_for_timeout(500)
+            assert not errors
+            outside = page.evaluate("""() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(d => {
+                const box = d.getBoundingClientRect();
+                return [...d.querySelectorAll('.gtitle, .xtitle, .ytitle, .xtick text, .ytick text, .cbtitle text')].filter(t => {
+                    const b = t.getBoundingClientRect();
+                    return b.width && (b.top < box.top - 1 || b.left < box.left - 1 || b.bottom > box.bottom + 1 || b.right > box.left + Math.max(box.width, d.querySelector('.main-svg').getBoundingClientRect().width) + 1);
+                }).map(t => d.id + ': ' + t.textContent);
+            })""")
+            if width == 760:
+                assert outside == []
+            labels = page.evaluate("() => [...document.querySelectorAll('#positions .xtick text')].map(t => t.textContent)")
+            assert labels[0] == "<|endoftext|>" and labels[1] == "·<b>" and len(labels) == len(TOKENS)
+            page.close()
+        browser.close()
