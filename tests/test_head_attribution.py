@@ -8,7 +8,7 @@ from transformer_lens.tools.analysis.direct_logit_attribution import direct_logi
 
 from namemovers.data import ioi_task, mrs_task, name_token
 from namemovers.head_attribution import (
-    agreement, attention, components, head_attribution, in_words, leading_heads, name_ids, name_projection, subject_positions,
+    agreement, attention, components, head_attribution, leading_heads, name_ids, name_projection, subject_positions,
 )
 
 # `all` and IOI hold prompts of several lengths, so every one of these also tests padding.
@@ -204,6 +204,7 @@ def test_agreement_verdicts():
     assert table.verdict.to_dict() == {"L0H0": "both", "L0H1": "opposite", "L0H2": "patching only", "L1H0": "attribution only"}
     assert table.index[0] == "L0H0" and table.index[-1] == "L0H2"  # ordered by the larger share of either maximum
     assert table.loc["L0H1", ["attribution", "patching"]].tolist() == [1.0, -0.2]
+    assert set(agreement(a, p, least=0.6)["head"]) == {"L0H0"}  # a significant mean may still be negligible
 
 
 def test_leading_heads_are_significant_where_any_is():
@@ -212,9 +213,3 @@ def test_leading_heads_are_significant_where_any_is():
     assert leading_heads(s, 1) == [(1, 2), (1, 0)]
     nothing = summary([[2.0, 1.0, 0.0], [-1.0, 0.5, 3.0]], np.zeros((2, 3), bool))
     assert leading_heads(nothing, 2) == [(1, 2), (0, 0), (1, 0)]
-
-
-def test_in_words():
-    s = summary([[2.0, 1.0], [-1.0, 0.5]], [[True, False], [True, False]])
-    assert in_words(s, [(0, 0), (1, 0)]) == "L0H0 2.00 [1.00, 3.00], L1H0 −1.00 [−2.00, 0.00]"
-    assert in_words(s, []) == "none"
