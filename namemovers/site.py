@@ -535,14 +535,26 @@ def _pandoc(text: str, reader: str, *args: str) -> str:
     return done.stdout
 
 
+_INTERVAL = re.compile(r"[-+\u2212\d.%]+ ?\[[^\]]{1,24}\]\*?")
+
+
+def _table(table: str) -> str:
+    "A table in a box that scrolls; cells of many words are not squeezed into a narrow column, intervals not broken."
+    def cell(match):
+        text = _strip_markup(match[2])
+        kind = "words" if len(text) > 45 else "interval" if _INTERVAL.fullmatch(text) else ""
+        return f'<td{match[1]}><div class="{kind}">{match[2]}</div></td>' if kind else match[0]
+
+    return f'<div class="table-scroll">{re.sub(r"<td([^>]*)>(.*?)</td>", cell, table, flags=re.S)}</div>'
+
+
 def notebook_html(
     nb: dict, # of `tidy`
 ) -> tuple[str, str]: # table of contents, body
     "A tidied notebook as HTML."
     shown = _pandoc(json.dumps(nb), _READER, "--toc", "--toc-depth=3", f"--template={ASSETS / 'body.html'}", f"--lua-filter={ASSETS / 'unbox.lua'}")
     contents, body = shown.split(_CUT, 1)
-    body = re.sub(r"(<table\b.*?</table>)", r'<div class="table-scroll">\1</div>', body, flags=re.S)
-    return contents.strip(), body
+    return contents.strip(), re.sub(r"<table\b.*?</table>", lambda match: _table(match[0]), body, flags=re.S)
 
 # %% ../nbs/core/site.ipynb #5885829a
 def _navigation(pages: list[Page], current: Page) -> str:
