@@ -101,13 +101,16 @@ def logit_lens(
     s = ("stage", "prompt")
     layers = [-1] + [int(n.split()[0]) for n, _ in stages[1:]]
     components = ["embed", "pos_embed"] + [n for n, _ in parts] + ["bias"]
-    return xr.Dataset(
+    ds = xr.Dataset(
         dict(logit_diff=(s, got["logit_diff"]), rank=(s, got["rank"]), probability=(s, got["probability"]),
              top_token=(("stage", "top", "prompt"), token), top_probability=(("stage", "top", "prompt"), got["top_probability"]),
              contribution=(("component", "prompt"), got["contribution"]),
              clean=("prompt", got["clean"]), corrupted=("prompt", got["corrupted"]), preferred=("prompt", got["rank"][-1] == 1)),
         coords=dict(stage=[n for n, _ in stages], after_layer=("stage", layers), component=components, prompt=np.arange(len(task)), top=np.arange(1, top + 1)),
         attrs=provenance(model, task, measurement="logit_lens", metric="logit_diff"))
+    ds["stage"].attrs["long_name"] = "residual stream after this layer's attention (mid) or MLP (post)"
+    ds["component"].attrs["long_name"] = "part of the model"
+    return ds
 
 def _append(got, new):
     for k, v in new.items(): got.setdefault(k, []).append(v)
@@ -155,7 +158,7 @@ def layer_contributions(
     c = ds["contribution"]
     def pick(kind):
         names = [n for n in c["component"].values if str(n).startswith(f"{kind} ")]
-        found = c.sel(component=names).rename(component="layer").assign_coords(layer=range(len(names)))
+        found = c.sel(component=names).rename(component="layer").assign_coords(layer=np.arange(len(names)))
         return found.assign_attrs({**ds.attrs, **c.attrs})
     return {"attention": pick("attn"), "MLP": pick("mlp")}
 
@@ -236,11 +239,13 @@ def read_lens(
     steps = s["mean"].diff("stage")
     jump = str(steps["stage"].values[steps.values.argmax()])
     first = (ds["rank"] == 1).mean("prompt") > 0.5
-    late = [st for st, f in zip(stages, first.values) if f]
+    late = stages[len(stages) - list(first.values[::-1]).index(False):] if not first.values.all() else stages  # first of all tokens, and so to the end
     text = f"After the embedding the logit difference is {_say_mean(s.isel(stage=0))}. "
-    if i: text += f"It is still {_say_mean(s.isel(stage=i - 1))} after {stage_words(stages[i - 1])}, and from {stage_words(half)} on it is at least half of its final {_say_mean(s.isel(stage=-1))}"
-    else: text += f"It is at least half of its final {_say_mean(s.isel(stage=-1))} from the start"
-    text += f"; from {stage_words(nearly)} on, at least nine tenths. The largest single step is {stage_words(jump)}'s: {_say(float(steps.max()))} logits. "
+    if i: text += f"After {stage_words(stages[i - 1])} it is {_say_mean(s.isel(stage=i - 1))}, and from {stage_words(half)} on at least {'nine tenths' if nearly == half else 'half'} of its final {_say_mean(s.isel(stage=-1))}"
+    else: text += f"It is at least {'nine tenths' if nearly == half else 'half'} of its final {_say_mean(s.isel(stage=-1))} from the start"
+    text += ("" if nearly == half else f"; from {stage_words(nearly)} on, at least nine tenths") + f". The largest single step is {stage_words(jump)}'s: {_say(float(steps.max()))} logits. "
+    peak = int(s["mean"].values.argmax())
+    if float(s["mean"][peak]) > 1.1 * float(s["mean"][-1]): text += f"It is highest after {stage_words(stages[peak])}, {_say_mean(s.isel(stage=peak))}, and falls from there: what follows is against the answer, or makes the stream longer with other things, and the LayerNorm divides by its length. "
     if ds.sizes["prompt"] == 1: return text + (f"The right answer is first of all tokens as from {stage_words(late[0])}." if late else "The right answer is never first of all tokens.")
     return text + (f"For most prompts the right answer is first of all tokens as from {stage_words(late[0])}." if late else "For most prompts the right answer is never first of all tokens.")
 

@@ -103,6 +103,13 @@ def _hover(s: xr.Dataset, at: dict, name: str) -> str:
     if not np.isnan(c["q"]): text += f"<br>q = {_number(c['q'])}"
     return text
 
+def _axis(s: xr.Dataset, dim: str) -> str:
+    "What an axis is called: the coordinate's long_name where it has one."
+    return html.escape(str(s[dim].attrs.get("long_name", dim.replace("_", " "))) if dim in s.coords else dim.replace("_", " "), quote=False)
+
+def _faint(colour: str, share: float) -> str:
+    return "rgba({},{},{},{})".format(*(int(colour[i:i + 2], 16) for i in (1, 3, 5)), share)
+
 def _labels(s: xr.Dataset, dim: str, labels=None) -> list[str]:
     "Labels of one dimension: those given, else a `token` or `label` coordinate along it, else its own values."
     if labels is None: labels = next((s[c].values for c in ("token", "label") if c in s.coords and s[c].dims == (dim,)), None)
@@ -141,8 +148,8 @@ def heatmap(
     fig.add_trace(go.Heatmap(z=z, x=list(range(z.shape[1])), y=list(range(z.shape[0])), text=marks, texttemplate="%{text}", textfont=dict(size=15),
                              customdata=text, hovertemplate="%{customdata}<extra></extra>", hoverongaps=False, xgap=1, ygap=1, zmin=-top, zmax=top, zmid=0,
                              colorscale=DIVERGING, colorbar=_colour_bar(_unit(s, unit), plot)))
-    fig.update_xaxes(title_text=None if labels is not None else cols.replace("_", " "), tickvals=list(range(z.shape[1])), ticktext=x_names, tickangle=-60 if crowded and max(map(len, x_names)) > 2 else 0, showgrid=False, zeroline=False)
-    fig.update_yaxes(title_text=rows, tickvals=list(range(z.shape[0])), ticktext=y_names, autorange="reversed", showgrid=False, zeroline=False)
+    fig.update_xaxes(title_text=None if labels is not None else _axis(s, cols), tickvals=list(range(z.shape[1])), ticktext=x_names, tickangle=-60 if crowded and max(map(len, x_names)) > 2 else 0, showgrid=False, zeroline=False)
+    fig.update_yaxes(title_text=_axis(s, rows), tickvals=list(range(z.shape[0])), ticktext=y_names, autorange="reversed", showgrid=False, zeroline=False)
     return fig
 
 # %% ../nbs/core/plots.ipynb #d7f4aa77
@@ -173,13 +180,12 @@ def lines(
     for (name, s), colour in zip(series.items(), COLOURS * (1 + len(series) // len(COLOURS))):
         low, high = s["low"].values, s["high"].values
         if np.isfinite(low).any():
-            fill = "rgba({},{},{},0.18)".format(*(int(colour[i:i + 2], 16) for i in (1, 3, 5)))
-            fig.add_trace(go.Scatter(x=x + x[::-1], y=np.concatenate([high, low[::-1]]), fill="toself", fillcolor=fill, line=dict(width=0), mode="lines", hoverinfo="skip", showlegend=False, legendgroup=name))
+            fig.add_trace(go.Scatter(x=x + x[::-1], y=np.concatenate([high, low[::-1]]), fill="toself", fillcolor=_faint(colour, 0.18), line=dict(width=0), mode="lines", hoverinfo="skip", showlegend=False, legendgroup=name))
         hover = [_hover(s.isel({dim: i}), {}, f"{name + ', ' if name else ''}{dim + ' ' if names[i].isdigit() else ''}{names[i]}") for i in x]
         fig.add_trace(go.Scatter(x=x, y=s["mean"].values, name=name, mode="lines+markers", line=dict(color=colour, width=2), marker=dict(size=6), legendgroup=name, customdata=hover, hovertemplate="%{customdata}<extra></extra>"))
     step = 1 + len(x) // 40
-    fig.update_xaxes(title_text=dim.replace("_", " "), tickvals=x[::step], ticktext=names[::step], showgrid=False, zeroline=False)
-    fig.update_yaxes(title_text=_unit(first, unit))
+    fig.update_xaxes(title_text=_axis(first, dim), tickvals=x[::step], ticktext=names[::step], showgrid=False, zeroline=False)
+    fig.update_yaxes(title_text=_unit(first, unit), rangemode="tozero")
     return fig
 
 # %% ../nbs/core/plots.ipynb #2d689b0c
@@ -203,17 +209,18 @@ def bars(
         s = s.isel(cell=order).reset_index("cell")
         series, dim, axis = {"": s}, "cell", "head"
     else:
-        dim = axis = first["mean"].dims[0]
-        names = _labels(first, dim, labels)
+        dim = first["mean"].dims[0]
+        names, axis = _labels(first, dim, labels), _axis(first, dim)
     fig = _figure(title, height=360, top=26 if len(series) > 1 else 0, hovermode="closest", showlegend=len(series) > 1, bargap=0.25)
     x = list(range(len(names)))
     for (name, s), colour in zip(series.items(), COLOURS * (1 + len(series) // len(COLOURS))):
         mean, low, high = (s[v].values.astype(float) for v in ("mean", "low", "high"))
         hover = [_hover(s.isel({dim: i}), {}, f"{name + ', ' if name else ''}{names[i]}") for i in x]
-        paint = colour if len(series) > 1 else [DIVERGING[5][1] if v >= 0 else DIVERGING[1][1] for v in np.nan_to_num(mean)]
-        fig.add_trace(go.Bar(x=x, y=mean, name=name, marker=dict(color=paint, line=dict(width=0)), customdata=hover, hovertemplate="%{customdata}<extra></extra>",
+        solid = colour if len(series) > 1 else [DIVERGING[5][1] if v >= 0 else DIVERGING[1][1] for v in np.nan_to_num(mean)]
+        paint = _faint(solid, 0.6) if isinstance(solid, str) else [_faint(c, 0.6) for c in solid]  # so that the whisker shows on the bar
+        fig.add_trace(go.Bar(x=x, y=mean, name=name, marker=dict(color=paint, line=dict(width=1, color=solid)), customdata=hover, hovertemplate="%{customdata}<extra></extra>",
                              error_y=dict(type="data", symmetric=False, array=high - mean, arrayminus=mean - low, color=GREY, thickness=1.4, width=3)))
-    fig.update_xaxes(title_text=axis.replace("_", " "), tickvals=x, ticktext=names, tickangle=-60 if sum(map(len, names)) > 75 else 0, showgrid=False, zeroline=False)
+    fig.update_xaxes(title_text=axis, tickvals=x, ticktext=names, tickangle=-60 if len(names) * (max(map(len, names)) + 1) > 85 else 0, showgrid=False, zeroline=False)
     fig.update_yaxes(title_text=_unit(first, unit))
     return fig
 
