@@ -116,6 +116,14 @@ class NotebookError(Exception):
     "A cell failed. The message names notebook, cell and exception; `traceback` is the kernel's."
     traceback = ""
 
+def _joined(outputs):
+    "Text that was printed in pieces, in one piece."
+    found = []
+    for o in outputs:
+        if found and o.output_type == "stream" == found[-1].output_type and o.name == found[-1].name: found[-1].text += o.text
+        else: found.append(o)
+    return found
+
 async def execute(
     path: str | Path, # of the notebook
 ):  # the executed notebook
@@ -129,7 +137,7 @@ async def execute(
     nb = nbformat.read(path, as_version=4)
     for cell in nb.cells: cell.pop("execution_count", None) if cell.cell_type != "code" else cell.update(execution_count=None)
     out = _left_out(path)
-    client = NotebookClient(nb, timeout=None, kernel_manager_class=_manager(), kernel_name="python3", record_timing=False, coalesce_streams=True,
+    client = NotebookClient(nb, timeout=None, kernel_manager_class=_manager(), kernel_name="python3", record_timing=False,
                             resources={"metadata": {"path": str(path.parent)}})
     client.create_kernel_manager()
     at = None
@@ -139,6 +147,8 @@ async def execute(
         await client.async_start_new_kernel_client()
         for at, cell in enumerate(nb.cells):
             if at not in out: await client.async_execute_cell(cell, at)
+        for cell in nb.cells:
+            if cell.cell_type == "code": cell.outputs = _joined(cell.outputs)
         client.set_widgets_metadata()
     except (CellExecutionError, DeadKernelError, RuntimeError) as e:
         if asyncio.current_task().cancelling(): raise asyncio.CancelledError from None

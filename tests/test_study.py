@@ -1,0 +1,212 @@
+"""The runner of notebooks: order, fresh state, failures, resuming, interruption; the headline table."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import xarray as xr
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from namemovers import results, study
+
+
+def write(path, *sources):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(new_notebook(cells=[new_code_cell(s) for s in sources]), path)
+    return path
+
+
+def text(cell):
+    return "".join(o.get("text", "") or o.get("data", {}).get("text/plain", "") for o in cell.outputs)
+
+
+@pytest.fixture
+def root(tmp_path, tiny_folder, monkeypatch):
+    """An empty repository that studies the tiny model."""
+    for name in ("MODEL", "N", "SEED", "CORRUPTION", "DEVICE"):
+        monkeypatch.setenv(name, "")
+    (tmp_path / "settings.ini").write_text(f"[study]\nmodel = {tiny_folder}\nn = 3\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def copies(root):
+    return root / "results" / "tiny" / "notebooks"
+
+
+def test_order(tmp_path):
+    for name in ("nbs/writeup", "nbs/index", "nbs/00_data", "nbs/core/model", "ioi_nbs/05_comparison", "ioi_nbs/00_data", "nbs/_draft", "nbs/.ipynb_checkpoints/a"):
+        write(tmp_path / f"{name}.ipynb", "1")
+    found = [p.with_suffix("").as_posix() for p in study.notebooks(tmp_path)]
+    assert found == ["nbs/00_data", "nbs/core/model", "ioi_nbs/00_data", "ioi_nbs/05_comparison", "nbs/writeup", "nbs/index"]
+    with pytest.raises(ValueError, match="no notebooks"):
+        study.notebooks(tmp_path / "nowhere")
+
+
+def test_outputs_are_those_of_jupyter(tmp_path):
+    path = write(
+        tmp_path / "a.ipynb",
+        "import os, torch\nprint(os.getcwd())\ntorch.randn(300, 300) @ torch.randn(300, 300)\ntorch.get_num_threads()",
+        "print('one'); display('two'); print('three')",
+        "import plotly.express as px\npx.scatter(x=[1], y=[2])",
+        "from IPython.display import Markdown\nMarkdown('**bold**')",
+        "#| eval: false\n1 / 0",
+        "import ipywidgets\nipywidgets.IntSlider(7)",
+        "import sys; print('careful', file=sys.stderr)",
+    )
+    nb = asyncio.run(study.execute(path))
+    first, order, figure, rich, left_out, widget, stderr = nb.cells
+    assert text(first).splitlines() == [str(tmp_path), "1"]
+    assert [text(nbformat.from_dict({"outputs": [o]})).strip() for o in order.outputs] == ["one", "'two'", "three"]
+    assert any("application/vnd.plotly.v1+json" in o.get("data", {}) for o in figure.outputs)
+    assert rich.outputs[0].data["text/markdown"] == "**bold**"
+    assert left_out.outputs == []
+    assert "application/vnd.jupyter.widget-view+json" in widget.outputs[0].data
+    assert nb.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
+    assert stderr.outputs[0].name == "stderr"
+    assert nbformat.read(path, 4).cells[0].outputs == [], "the file itself stays as it was"
+
+
+def test_state_is_fresh(tmp_path):
+    path = write(tmp_path / "a.ipynb", "import json\nprint(hasattr(json, 'mark'), 'mark' in globals())\njson.mark = mark = 1")
+    for _ in range(2):
+        assert text(asyncio.run(study.execute(path)).cells[0]) == "False False\n"
+
+
+def test_kernels_without_fork(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "can_fork", lambda: False)
+    nb = asyncio.run(study.execute(write(tmp_path / "a.ipynb", "print(6 * 7)")))
+    assert text(nb.cells[0]) == "42\n"
+
+
+def test_a_dead_kernel_is_an_error(tmp_path):
+    with pytest.raises(study.NotebookError, match=r"a\.ipynb, cell 1 of 1: the kernel died"):
+        asyncio.run(study.execute(write(tmp_path / "a.ipynb", "import os; os._exit(1)")))
+
+
+def test_a_failing_notebook(root, copies, capsys):
+    write(root / "nbs/00_bad.ipynb", "x = 1", "def f(): raise KeyError('boo')", "f()", "open('never', 'w')")
+    write(root / "nbs/01_good.ipynb", "print('good')")
+    write(root / "nbs/index.ipynb", "print('home')")
+    failures = study.run(root)
+    assert [str(f) for f in failures] == ["nbs/00_bad.ipynb, cell 3 of 4: KeyError: 'boo'"]
+    out = capsys.readouterr().out
+    assert "[3/3] nbs/index" in out and "raise KeyError('boo')" in out and "FAILED" in out
+    bad, good, home = (nbformat.read(copies / f"nbs/{n}.ipynb", 4) for n in ("00_bad", "01_good", "index"))
+    assert bad.cells[2].outputs[0].ename == "KeyError" and "namemovers" not in bad.metadata
+    assert text(good.cells[0]) == "good\n" and text(home.cells[0]) == "home\n"
+    assert not (root / "nbs/never").exists()
+
+
+def test_resumes(root, capsys, monkeypatch):
+    mark = "open('../ran', 'a').write('{0} ')"
+    for name in ("nbs/00_a", "nbs/core/b", "ioi_nbs/00_c", "nbs/index"):
+        write(root / f"{name}.ipynb", mark.format(name) if "core" not in name else "1")
+    ran = lambda: sorted((root / "ran").read_text().split()) if (root / "ran").exists() else []
+
+    def again(**kw):
+        (root / "ran").unlink(missing_ok=True)
+        capsys.readouterr()
+        assert study.run(root, **kw) == []
+        return ran(), capsys.readouterr().out.count("unchanged")
+
+    everything = sorted(["nbs/00_a", "ioi_nbs/00_c", "nbs/index"])
+    assert again() == (everything, 0)
+    assert again() == ([], 4)
+    assert again(force=True) == (everything, 0)
+    # Outputs are no source; a changed source runs again, and so does what comes after it.
+    nb = nbformat.read(root / "ioi_nbs/00_c.ipynb", 4)
+    nb.cells[0].outputs = [nbformat.v4.new_output("stream", text="x")]
+    nbformat.write(nb, root / "ioi_nbs/00_c.ipynb")
+    assert again() == ([], 4)
+    nb.cells.append(new_markdown_cell("A word."))
+    nbformat.write(nb, root / "ioi_nbs/00_c.ipynb")
+    assert again() == (["ioi_nbs/00_c", "nbs/index"], 2)
+    monkeypatch.setenv("N", "2")
+    assert again() == (everything, 0)
+    assert again(only=["nbs/index"]) == ([], 1)
+
+
+def test_wrong_settings_stop_it_before_it_starts(root, monkeypatch):
+    write(root / "nbs/00_a.ipynb", "open('../ran', 'w')")
+    for name, value, message in (("N", "0", "at least 1"), ("MODEL", "./nowhere", "nowhere"), ("CORRUPTION", "nonsense", "nonsense")):
+        with monkeypatch.context() as m:
+            m.setenv(name, value)
+            with pytest.raises(ValueError, match=message) as e:
+                study.run(root)
+            assert "\n" not in str(e.value)
+    with pytest.raises(ValueError, match="nbs/b"):
+        study.run(root, only=["nbs/b"])
+    with pytest.raises(ValueError, match="workers"):
+        study.run(root, workers=0)
+    assert not (root / "ran").exists()
+
+
+def test_update_writes_clean_outputs_into_the_source(root):
+    path = write(root / "nbs/00_a.ipynb", "print(6 * 7)", "import os; os.environ['N']")
+    write(root / "nbs/01_bad.ipynb", "1 / 0")
+    before = (root / "nbs/01_bad.ipynb").read_text()
+    assert len(study.run(root, update=True)) == 1
+    nb = json.loads(path.read_text())
+    assert nb["cells"][0]["outputs"][0]["text"] == ["42\n"]
+    assert nb["cells"][0]["execution_count"] is None and "namemovers" not in nb["metadata"]
+    assert (root / "nbs/01_bad.ipynb").read_text() == before
+
+
+def test_ctrl_c_leaves_nothing_behind(root, copies):
+    write(root / "nbs/00_quick.ipynb", "1")
+    write(root / "nbs/01_slow.ipynb", "import os, time\nopen('../pid', 'w').write(str(os.getpid()))\ntime.sleep(600)")
+    process = subprocess.Popen([sys.executable, "-m", "namemovers", "study"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 240
+    while not ((root / "pid").exists() and (root / "pid").read_text() and (copies / "nbs/00_quick.ipynb").exists()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert not Path(f"/proc/{(root / 'pid').read_text()}").exists() or sys.platform != "linux"
+    assert [p.name for p in copies.rglob("*") if p.is_file()] == ["00_quick.ipynb"]
+
+
+def test_nbdev_test(root, capfd):
+    (root / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "0"\n[tool.nbdev]\nnbs_path = "nbs"\ntst_flags = "notest"\n')
+    (root / "x").mkdir()
+    write(root / "nbs/00_good.ipynb", "open('../saved', 'w').write('1')", "#| eval: false\n1 / 0", "#| notest\n1 / 0")
+    write(root / "ioi_nbs/00_after.ipynb", "assert open('../saved').read() == '1'")
+    write(root / "nbs/01_bad.ipynb", "assert 1 == 2")
+    # In a process of its own: it imports torch and then forks, which a process that has computed must not.
+    code = "from namemovers.study import nbdev_test; print(*nbdev_test())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-2:] == ["nbdev: 2 notebooks passed, 1 failed", "nbs/01_bad.ipynb"], done.stderr
+    assert "assert 1 == 2" in done.stderr
+    assert not (root / "saved").exists(), "tests work on a copy"
+
+
+def test_headline(tmp_path):
+    assert "no result mrs_logit_lens" in study.headline(tmp_path)
+    rng = np.random.default_rng(0)
+    heads = np.zeros((3, 4, 20)) + rng.normal(0, 0.01, (3, 4, 20))
+    heads[2, 1] += 0.75
+    heads[1, 3] += 0.25
+    over = lambda dim: dict(dims=("layer", "head", dim), coords=dict(layer=range(3), head=range(4)))
+    for task in ("mrs", "ioi"):
+        clean = xr.DataArray(np.full(20, 3.5) + rng.normal(0, 0.1, 20), dims="prompt")
+        results.save(xr.Dataset({"clean": clean}), f"{task}_logit_lens", tmp_path)
+        results.save(xr.Dataset({"effect": xr.DataArray(heads, **over("prompt"))}), f"{task}_patch_z_head", tmp_path)
+    results.save(xr.Dataset({"copy_score": xr.DataArray(heads, **over("name"))}), "copy_scores", tmp_path)
+    (tmp_path / "ioi_head_attribution.nc").write_bytes(b"no netCDF")
+    lines = study.headline(tmp_path, k=2).splitlines()
+    assert lines[1].startswith("logit difference") and lines[1].count("3.5") >= 2 and lines[1].count("[3.") == 2
+    assert lines[3].startswith("activation patching (z)") and lines[3].count("L2H1   0.75 [0.7") == 2
+    assert lines[4].count("L1H3   0.25 [0.2") == 2
+    assert "no result mrs_head_attribution" in lines[5] and "ioi_head_attribution cannot be read" in lines[5]
+    assert lines[6].startswith("copy score") and "L2H1" in lines[6]
