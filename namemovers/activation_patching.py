@@ -8,8 +8,9 @@ __all__ = ['STREAM_SITES', 'HEAD_SITES', 'DIRECTIONS', 'BY', 'METRICS', 'Cell', 
            'say_handover']
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
-import hashlib, os, sys
+import hashlib, os, sys, warnings
 from collections.abc import Callable
+from functools import cache
 from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformer_lens.utilities import get_act_name
 
+from . import engine as fast
 from .model import weights_hash
 from .results import provenance
 from .stats import head_name
@@ -186,15 +188,17 @@ def pick_engine(
     engine: str, # "auto", "fast" or "hooks"
     model,       # the model to run
 ) -> tuple[str, Callable]: # the engine's name, and its function (called as `run_hooks` is)
-    "`fast` where it is exact for this model, else `hooks`; says so once when `auto` has to fall back."
+    "`fast` where it is exact for this model, else `hooks`; `auto` warns when it has to fall back, once a session."
     if engine == "hooks": return "hooks", run_hooks
-    try: from namemovers.engine import run_fast, why_not
-    except ImportError: reason = "the fast engine is not installed"
-    else:
-        reason = why_not(model)
-        if reason is None: return "fast", run_fast
+    reason = fast.why_not(model)
+    if reason is None: return "fast", fast.run_fast
     if engine == "fast": raise ValueError(f"engine='fast' cannot run this model: {reason}; use engine='hooks'")
+    _fell_back(reason)
     return "hooks", run_hooks
+
+@cache
+def _fell_back(reason): # cached: Python's own memory of what it warned of is cleared by TransformerLens
+    warnings.warn(f"Patching runs on the slower hooks engine, because for the fast one {reason}.", stacklevel=4)
 
 # %% ../nbs/02_activation_patching.ipynb #bc18e7c9
 def _fingerprint(model, task, *arguments):
@@ -279,7 +283,7 @@ def patch(
     _one_of("site", site, BY)
     by = by or BY[site][0]
     check_patch(model, task, site, by, direction, metric, engine)
-    if screen is not None: raise ValueError(f"screen={screen}: only the fast engine can screen; leave it out")
+    if screen is not None: raise ValueError(f"screen={screen!r}: screening is not built yet; leave it out to compute every cell exactly")
     todo, axes = cells(model, task, site, by)
     name, run = pick_engine(engine, model)
     base = _baselines(model, task, metric, memory_budget)

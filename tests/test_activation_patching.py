@@ -299,6 +299,29 @@ def test_bad_tasks_and_models(tiny):
     finally: weight.data.copy_(kept)
 
 
+def test_engines_agree_and_auto_takes_the_fast_one(tiny):
+    task = made_task(tiny, lengths=[9, 7, 8, 9], differ=(4, 5))
+    for site in BY:
+        chosen, hooks = patch(tiny, task, site), patch(tiny, task, site, engine="hooks")
+        assert (chosen.attrs["engine"], hooks.attrs["engine"]) == ("fast", "hooks")
+        np.testing.assert_allclose(chosen.logit_diff.values, hooks.logit_diff.values, atol=1e-5)
+
+
+def test_auto_falls_back_and_says_so_once(tiny, monkeypatch):
+    import warnings
+    import namemovers.engine
+    monkeypatch.setattr(namemovers.engine, "why_not", lambda model: "its attention is of another kind")
+    with pytest.raises(ValueError, match="engine='fast'.*another kind.*engine='hooks'"): patch(tiny, made_task(tiny), "z", engine="fast")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(2): assert patch(tiny, made_task(tiny), "z").attrs["engine"] == "hooks"
+    assert ["another kind" in str(w.message) for w in caught if "engine" in str(w.message)] == [True]
+
+
+def test_screening_is_refused(tiny):
+    with pytest.raises(ValueError, match="screen=3"): patch(tiny, made_task(tiny), "z", screen=3)
+
+
 def _empty(task):
     return dataclasses.replace(task, clean=[], corrupted=[], templates=[], names=[], clean_tokens=task.clean_tokens[:0],
                                corrupted_tokens=task.corrupted_tokens[:0], lengths=task.lengths[:0], correct=task.correct[:0],
