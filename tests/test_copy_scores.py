@@ -5,7 +5,7 @@ import pytest
 import torch
 import xarray as xr
 
-from namemovers.copy_scores import copy_scores, shipped_names, task_copy_scores
+from namemovers.copy_scores import copy_scores, heads_above, names_table, shipped_names, task_copy_scores
 from namemovers.data import ioi_task, mrs_task, name_token
 from namemovers.head_attribution import name_ids, subject_positions
 
@@ -88,7 +88,6 @@ def built(tiny_folder, tmp_path_factory):
 
     hf = GPT2LMHeadModel.from_pretrained(tiny_folder)
     d, k = hf.config.n_embd, hf.config.n_embd // hf.config.n_head
-    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         # a residual stream that is the token's embedding alone, so that the best that a head can do is a projection of it
         hf.transformer.wpe.weight.zero_()
@@ -185,3 +184,20 @@ def test_bad_numbers(tiny):
     for bad in (dict(n=0), dict(top=0)):
         with pytest.raises(ValueError, match="at least 1"):
             copy_scores(tiny, NAMES_5, **bad)
+
+
+def test_heads_above():
+    from namemovers.stats import summarise
+
+    scores = xr.DataArray(np.array([[[1.0, 0.9], [0.2, 0.3]], [[0.9, 0.9], [1.0, 1.0]]]), dims=("layer", "head", "name"), coords=dict(layer=[0, 1], head=[0, 1]))
+    assert heads_above(summarise(scores, dim="name"), 0.9) == [(1, 1), (0, 0), (1, 0)]
+    assert heads_above(summarise(scores - 0.5, dim="name"), 0.9) == []
+
+
+def test_names_of_one_prompt(tiny):
+    task = mrs_task(tiny.tokenizer, n=2, seed=5)
+    ds = task_copy_scores(tiny, task)
+    ds["copied"][:] = 0
+    ds["copied"].loc[dict(layer=1, head=2, name=["S1", "S4"], prompt=1)] = 1
+    rows = names_table(ds, task, [(1, 2), (0, 0)], prompt=1).set_index("head")
+    assert rows.loc["L1H2", "would copy"] == f"{task.names[1]['S1']}, {task.names[1]['S4']}" and rows.loc["L0H0", "would copy"] == "–"

@@ -8,7 +8,7 @@ from transformer_lens.tools.analysis.direct_logit_attribution import direct_logi
 
 from namemovers.data import ioi_task, mrs_task, name_token
 from namemovers.head_attribution import (
-    agreement, attention, components, head_attribution, leading_heads, name_ids, name_projection, subject_positions,
+    agreement, attention, components, head_attribution, leading_heads, name_figure, name_ids, name_projection, subject_positions,
 )
 
 # `all` and IOI hold prompts of several lengths, so every one of these also tests padding.
@@ -213,3 +213,13 @@ def test_leading_heads_are_significant_where_any_is():
     assert leading_heads(s, 1) == [(1, 2), (1, 0)]
     nothing = summary([[2.0, 1.0, 0.0], [-1.0, 0.5, 3.0]], np.zeros((2, 3), bool))
     assert leading_heads(nothing, 2) == [(1, 2), (0, 0), (1, 0)]
+
+
+def test_name_figure_holds_every_point(tiny):
+    ds = name_projection(tiny, TASKS["mrs"](tiny.tokenizer, 6))
+    heads = [(0, 1), (2, 3), (1, 0), (1, 2)]
+    fig = name_figure(ds, heads, title="x")
+    assert len(fig.data) == 4 * len(heads) and len({trace.name for trace in fig.data}) == 4
+    np.testing.assert_allclose(fig.data[7].x, ds.attention.sel(layer=2, head=3, name="S4"))
+    np.testing.assert_allclose(fig.data[7].y, ds.projection.sel(layer=2, head=3, name="S4"))
+    assert [a.text.split(":")[0] for a in fig.layout.annotations] == ["L0H1", "L2H3", "L1H0", "L1H2"]
