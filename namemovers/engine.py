@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GELU', 'ARCHITECTURES', 'STREAM_SITES', 'HEAD_SITES', 'MAX_ROWS', 'Layer', 'Weights', 'weights_of', 'why_not', 'norm',
            'embed', 'rotate', 'attention', 'Run', 'forward', 'mlp', 'logits', 'Reader', 'Block', 'Group', 'Buffers',
-           'carry', 'chunks', 'alike', 'two_runs', 'ready', 'run_fast', 'run_sets']
+           'carry', 'chunks', 'alike', 'two_runs', 'check', 'ready', 'run_fast', 'run_sets']
 
 # %% ../nbs/core/engine.ipynb #a05ad598
 import weakref
@@ -498,6 +498,22 @@ def two_runs(w, base, donor, first, prompts, keep_base, keep_donor):
     two = forward(w, embed(w, donor, first), start=first, before=one, keep=keep_donor) if first < donor.shape[1] else one
     return Block(prompts, one, two, first, donor.shape[1] - 1)
 
+def check(w, base, donor, direction, metric, sites, cells):
+    "Raise one clear `ValueError` if these cannot be patched."
+    if direction not in ("denoise", "noise"): raise ValueError(f"direction={direction!r} is neither 'denoise' nor 'noise'")
+    if metric not in ("logit_diff", "logit", "prob", "rank", "kl"): raise ValueError(f"metric={metric!r} is not one the engine knows")
+    if base.shape != donor.shape: raise ValueError(f"clean and corrupted tokens have shapes {tuple(base.shape)} and {tuple(donor.shape)}: a patch needs one shape")
+    for site in sites:
+        if site not in (*STREAM_SITES, *HEAD_SITES, "neurons") or (site == "resid_mid" and w.parallel):
+            raise ValueError(f"site={site!r} is not a site of this model")
+    n_heads = w.layers[0].W_in.shape[1] if set(sites) == {"neurons"} else w.n_heads if not set(sites) <= {*STREAM_SITES} else None
+    for cell in cells:
+        if not 0 <= cell.layer < w.n_layers: raise ValueError(f"layer {cell.layer} does not exist: the model has layers 0 to {w.n_layers - 1}")
+        if n_heads and not (cell.head is not None and 0 <= cell.head < n_heads):
+            raise ValueError(f"head {cell.head} does not exist: a layer has {'neurons' if 'neurons' in sites else 'heads'} 0 to {n_heads - 1}")
+        if cell.position is not None and not (len(cell.position) == len(base) and 0 <= int(cell.position.min()) <= int(cell.position.max()) < base.shape[1]):
+            raise ValueError(f"position {cell.position.tolist()} does not fit: give each of the {len(base)} prompts one from 0 to {base.shape[1] - 1}")
+
 def ready(model) -> Weights:
     "The weights of a model, or a `ValueError` if the engine would not be right about it."
     if reason := why_not(model): raise ValueError(f"engine='fast' cannot run this model: {reason}; use engine='hooks'")
@@ -520,6 +536,7 @@ def run_fast(
 ) -> torch.Tensor:                   # the patched runs' metric [cell, prompt], float32
     "Patch every cell into every prompt. Exact: it computes only what a patch can change."
     w = ready(model)
+    check(w, clean_tokens, corrupted_tokens, direction, metric, [site], cells)
     clean_tokens, corrupted_tokens, read_at, correct, wrong = (t.to(w.W_E.device) for t in (clean_tokens, corrupted_tokens, read_at, correct, wrong))
     base, donor = (corrupted_tokens, clean_tokens) if direction == "denoise" else (clean_tokens, corrupted_tokens)
     same = base == donor
@@ -551,8 +568,9 @@ def run_fast(
 def _written(t, donor, site, cell, prompts, start): # the activation t [prompt, ...] with the donor's at `cell`
     t, prompt = t.clone(), torch.arange(len(t), device=t.device)
     at = None if cell.position is None else cell.position.to(t.device)[prompts] - start
-    if at is not None: # positions before the first difference are equal in both runs
-        prompt, at = prompt[at >= 0], at[at >= 0]
+    if at is not None: # positions before the first difference are equal in both runs, those after END are not read
+        inside = (at >= 0) & (at < t.shape[-2])
+        prompt, at = prompt[inside], at[inside]
     if site in STREAM_SITES:  part = ... if at is None else (prompt, at)
     elif site == "neurons":   part = (..., cell.head) if at is None else (prompt, at, cell.head)
     else:                     part = (slice(None), cell.head) if at is None else (prompt, cell.head, at)
@@ -574,6 +592,9 @@ def run_sets(
 ) -> torch.Tensor:                  # the patched runs' metric [set, prompt]
     "Patch every set of sites into every prompt, all of a set in one run. An empty set is the run left alone."
     w = ready(model)
+    check(w, clean_tokens, corrupted_tokens, direction, metric, [], [])
+    for members in sets:
+        for site, cell in members: check(w, clean_tokens, corrupted_tokens, direction, metric, [site], [cell])
     clean_tokens, corrupted_tokens, read_at, correct, wrong = (t.to(w.W_E.device) for t in (clean_tokens, corrupted_tokens, read_at, correct, wrong))
     base, donor = (corrupted_tokens, clean_tokens) if direction == "denoise" else (clean_tokens, corrupted_tokens)
     names = {"resid_pre", "k", "v"} | {site for members in sets for site, _ in members}
