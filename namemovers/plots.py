@@ -220,7 +220,7 @@ def bars(
         paint = _faint(solid, 0.6) if isinstance(solid, str) else [_faint(c, 0.6) for c in solid]  # so that the whisker shows on the bar
         fig.add_trace(go.Bar(x=x, y=mean, name=name, marker=dict(color=paint, line=dict(width=1, color=solid)), customdata=hover, hovertemplate="%{customdata}<extra></extra>",
                              error_y=dict(type="data", symmetric=False, array=high - mean, arrayminus=mean - low, color=GREY, thickness=1.4, width=3)))
-    fig.update_xaxes(title_text=axis, tickvals=x, ticktext=names, tickangle=-60 if len(names) * (max(map(len, names)) + 1) > 85 else 0, showgrid=False, zeroline=False)
+    fig.update_xaxes(title_text=axis, tickvals=x, ticktext=names, tickangle=-60 if len(names) * (max(map(len, names), default=0) + 1) > 85 else 0, showgrid=False, zeroline=False)
     fig.update_yaxes(title_text=_unit(first, unit))
     return fig
 

@@ -27,7 +27,7 @@ def _interval(x, confidence, n_resamples, seed):
     vary = np.ptp(x, axis=-1) > 0  # a row of equal values has no spread to resample: its interval is its value
     if not vary.any(): return low, high
     def run(rows, method):
-        batch = max(1, int(2e7) // rows.size)  # resampled values held at once: at most 160 MB
+        batch = max(1, int(1e6) // rows.size)  # resampled values held at once: 8 MB, which stays in the cache
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             ci = stats.bootstrap((rows,), np.mean, axis=-1, method=method, batch=batch, n_resamples=n_resamples,
@@ -42,7 +42,7 @@ def _interval(x, confidence, n_resamples, seed):
 # %% ../nbs/core/stats.ipynb #5bae951e
 def _p_value(x, n_resamples, seed):
     "Two-sided sign-flip permutation test that the mean of each row of x [cell, prompt] is zero."
-    batch = max(1, int(1e7) // x.size)
+    batch = max(1, int(1e6) // x.size)
     p = stats.permutation_test((x,), np.mean, axis=-1, permutation_type="samples", vectorized=True, batch=batch,
                                n_resamples=n_resamples, rng=np.random.default_rng(seed)).pvalue
     return np.atleast_1d(p)
@@ -149,7 +149,7 @@ def rank_correlation(
         data = (np.arange(len(x)),)
     low = high = np.nan
     if min(len(d) for d in data) > 1 and not np.isnan(value):
-        batch = max(1, int(2e7) // max(1, x.size + y.size))
+        batch = max(1, int(1e6) // max(1, x.size + y.size))
         ci = stats.bootstrap(data, statistic, method="percentile", vectorized=True, batch=batch, n_resamples=n_resamples,
                              confidence_level=confidence, rng=np.random.default_rng(seed)).confidence_interval
         low, high = float(ci.low), float(ci.high)

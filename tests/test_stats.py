@@ -36,7 +36,7 @@ def test_batches_change_nothing(monkeypatch):
     v = heads(prompts=20)
     whole = summarise(v, n_resamples=500)
     import namemovers.stats as module
-    monkeypatch.setattr(module, "int", lambda x: 2000 if isinstance(x, float) and x > 1e6 else builtins.int(x), raising=False)
+    monkeypatch.setattr(module, "int", lambda x: 2000 if isinstance(x, float) and x >= 1e6 else builtins.int(x), raising=False)
     xr.testing.assert_allclose(whole, summarise(v, n_resamples=500))
 
 
