@@ -45,7 +45,7 @@ def notebooks(
 
 # %% ../nbs/core/study.ipynb #f7460c5e
 _WARM = ["torch", "transformer_lens", "transformer_lens.model_bridge", "transformers.models.gpt2.modeling_gpt2", "xarray", "h5netcdf",
-         "scipy.stats", "pandas", "plotly.express", "plotly.io._renderers", "ipywidgets", "ipykernel.kernelapp", "namemovers.study"]
+         "scipy.stats", "pandas", "plotly.express", "nbformat", "ipywidgets", "ipykernel.kernelapp", "namemovers.study"]
 
 def can_fork() -> bool:
     "Whether kernels can be forked here. macOS has fork, but its system libraries do not survive it."
@@ -82,7 +82,8 @@ class _Forked:
         self.pid = self._process.pid
 
     def poll(self): return self._process.exitcode
-    def send_signal(self, number): os.kill(self.pid, number)
+    def send_signal(self, number):
+        with suppress(ProcessLookupError): os.kill(self.pid, number)
     def kill(self): self._process.kill()
     def terminate(self): self._process.terminate()
     def wait(self, timeout=None):
@@ -399,7 +400,7 @@ def nbdev_test(
     s = settings(root)
     paths, config = notebooks(s.root), get_config(s.root)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: see above
-    import torch, transformer_lens, plotly.express, plotly.io._renderers, nbdev.test
+    import torch, transformer_lens, plotly.express, nbformat, nbdev.test
     torch.set_num_threads(1)
     failed = []
     with tempfile.TemporaryDirectory() as folder:

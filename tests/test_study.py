@@ -34,6 +34,7 @@ def root(tmp_path, tiny_folder, monkeypatch):
     for name in ("MODEL", "N", "SEED", "CORRUPTION", "DEVICE"):
         monkeypatch.setenv(name, "")
     (tmp_path / "settings.ini").write_text(f"[study]\nmodel = {tiny_folder}\nn = 3\n")
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "0"\n[tool.nbdev]\nnbs_path = "nbs"\ntst_flags = "notest"\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -178,8 +179,6 @@ def test_ctrl_c_leaves_nothing_behind(root, copies):
 
 
 def test_nbdev_test(root, capfd):
-    (root / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "0"\n[tool.nbdev]\nnbs_path = "nbs"\ntst_flags = "notest"\n')
-    (root / "x").mkdir()
     write(root / "nbs/00_good.ipynb", "open('../saved', 'w').write('1')", "#| eval: false\n1 / 0", "#| notest\n1 / 0")
     write(root / "ioi_nbs/00_after.ipynb", "assert open('../saved').read() == '1'")
     write(root / "nbs/01_bad.ipynb", "assert 1 == 2")
