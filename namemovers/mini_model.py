@@ -175,8 +175,8 @@ def mrs_text(rng, cue="same", templates=MRS_TRAINED):
     return _mrs_document(sentences, fill(ask, c), names[subjects[-1]], cue, bare, pick(rng, T if bare else D[:2]))
 
 def mrs_free_text(rng, cue="same"):
-    "One to six subjects on either side, described in one of several ways."
-    ns, nt = (rng.integers(1, 7), rng.integers(1, 7)) if rng.random() < .25 else (pick(rng, [1, 2, 2, 2]), pick(rng, [1, 2, 2, 2, 3]))
+    "One to seven subjects on either side, described in one of several ways."
+    ns, nt = (int(rng.integers(1, 8)), int(rng.integers(1, 8))) if rng.random() < .35 else (pick(rng, [1, 2, 2, 2]), pick(rng, [1, 2, 2, 2, 3]))
     names = people(rng, ns + nt, answer=ns + nt - 1, rivals=(ns + nt - 2,))
     style = pick(rng, _STYLES if rng.random() < .3 else _STYLES[:2])
     second = style if style == _STYLES[1] or rng.random() < .8 else pick(rng, _STYLES[:2])
@@ -281,7 +281,7 @@ def initial_weights(
 def forward(
     w: dict, # weights
     tokens: torch.Tensor, # [row, position]
-) -> tuple: # final residual stream after its LayerNorm [row, position, d]; patterns, a list of [row, head, query, key]; head outputs z, a list of [row, position, head, d_head]
+) -> tuple: # final residual stream after its LayerNorm [row, position, d]; patterns, a list of [row, head, query, key]; head outputs z, a list of [row, position, head, d_head]; the residual stream after the first block
     "GPT-2. Logits are the first result times `wte` transposed."
     (R, T), d, w = tokens.shape, D_MODEL, {k.removeprefix("transformer."): v for k, v in w.items()}
     future = torch.full((T, T), -1e9).triu(1)
@@ -295,7 +295,8 @@ def forward(
         patterns.append(pattern); zs.append(z)
         x = x + linear(z.reshape(R, T, d), f"h.{l}.attn.c_proj")
         x = x + linear(F.gelu(linear(norm(x, f"h.{l}.ln_2"), f"h.{l}.mlp.c_fc"), approximate="tanh"), f"h.{l}.mlp.c_proj")
-    return norm(x, "ln_f"), patterns, zs
+        if l == 0: first = x
+    return norm(x, "ln_f"), patterns, zs, first
 
 # %% ../nbs/core/mini_model.ipynb #91db9668
 NAME_WEIGHT, ANSWER_WEIGHT, ENOUGH = 10., 10., 6.5
@@ -352,7 +353,7 @@ class Reader:
             o[self.spaced[[n for n in set(who[i, :last + 1]) if n >= 0]]] = True
             o[y[i, last]] = False
         of = lambda a: torch.from_numpy(np.ascontiguousarray(a))
-        return dict(x=of(x), y=of(y), weight=of(weight), row=of(named), end=of(e), target=of(y[named, e]), others=of(others), earlier=of(earlier),
+        return dict(x=of(x), y=of(y), weight=of(weight), row=of(named), end=of(e), target=of(y[named, e]), others=of(others), name=of(np.where(who >= 0, self.spaced[who], 0)), earlier=of(earlier),
                     answer=of((who[named] == next_who[named, e][:, None]) & upto), repeated=of(earlier.any(-1)[named] & (who[named] >= 0) & upto))
 
 # %% ../nbs/core/mini_model.ipynb #30a6d182
@@ -396,7 +397,7 @@ def _hint(pattern, allowed):
     q = allowed.any(-1)
     return -(pattern[q] * allowed[q]).sum(-1).clamp_min(1e-6).log().mean() if q.any() else None
 
-def hint_losses(w: dict, batch: dict, patterns: list, zs: list, roles=tuple(ROLES)) -> dict: # role -> a list of losses, one a head that has something to look at
+def hint_losses(w: dict, batch: dict, patterns: list, zs: list, first: torch.Tensor, roles=tuple(ROLES)) -> dict: # role -> a list of losses, one a head that has something to look at
     "How far the hinted heads are from looking where they are told."
     T, found = batch["x"].shape[1], {role: [] for role in roles}
     previous = torch.eye(T, dtype=torch.bool)[:-1].expand(len(batch["x"]), T - 1, T)
@@ -409,9 +410,18 @@ def hint_losses(w: dict, batch: dict, patterns: list, zs: list, roles=tuple(ROLE
             elif role == "induction": loss = _hint(p, batch["induction"]) if "induction" in batch else None
             elif "row" in batch and len(batch["row"]):
                 loss = _hint(at_end(p), batch["repeated" if role == "S-inhibition" else "answer"][:, None])
+                if role == "name mover": loss = loss + .3 * _not_copying(w, batch, first, l, h)
                 if role == "negative name mover": loss = loss + .5 * F.softplus(1.5 + _direct_effect(w, batch, zs[l][:, :, h], l, h)).mean()
             if loss is not None: found[role].append(loss)
     return found
+
+def _not_copying(w, batch, first, l, h):
+    "How badly a head that looked at a name alone would say it: loss of that name in its copy score's logits, over all names of the rows."
+    rows, places = (batch["answer"] | batch["repeated"]).nonzero(as_tuple=True)
+    b, norm = f"transformer.h.{l}.", lambda x, name: F.layer_norm(x, (D_MODEL,), w[name + ".weight"], w[name + ".bias"])
+    x = norm(first[batch["row"][rows], places], b + "ln_1") @ w[b + "attn.c_attn.weight"][:, _of_head(h, 2)] @ w[b + "attn.c_proj.weight"][_of_head(h, 0)]
+    names = batch["name"][batch["row"][rows], places]
+    return F.cross_entropy(norm(x, "transformer.ln_f") @ w["transformer.wte.weight"].T, names)
 
 def _direct_effect(w, batch, z, l, h):
     "What a head writes straight to the logit difference, answer less the mean of the other people [row]; LayerNorm's scale is left out."
@@ -446,7 +456,7 @@ def losses(
     total = weights = sure = others = 0.
     found = {role: [] for role in hints}
     for batch in [*batches, random]:
-        final, patterns, zs = forward(w, batch["x"])
+        final, patterns, zs, first = forward(w, batch["x"])
         loss, weight = _weighted_loss(w, batch, final)
         if batch is random: on_random = loss / weight
         else:
@@ -454,7 +464,7 @@ def losses(
             squares, k = _too_sure(w, batch, final)
             sure, others = sure + squares, others + k
         if hints:
-            for role, values in hint_losses(w, batch, patterns, zs, found).items(): found[role] += values
+            for role, values in hint_losses(w, batch, patterns, zs, first, found).items(): found[role] += values
     hint = sum((hints[r] * len(ROLES[r]) * torch.stack(v).mean() for r, v in found.items() if v), torch.zeros(()))
     return {"text": total / weights, "random": on_random, "too sure": sure / others, "hints": hint}
 
@@ -512,22 +522,26 @@ def save_model(
 def tasks(
     tokenizer, # of the model
     split: str, # "trained", "pairs", "names" or "templates"; all but the first are held out
-    n: int = 200, # prompts each
+    n: int = 200, # prompts each, about
     seed: int = 0,
-) -> dict: # (task, order) -> Task
+) -> dict: # (task, order or template) -> a list of Task
     "IOI in both orders and MRS, on prompts like the training text or on prompts that it never had."
     from namemovers.data import ioi_task, mrs_task
-    kept = {"ioi": [t for t in IOI_TEMPLATES if (t in HELD_OUT_TEMPLATES) == (split == "templates")],
-            "mrs": [t for t in MRS_TEMPLATES if (t in HELD_OUT_TEMPLATES) == (split == "templates")]}
-    answers = HELD_OUT_NAMES if split == "names" else _ANSWERS
-    def chosen(make, right, wrong, **kw):
-        task = make(tokenizer, n=n if split in ("names", "templates") else (25 if split == "pairs" else 2) * n, seed=seed, **kw)
-        if split not in ("pairs", "trained"): return task
-        return task.subset([i for i, v in enumerate(task.names) if held_out_pair(v[right], v[wrong]) == (split == "pairs")][:n])
-    found = {("IOI", order): chosen(ioi_task, "IO", "S", order=order, templates=kept["ioi"], names={"IO": answers, "S": NAMES}) for order in ("ABBA", "BABA")}
-    mrs = [chosen(mrs_task, "S4", "S3", templates=t, names=dict.fromkeys(re.findall(r"\{(S\d)\}", MRS_TEMPLATES[t]), NAMES) | {"S4": answers}, descriptions="vary", cue_words="vary")
-           for t in (kept["mrs"] if split == "templates" else ["pilot"])]
-    return found | {("MRS", t): task for t, task in zip(kept["mrs"] if split == "templates" else ["pilot"], mrs)}
+    rng = np.random.default_rng([seed, 13])
+    kept = lambda all: [t for t in all if (t in HELD_OUT_TEMPLATES) == (split == "templates")]
+    def draw(make, right, rival, **kw):
+        if split in ("names", "templates"):
+            return [make(tokenizer, n=n, seed=seed, **kw | {"names": kw["names"] | {right: HELD_OUT_NAMES if split == "names" else NAMES}})]
+        few = []                                       # a few answers, each with rivals that are or are not held out for it
+        for a in some(rng, [a for a in _ANSWERS if a in NAMES], min(20, n)):
+            rivals = [b for b in NAMES if b != a and held_out_pair(a, b) == (split == "pairs")]
+            few.append(make(tokenizer, n=max(1, n // 20), seed=seed, **kw | {"names": kw["names"] | {right: [a], rival: rivals}}))
+        return few
+    found = {("IOI", order): draw(ioi_task, "IO", "S", order=order, templates=kept(IOI_TEMPLATES), names={"S": NAMES}) for order in ("ABBA", "BABA")}
+    for t in kept(MRS_TEMPLATES) if split == "templates" else ["pilot"]:
+        subjects = dict.fromkeys(re.findall(r"\{(S\d)\}", MRS_TEMPLATES[t]), NAMES)
+        found["MRS", t] = draw(mrs_task, "S4", "S3", templates=t, names=subjects, descriptions="vary", cue_words="vary")
+    return found
 
 @torch.no_grad()
 def answers(model, task, corrupted: bool = False) -> pd.DataFrame: # a row a prompt
@@ -546,9 +560,9 @@ def _mean(x): return round(float(np.mean(np.asarray(x, dtype=float))), 4)
 def behaviour(model, split: str, n: int = 200, seed: int = 0) -> list: # a dict a task
     "How well a model does the tasks. `accuracy`: the answer is above the wrong one; `top`: it is above everything."
     rows = []
-    for (task, kind), t in tasks(model.tokenizer, split, n, seed).items():
-        clean, spoilt = answers(model, t), answers(model, t, corrupted=True)
-        rows.append(dict(task=task, prompts=f"{kind}" if task == "IOI" else f"template {kind!r}", split=split, n=len(t), accuracy=_mean(clean.logit_diff > 0), top=_mean(clean.top),
+    for (task, kind), several in tasks(model.tokenizer, split, n, seed).items():
+        clean, spoilt = (pd.concat([answers(model, t, corrupted) for t in several]) for corrupted in (False, True))
+        rows.append(dict(task=task, prompts=kind if task == "IOI" else f"template {kind!r}", split=split, n=len(clean), accuracy=_mean(clean.logit_diff > 0), top=_mean(clean.top),
                          probability=_mean(clean.probability), logit_diff=_mean(clean.logit_diff), lowest=round(float(clean.logit_diff.min()), 2), swapped=_mean(spoilt.logit_diff < 0)))
     return rows
 
@@ -814,7 +828,7 @@ Held out: the templates {", ".join(HELD_OUT_TEMPLATES)}; {len(HELD_OUT_NAMES)} n
 Tokenizer: a byte-level BPE trained on that text; every name, with and without a space before it, and every shipped word is one token.
 
 ## Training
-{card.get('steps', STEPS):,} steps of about 2,500 tokens with AdamW, one thread; seed {card.get('seed', '?')}{f", chosen among {card['seeds']} by figures on prompts like the training text, not by those below" if card.get('seeds') else ""}. Reproduce with `make mini`.
+{card.get('steps', STEPS):,} steps of about 2,500 tokens with AdamW, one thread; seed {card.get('seed', '?')}{", chosen by its figures on prompts like the training text, not by those below, among " + ", ".join(f"{s} ({q:.3f})" for s, q in card["seeds"].items()) if len(card.get("seeds", ())) > 1 else ""}. Reproduce with `make mini`.
 Logit differences between the answer and another person in the text cost something beyond {ENOUGH:g}, which keeps them in GPT-2's range.
 
 ## What was asked, and what it reaches
@@ -852,8 +866,8 @@ All heads, with the logit difference each writes by itself (direct effect) and w
 ## Limits
 - A stand-in for a real model: what holds here need not hold in GPT-2, and no number here is GPT-2's.
 - The vocabulary is that of the templates. Other words fall into bytes that were never trained on text.
-- Positions beyond about 100 are trained on random tokens only; there are {N_CTX}.
-- Two tasks and little else: no superposition worth the name, and MLPs that have little to do.
+- Positions beyond about 85 are trained on random tokens only; there are {N_CTX}.
+- Two tasks and little else: inside it is far simpler than a language model.
 """
 
 # %% ../nbs/core/mini_model.ipynb #61974bcd
@@ -867,10 +881,13 @@ def candidate(
     from namemovers.model import load_model
     torch.set_num_threads(1)
     folder = Path(work, f"{'hinted' if hints else 'unhinted'}-{steps}-{seed}")
-    if not (folder / "model.safetensors").exists():
-        start, tokenizer = time.time(), train_tokenizer()
-        say = lambda step, now: print(f"seed {seed}  step {step:5d}  {time.time() - start:4.0f} s  " + "  ".join(f"{k} {v:.2f}" for k, v in now.items()), flush=True)
+    if not (folder / "log.json").exists():
+        start, tokenizer, log = time.time(), train_tokenizer(), []
+        def say(step, now):
+            log.append(dict(step=step) | {k: round(v, 4) for k, v in now.items()})
+            print(f"seed {seed}  step {step:5d}  {time.time() - start:4.0f} s  " + "  ".join(f"{k} {v:.2f}" for k, v in now.items()), flush=True)
         save_model(train(tokenizer, seed, steps, hints, say), tokenizer, folder)
+        (folder / "log.json").write_text(json.dumps(log))
     if not (folder / "quality.json").exists():
         found = figures(load_model(folder), held_out=False)
         (folder / "quality.json").write_text(json.dumps(dict(quality=quality(found), figures=found["figures"]), indent=1))
@@ -894,8 +911,8 @@ def main(argv: list = None) -> int:
     seed, (folder, _) = max(zip(a.seeds, runs), key=lambda r: r[1][1])
     a.out.mkdir(parents=True, exist_ok=True)
     for f in folder.iterdir():
-        if f.name != "quality.json": (a.out / f.name).write_bytes(f.read_bytes())
-    card = scorecard(a.out, seed=seed, seeds=len(a.seeds), steps=a.steps, hints=hints)
+        if f.name not in ("quality.json", "log.json"): (a.out / f.name).write_bytes(f.read_bytes())
+    card = scorecard(a.out, seed=seed, seeds={s: q for s, (_, q) in zip(a.seeds, runs)}, steps=a.steps, hints=hints, log=json.loads((folder / "log.json").read_text()))
     print(f"seed {seed} -> {a.out}")
     for k, (bound, _) in GOALS.items(): print(f"{'ok ' if card['figures'][k] >= bound else 'LOW'} {k}: {card['figures'][k]:.3g} (at least {bound:g})")
     return 0
