@@ -312,14 +312,14 @@ def _output_html(output: dict, state: dict) -> str:
     return "".join(f"<pre>{html.escape(text)}</pre>" for text in data.values())
 
 # %% ../nbs/core/site.ipynb #a2f480ac
-def _relink_target(target: str, page: Page, urls: dict[str, str]) -> str | None:
+def _relink_target(target: str, page: Page, urls: dict[str, str], documented: set[str]) -> str | None:
     "Where `target` (as written in `page`) leads on the site; None if it names a page that the site does not have."
     parts = urlsplit(target)
     if parts.scheme or parts.netloc or not parts.path:
         return target
     if parts.path.startswith("/"):  # nbdev: the documentation of a function, from the site's root
         url = parts.path.lstrip("/")
-        if url not in urls.values():
+        if url not in urls.values() or (parts.fragment and f"{url}#{parts.fragment}" not in documented):
             return None
     elif parts.path.endswith(".ipynb"):
         source = normpath(f"{PurePosixPath(page.source).parent}/{unquote(parts.path)}")
@@ -341,14 +341,15 @@ def relink(
     text: str, # Markdown or HTML of a page
     page: Page,
     urls: dict[str, str], # page address of each notebook, by `Page.source`
+    documented: set[str] = frozenset(), # addresses of the names that pages document, as `core/model.html#load_model`
 ) -> str:
     "Rewrite links to notebooks and to documented names into links between pages. Raises `ValueError` for a link to a notebook that is no page."
     def inline(match):
-        target = _relink_target(match[2], page, urls)
+        target = _relink_target(match[2], page, urls, documented)
         return match[1] if target is None else f"[{match[1]}]({target}{match[3]})"
 
     def other(match):
-        return match[1] + (_relink_target(match[2], page, urls) or "#") + "".join(match.groups()[2:])
+        return match[1] + (_relink_target(match[2], page, urls, documented) or "#") + "".join(match.groups()[2:])
 
     def outside_code(lines):
         return _HREF.sub(other, _MD_REFERENCE.sub(other, _MD_LINK.sub(inline, lines)))
@@ -461,6 +462,7 @@ def tidy(
     nb: dict, # a notebook as `process_notebooks` gives it
     page: Page, # its page; title and description are filled in from the notebook
     urls: dict[str, str], # page address of each notebook
+    documented: set[str] = frozenset(), # as for `relink`
 ) -> dict:
     "The notebook with nothing in it that a static page cannot show. Changes `page`, not `nb`."
     import yaml
@@ -473,8 +475,8 @@ def tidy(
     if not page.title:
         raise ValueError(f"{page.source}: the first cell must be Markdown that opens with `# Title`.")
     state = (nb.get("metadata", {}).get("widgets") or {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
-    page.description = relink(page.description, page, urls)
-    tidied = [new for i, cell in enumerate(cells) for new in _tidy_cell(cell, cells[i + 1:], state, lambda text: relink(text, page, urls))]
+    page.description = relink(page.description, page, urls, documented)
+    tidied = [new for i, cell in enumerate(cells) for new in _tidy_cell(cell, cells[i + 1:], state, lambda text: relink(text, page, urls, documented))]
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
             "cells": [{**cell, "id": f"cell-{i}"} for i, cell in enumerate(tidied)]}
 
@@ -748,6 +750,7 @@ def check(
             if parts.scheme or parts.netloc:
                 continue
             aim = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            aim = aim / "index.html" if aim.is_dir() else aim
             if parts.path.startswith("/") or not aim.is_file():
                 wrong.append(f"{name} links to {target}, which does not exist.")
             elif parts.fragment and aim in pages and unquote(parts.fragment) not in pages[aim].ids:
@@ -821,7 +824,9 @@ def build(
         processed = process_notebooks(notebooks, [page for page in pages if page.staged != GENERATED], stage)
         if any(page.staged == GENERATED for page in pages):
             processed["nbs/" + GENERATED] = api_notebook(notebooks, pages)
-        tidied = {page.source: tidy(processed[page.source], page, urls) for page in pages}
+        documented = {f"{urls[source]}#{name.lower()}" for source, nb in processed.items() for cell in nb["cells"]
+                      for name in re.findall(r"^show_doc\(([\w.]+)", _source(cell), re.M)}
+        tidied = {page.source: tidy(processed[page.source], page, urls, documented) for page in pages}
         _write_assets(site)
         for page in pages:
             if page.staged != GENERATED:

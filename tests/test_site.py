@@ -83,6 +83,7 @@ def sample(folder):
         new_code_cell("#| default_exp sampledata"),
         new_code_cell("#| export\nimport math"),
         new_markdown_cell("## The steps\n\nFirst `name_mover`, then the rest.[^1]\n\n[^1]: A footnote.\n\n| head | effect |\n|:--|--:|\n| L9H6 | 1.9 |"),
+        new_markdown_cell("### name_mover\n\nA section of the same name."),
         new_code_cell(LIBRARY.strip()),
         new_code_cell("import os\nundefined_here = no_such_name", outputs=[new_output("stream", name="stdout", text="\x1b[31mred\x1b[0m <b>10%\r 50%\r 100%\nimported once, shown as executed\n")]),
         new_code_cell("table", outputs=[show(text_html="<style scoped>.x{}</style><table border=\"1\" class=\"dataframe\"><thead><tr>" + "".join(f"<th>column {i}</th>" for i in range(30)) + "</tr></thead><tbody><tr>" + "<td>0.123</td>" * 30 + "</tr></tbody></table>")]),
@@ -177,7 +178,7 @@ def test_markup(small):
 def test_navigation(small):
     data = text_of(small / "data.html")
     assert data.count('aria-current="page"') == 1
-    order = re.findall(r'<li><a href="([^"]+)"', data.split('id="sidebar"')[1].split("</nav>")[0])
+    order = re.findall(r'<li><a href="([^"]+)"', data.split('id="page-list"')[1].split("</nav>")[0])
     assert order == ["index.html", "data.html", "ioi_nbs/data.html", "api.html"]
     ioi = text_of(small / "ioi_nbs" / "data.html")
     assert 'rel="prev" href="../data.html"' in ioi and 'rel="next" href="../api.html"' in ioi
@@ -194,8 +195,16 @@ def test_links_between_notebooks(small):
 def test_documented_names_become_links():
     here = site.Page("ioi_nbs/00_data.ipynb")
     urls = {"nbs/core/model.ipynb": "core/model.html"}
-    assert site.relink("[`load_model`](/core/model.html#load_model)", here, urls) == "[`load_model`](../core/model.html#load_model)"
+    assert site.relink("[`load_model`](/core/model.html#load_model)", here, urls, {"core/model.html#load_model"}) == "[`load_model`](../core/model.html#load_model)"
+    assert site.relink("[`renamed`](/core/model.html#renamed)", here, urls, {"core/model.html#load_model"}) == "`renamed`"
     assert site.relink("[`gone`](/core/gone.html#gone)", here, urls) == "`gone`"
+
+
+def test_every_address_on_a_page_is_one_place(small):
+    for path in small.rglob("*.html"):
+        ids = re.findall(r'\bid="([^"]+)"', text_of(path))
+        assert len(ids) == len(set(ids)), path
+    assert '<h3 class="api" id="name_mover">' in text_of(small / "data.html")  # though a section has the name too
 
 
 def test_api(small):
@@ -317,6 +326,8 @@ def test_quarto_gets_the_same_notebooks(tree, tmp_path, monkeypatch):
     assert (given / "notebooks" / "nbs" / "00_data.ipynb").is_file() and (given / "assets" / "plotly.min.js").is_file()
     nb = nbformat.read(given / "ioi_nbs" / "00_data.ipynb", 4)
     assert "title: Data for IOI" in nb.cells[0].source and "output-file: data.html" in nb.cells[0].source
+    for name in re.findall(r'"(\.\./assets/[^"]+)"', nb.cells[1].source):
+        assert (given / "ioi_nbs" / name).resolve().is_file(), name
     assert "../assets/figures.js" in nb.cells[1].source and "(../data.html)" in nb.cells[2].source
     assert "nm-figure" in (given / "index.ipynb").read_text()
 
@@ -357,7 +368,7 @@ class Visit:
 
     def __init__(self, browser, base, **options):
         self.base, self.wrong, self.asked = base, [], []
-        self.context = browser.new_context(viewport={"width": options.pop("width", 1300), "height": 900}, **options)
+        self.context = browser.new_context(viewport={"width": options.pop("width", 1300), "height": 900}, reduced_motion="reduce", **options)
         self.context.route("**/*", self.guard)
         self.page = self.context.new_page()
         self.page.on("console", lambda message: message.type in ("error", "warning") and self.wrong.append(f"{self.page.url}: {message.text}"))
@@ -377,8 +388,7 @@ class Visit:
         if draw:
             for figure in self.page.query_selector_all(".nm-figure"):
                 figure.evaluate("figure => figure.scrollIntoView()")
-            self.page.wait_for_function("[...document.querySelectorAll('.nm-figure')].every(f => f.dataset.state)", timeout=30_000)
-            for figure in self.page.query_selector_all(".nm-figure"):
+                self.page.wait_for_function("figure => figure.dataset.state", arg=figure, timeout=30_000)
                 assert figure.get_attribute("data-state") == "drawn"
                 size = figure.evaluate("f => { const s = f.querySelector('.main-svg').getBoundingClientRect(); return [s.width, s.height, f.querySelectorAll('.main-svg path, .main-svg image, canvas').length] }")
                 assert min(size) > 0 and size[0] > 150 and size[1] > 80, (name, size)
@@ -439,8 +449,8 @@ def test_search(browser, small, query, url):
         page.keyboard.press("/")
         page.wait_for_function("window.MiniSearch && window.searchIndex")
         page.keyboard.type(query)
-        page.wait_for_selector("#hits [aria-selected=true]")
-        first = page.locator("#hits li a").first
+        page.wait_for_selector("#search-hits [aria-selected=true]")
+        first = page.locator("#search-hits li a").first
         assert url in first.get_attribute("href")
         page.keyboard.press("Enter")
         page.wait_for_url("**/" + url + ("*" if "#" not in url else ""))
@@ -476,10 +486,10 @@ def test_narrow(browser, small):
         for name in html_pages(small):
             page = visit.open(name)
             assert visit.overflow() == 0, name
-        assert not page.locator("#sidebar").is_visible()
+        assert not page.locator("#page-list").is_visible()
         page.get_by_role("button", name="Pages").click()
-        assert page.locator("#sidebar").is_visible() and page.get_by_role("button", name="Pages").get_attribute("aria-expanded") == "true"
-        page.locator("#sidebar a").first.click()
+        assert page.locator("#page-list").is_visible() and page.get_by_role("button", name="Pages").get_attribute("aria-expanded") == "true"
+        page.locator("#page-list a").first.click()
         page.wait_for_url("**/index.html")
         page = visit.open("data.html", draw=False)
         assert page.locator(".table-scroll[tabindex='0']").count() == 1  # the wide one alone
@@ -491,7 +501,7 @@ def test_keyboard(browser, small):
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.className") == "skip"
         page.keyboard.press("Enter")
-        assert page.evaluate("document.activeElement.id") == "main"
+        assert page.evaluate("document.activeElement.id") == "page-main"
 
 
 # --- the project's own site -----------------------------------------------------------------------------------------

@@ -59,4 +59,6 @@
     const target = box.querySelector(".nm-plot")
     if (box.dataset.state === "drawn") window.Plotly.relayout(target, themed(target.layout, box))
   }))
+  // Quarto's own switch between light and dark changes a class of the body.
+  new MutationObserver(() => document.dispatchEvent(new Event("themechange"))).observe(document.body, { attributeFilter: ["class"] })
 })()

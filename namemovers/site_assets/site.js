@@ -13,7 +13,7 @@
   })
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", announce)
 
-  const menu = $(".menu"), sidebar = $("#sidebar")
+  const menu = $(".menu"), sidebar = $("#page-list")
   const openMenu = open => { document.body.classList.toggle("menu-open", open); menu.setAttribute("aria-expanded", open) }
   menu.addEventListener("click", () => openMenu(!document.body.classList.contains("menu-open")))
   document.addEventListener("keydown", e => { if (e.key === "Escape" && document.body.classList.contains("menu-open")) { openMenu(false); menu.focus() } })
@@ -39,7 +39,7 @@
   if (heads.length) { addEventListener("scroll", mark, { passive: true }); mark() }
 
   // Search
-  const dialog = $("dialog.search"), input = $("input", dialog), list = $("#hits"), note = $(".search-note", dialog)
+  const dialog = $("dialog.search"), input = $("input", dialog), list = $("#search-hits"), note = $(".search-note", dialog)
   const script = src => new Promise((done, failed) => document.head.append(Object.assign(document.createElement("script"), { src: root + src, onload: done, onerror: failed })))
   const words = text => (text.toLowerCase().match(/[\p{L}\p{N}_.]+/gu) || []).flatMap(w => {
     w = w.replace(/^\.+|\.+$/g, "")
