@@ -1,0 +1,152 @@
+"""What the benchmarks share: a random model of GPT-2 small's shape, prompts of three shapes, operations counted, times taken."""
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+
+from namemovers.activation_patching import Cell
+
+RESULTS = Path(__file__).parent / "results"
+
+# name -> tokens a prompt, and where clean and corrupted tokens differ
+SHAPES = {
+    "MRS": (29, [16, 22]),  # as the study runs it: two names differ
+    "IOI": (15, [10]),  # S2 replaced
+    "worst": (17, list(range(1, 17))),  # everything after BOS differs
+}
+
+
+def random_checkpoint(folder, n_layers=12, n_heads=12, width=768, vocabulary=50257, positions=1024):
+    """GPT-2's architecture with random weights: the work is that of the trained model. Its tokenizer is only there to load."""
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=positions, n_embd=width, n_layer=n_layers, n_head=n_heads, bos_token_id=0, eos_token_id=0))
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.dim() > 1:
+                p.mul_(2)  # as drawn, the logit differences would be tiny
+    model.save_pretrained(folder)
+    shipped = Path(__file__).parents[1] / "namemovers" / "mini" / "tokenizer.json"
+    PreTrainedTokenizerFast(tokenizer_file=str(shipped), bos_token="<|endoftext|>", eos_token="<|endoftext|>").save_pretrained(folder)
+    return folder
+
+
+def random_model(**shape):
+    from namemovers.model import load_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        return load_model(random_checkpoint(Path(folder) / "random", **shape), device="cpu")
+
+
+def prompts(model, shape, n, seed=0):
+    """Random prompts: clean, corrupted, where to read, two answers."""
+    length, differ = SHAPES[shape] if isinstance(shape, str) else shape
+    g = torch.Generator().manual_seed(seed)
+    new = lambda *size: torch.randint(5, model.cfg.d_vocab, size, generator=g)
+    clean = new(n, length)
+    corrupted = clean.clone()
+    corrupted[:, differ] = new(n, len(differ))
+    return clean, corrupted, torch.full((n,), length - 1), new(n), new(n)
+
+
+def cells(model, by, n, length):
+    at = [torch.full((n,), p) for p in range(length)]
+    layers, heads = range(model.cfg.n_layers), range(model.cfg.n_heads)
+    if by == "position": return [Cell(l, None, p) for l in layers for p in at]
+    if by == "head": return [Cell(l, h) for l in layers for h in heads]
+    return [Cell(l, h, p) for l in layers for h in heads for p in at]
+
+
+def needed(cfg, site, by, n, length, first):
+    """Floating-point operations of a sweep at the least: both runs, and of every patched run what the patch can change.
+
+    A multiplication and an addition count as two; LayerNorm, softmax and GELU are left out."""
+    d, wide, layers, heads = cfg.d_model, cfg.d_mlp, cfg.n_layers, cfg.n_heads
+    kv, q, o, mlp = 4 * d * d, 2 * d * d, 2 * d * d, 4 * d * wide
+    attention = lambda start, rows: sum(4 * d * (start + i + 1) for i in range(rows))  # rows of queries, each over what is before it
+
+    def onward(layer, start):  # layers from `layer` on, all rows from `start` changed
+        rows = length - start
+        return sum(rows * (kv + q + o + mlp) + attention(start, rows) if l < layers - 1 else
+                   rows * kv + q + o + mlp + attention(length - 1, 1) for l in range(layer, layers))
+
+    total = onward(0, 0) + onward(0, first)  # the base run; the donor run after what both share
+    for l in range(layers):
+        last, rows = l == layers - 1, length - first
+        if by == "position":
+            for p in range(first, length):
+                if last and site != "resid_pre" and p < length - 1: continue
+                after = onward(l + 1, p)
+                if site == "resid_pre":  # queries, keys and values of the patched row are the other run's
+                    r = 1 if last else length - p
+                    total += r * (o + mlp) + attention(length - r, r) + after
+                else:
+                    total += (mlp if site in ("attn_out", "resid_mid") else 0) + after
+        elif by == "head":
+            r = 1 if last else rows
+            if site != "z": total += attention(length - r, r)  # of all heads of the layer together
+            total += heads * (r * (2 * d * d // heads + mlp) + onward(l + 1, first))
+        elif by == "head_position":
+            for p in range(first, length):
+                if last and p < length - 1: continue
+                total += heads * (2 * d * d // heads + mlp + onward(l + 1, p))
+    return n * total
+
+
+def needed_paths(cfg, receivers, n, length, first):
+    """The same for paths from every head: into the logits one vector each, into later heads' queries everything after the receiver."""
+    d, wide, layers, heads = cfg.d_model, cfg.d_mlp, cfg.n_layers, cfg.n_heads
+    rows = length - first
+    kv, q, o, mlp = 4 * d * d, 2 * d * d, 2 * d * d, 4 * d * wide
+    attention = lambda start, r: sum(4 * d * (start + i + 1) for i in range(r))
+    whole = lambda layer, start: sum((length - start) * (kv + q + o + mlp) + attention(start, length - start) if l < layers - 1 else
+                                     (length - start) * kv + q + o + mlp + attention(length - 1, 1) for l in range(layer, layers))
+    total = whole(0, 0) + whole(0, first)
+    write = 2 * d * d // heads
+    if receivers == "logits": return n * (total + layers * heads * write)
+    for m in range(1, layers):
+        r = 1 if m == layers - 1 else rows
+        senders = m * heads
+        total += senders * (r * (write + q) + attention(length - r, r) + heads * (r * (write + mlp) + whole(m + 1, first)))
+    return n * total
+
+
+def matmul_rate(width=768, rows=2048, repeats=5):
+    """Operations a second of one large float32 matrix multiplication, the best of a few."""
+    x, w, out = torch.randn(rows, width), torch.randn(width, 4 * width), torch.empty(rows, 4 * width)
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.mm(x, w, out=out)
+        times.append(time.perf_counter() - start)
+    return 2 * rows * width * 4 * width / min(times)
+
+
+def seconds(f):
+    start = time.perf_counter()
+    value = f()
+    return time.perf_counter() - start, value
+
+
+def pairs(ours, theirs, repeats):
+    """Run both in turn; `theirs` returns (seconds of a sample scaled to the whole, values). Medians over the pairs."""
+    rows = []
+    for _ in range(repeats):
+        peak = matmul_rate()
+        t, _ = theirs()
+        s, _ = seconds(ours)
+        rows.append((s, t, t / s, max(peak, matmul_rate())))
+    return [statistics.median(column) for column in zip(*rows)]
+
+
+def machine():
+    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
+    return {"cpu": model, "threads": torch.get_num_threads(), "torch": torch.__version__, "platform": platform.platform()}

@@ -1,0 +1,154 @@
+"""Our sweeps against TransformerLens's, the same prompts and metric, alternating in one run.
+
+    python bench/patching.py                     # everything; hours, for TransformerLens takes hours
+    python bench/patching.py --sample 20         # TransformerLens: as many cells as fit in 20 s, scaled to the sweep
+
+Prints a table and writes bench/results/patching.json.
+"""
+
+import argparse
+import functools
+import json
+
+import torch
+
+import common
+from common import SHAPES, cells, machine, needed, needed_paths, pairs, prompts, random_model, seconds
+from namemovers.engine import run_fast
+from namemovers.path_patching import run_paths
+
+SWEEPS = {  # name -> (site, by)
+    "z by head": ("z", "head"), "resid_pre by position": ("resid_pre", "position"), "attn_out by position": ("attn_out", "position"),
+    "mlp_out by position": ("mlp_out", "position"), "q by head": ("q", "head"), "k by head": ("k", "head"), "v by head": ("v", "head"),
+    "pattern by head": ("pattern", "head"), "z by head and position": ("z", "head_position"),
+    "heads to logits": ("path", "logits"), "heads to later heads' q": ("path", "heads"),
+}
+# what to reach, in multiples of TransformerLens: MRS, IOI and worst at N = 50, MRS at N = 1
+GOALS = {"z by head": (7, 10, 4, 14), "resid_pre by position": (24, 40, 7, 35), "attn_out by position": (24, 40, 7, 35), "mlp_out by position": (24, 40, 7, 35),
+         **{f"{s} by head": (6, 8, 3.5, 12) for s in ("q", "k", "v", "pattern")}, "z by head and position": (25, 40, 7, 35),
+         "heads to logits": (50, 50, 50, 100), "heads to later heads' q": (10, 14, 6, 20)}
+
+
+def logit_diff(out, correct, wrong):
+    out = out[:, -1]
+    return (out.gather(1, correct[:, None]) - out.gather(1, wrong[:, None]))[:, 0]
+
+
+def lens(model, site, by, todo, clean, corrupted, read_at, correct, wrong, budget):
+    """TransformerLens's own patching of a spread-out sample of `todo` that takes about `budget` seconds, scaled: (seconds, values, indices)."""
+    import pandas as pd
+    from transformer_lens import patching as tl
+    from transformer_lens.utilities import get_act_name
+
+    setter = {"position": tl.layer_pos_patch_setter, "head": tl.layer_head_pattern_patch_setter if site == "pattern" else tl.layer_head_vector_patch_setter,
+              "head_position": tl.layer_pos_head_vector_patch_setter}[by]
+    metric = lambda out: logit_diff(out, correct, wrong).mean()
+    run, _ = seconds(lambda: model(corrupted))
+    m = len(todo) if budget is None else max(2, min(len(todo), int(budget / run)))
+    picked = [int(i * (len(todo) - 1) / max(1, m - 1)) for i in range(m)]
+    columns = {"position": ("layer", "pos"), "head": ("layer", "head"), "head_position": ("layer", "pos", "head")}[by]
+    index = pd.DataFrame([{"layer": todo[i].layer, "head": todo[i].head, "pos": None if todo[i].position is None else int(todo[i].position[0])} for i in picked])[list(columns)]
+    name = site.replace("resid_pre", "resid_pre")
+    before, (_, cache) = seconds(lambda: model.run_with_cache(clean, names_filter=lambda n: n.endswith(get_act_name(name, 0).split(".", 2)[-1])))
+    with common_quiet():
+        taken, values = seconds(lambda: tl.generic_activation_patch(model, corrupted, cache, metric, setter, site, index_df=index))
+    return before + taken * len(todo) / m, values, picked
+
+
+def lens_paths(model, receivers, clean, corrupted, read_at, correct, wrong, budget):
+    """Paths from heads with TransformerLens: into the logits by hooks (one frozen run a sender, then the unembedding), else its direct paths."""
+    from transformer_lens.patching import get_act_patch_direct_path
+
+    L, H = model.cfg.n_layers, model.cfg.n_heads
+    before, ((_, a), (_, b)) = seconds(lambda: [model.run_with_cache(t, names_filter=lambda n: n.endswith(("hook_z", "hook_mlp_out"))) for t in (clean, corrupted)])
+    run, _ = seconds(lambda: model(corrupted))
+    if receivers == "heads":  # all pairs from one head of the last layer but one: H of them in a call
+        metric = lambda out: logit_diff(out, correct, wrong).mean()
+        calls = 1 if budget is None else max(1, int(budget / run / H))
+        with common_quiet():
+            taken, values = seconds(lambda: [get_act_patch_direct_path(model, corrupted, a, b, metric, L - 2, h, "q", verbose=False)[L - 1] for h in range(calls)])
+        return before + taken * (H * H * L * (L - 1) / 2) / (calls * H), values, calls * H
+    m = L * H if budget is None else max(2, min(L * H, int(budget / run)))
+    picked, values = [int(i * (L * H - 1) / max(1, m - 1)) for i in range(m)], []
+
+    def freeze(value, hook, layer, head):
+        frozen = b[hook.name]
+        if hook.layer() == layer and hook.name.endswith("hook_z"):
+            frozen = frozen.clone()
+            frozen[:, :, head] = a[hook.name][:, :, head]
+        return frozen
+
+    def one(sender):
+        hook = functools.partial(freeze, layer=sender // H, head=sender % H)
+        final = f"blocks.{L - 1}.hook_resid_post"
+        kept = {}
+        model.run_with_hooks(corrupted, fwd_hooks=[(lambda n: n.endswith(("attn.hook_z", "hook_mlp_out")), hook), (final, lambda t, hook: kept.__setitem__("x", t))])
+        return logit_diff(model.unembed(model.ln_final(kept["x"])), correct, wrong).mean()
+
+    taken, values = seconds(lambda: [one(s) for s in picked])
+    return before + taken * L * H / m, values, m
+
+
+def common_quiet():
+    """TransformerLens draws progress bars in a library; a table should not have them in it."""
+    import contextlib
+    import os
+
+    return contextlib.redirect_stderr(open(os.devnull, "w"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--n", type=int, nargs="*", default=[50, 1])
+    parser.add_argument("--n-pairs", type=int, default=2, help="prompts of the sweep over all pairs of heads where n is larger")
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), choices=list(SWEEPS))
+    parser.add_argument("--sample", type=float, help="seconds of TransformerLens a measurement; without it, whole sweeps")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="random", help="'random' for GPT-2 small's shape with random weights, or a name as load_model takes it")
+    parser.add_argument("--out", default=str(common.RESULTS / "patching.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.set_grad_enabled(False)
+    from namemovers.model import load_model
+
+    model = random_model() if args.model == "random" else load_model(args.model, device="cpu")
+    rows = []
+    print(f"{'shape':6} {'N':>3} {'sweep':26} {'ours':>9} {'TransformerLens':>16} {'ratio':>7} {'goal':>5} {'rate':>5}  largest difference")
+    for n in args.n:
+        for shape in args.shapes:
+            for sweep in args.sweeps:
+                site, by = SWEEPS[sweep]
+                if (site, by) == ("path", "heads"): n_now = min(n, args.n_pairs)
+                elif by == "head_position": n_now = min(n, 5 * args.n_pairs)
+                else: n_now = n
+                arguments = prompts(model, shape, n_now)
+                length, differ = SHAPES[shape]
+                if site == "path":
+                    flops = needed_paths(model.cfg, by, n_now, length, differ[0])
+                    ours = lambda: kept.__setitem__("ours", run_paths(model, *arguments, receivers=by)[0])
+                    def theirs():
+                        t, values, kept["picked"] = lens_paths(model, by, *arguments, args.sample)
+                        return t, None
+                else:
+                    todo = cells(model, by, n_now, length)
+                    flops = needed(model.cfg, site, by, n_now, length, differ[0])
+                    ours = lambda: kept.__setitem__("ours", run_fast(model, *arguments, site, todo))
+                    def theirs():
+                        t, kept["theirs"], kept["picked"] = lens(model, site, by, todo, *arguments, args.sample)
+                        return t, None
+                kept = {}
+                s, t, ratio, peak = pairs(ours, theirs, args.repeats)
+                gap = None if site == "path" else float((kept["ours"].mean(-1)[kept["picked"]] - kept["theirs"]).abs().max())
+                sample = kept["picked"] if isinstance(kept["picked"], int) else len(kept["picked"])
+                column = {("MRS", True): 0, ("IOI", True): 1, ("worst", True): 2, ("MRS", False): 3}.get((shape, n > 1))
+                goal = None if column is None else GOALS[sweep][column]
+                rows.append({"shape": shape, "n": n_now, "sweep": sweep, "ours_seconds": s, "theirs_seconds": t, "ratio": ratio, "goal": goal, "theirs_sample": sample,
+                             "needed_flops": flops, "matmul_rate": peak, "share": flops / s / peak, "largest_difference": gap, "repeats": args.repeats})
+                print(f"{shape:6} {n_now:3} {sweep:26} {s:8.2f}s {t:15.1f}s {ratio:6.1f}x {goal or '':>5} {flops / s / peak:5.0%}  {'' if gap is None else f'{gap:.1e}'}", flush=True)
+                with open(args.out, "w") as f: json.dump({"machine": machine(), "model": args.model, "arguments": vars(args), "rows": rows}, f, indent=1)
+
+
+if __name__ == "__main__":
+    main()
