@@ -253,4 +253,4 @@ def main(
     sys.exit(status if isinstance(status, int) else 0)
 
 # %% ../nbs/core/cli.ipynb #fef133d1
-if __name__ == "__main__": main()
+if __name__ == "__main__" and __spec__: main()  # and not in a notebook, which is no module

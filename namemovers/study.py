@@ -60,10 +60,15 @@ def _server():
     return server
 
 # %% ../nbs/core/study.ipynb #5a53b120
+def _may_have_children():
+    "A notebook may start processes, which multiprocessing denies to its daemons; that it dies with its parent is seen to otherwise."
+    multiprocessing.current_process()._config["daemon"] = False
+
 def _become_kernel(connection_file: str, folder: str, env: dict):
     "What `python -m ipykernel_launcher` does, in a process that has the imports behind it."
     from ipykernel.kernelapp import IPKernelApp
     os.setsid()  # Ctrl-C is for the runner, which then ends its kernels
+    _may_have_children()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.environ.clear()
     os.environ.update(env)
@@ -141,7 +146,7 @@ async def execute(
     client = NotebookClient(nb, timeout=None, kernel_manager_class=_manager(), kernel_name="python3", record_timing=False,
                             resources={"metadata": {"path": str(path.parent)}})
     client.create_kernel_manager()
-    at = None
+    at, now = None, True
     try:
         # Not `client.async_execute`: it takes over Ctrl-C, for one notebook.
         await client.async_start_new_kernel()
@@ -151,6 +156,7 @@ async def execute(
         for cell in nb.cells:
             if cell.cell_type == "code": cell.outputs = _joined(cell.outputs)
         client.set_widgets_metadata()
+        now = False  # in peace, so that the kernel can clean up
     except (CellExecutionError, DeadKernelError, RuntimeError) as e:
         if asyncio.current_task().cancelling(): raise asyncio.CancelledError from None
         if isinstance(e, CellExecutionError): what = f"{e.ename}: {e.evalue}"
@@ -162,7 +168,7 @@ async def execute(
         raise error from None
     finally:
         if client.kc is not None: client.kc.stop_channels()
-        if client.km.has_kernel: await client.km.shutdown_kernel(now=True)
+        if client.km.has_kernel: await client.km.shutdown_kernel(now=now)
     return nb
 
 # %% ../nbs/core/study.ipynb #31bac306
@@ -386,6 +392,7 @@ def headline(
 # %% ../nbs/core/study.ipynb #43c8f6bb
 def _test(path, flags, base, timeout):
     from nbdev.test import test_nb
+    _may_have_children()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # figures print themselves where there is no front end; errors go to stderr
     passed, seconds = test_nb(path, skip_flags=flags, basepath=base, cell_timeout=timeout)
     return path.relative_to(base), passed, seconds

@@ -63,9 +63,10 @@ def test_outputs_are_those_of_jupyter(tmp_path):
         "#| eval: false\n1 / 0",
         "import ipywidgets\nipywidgets.IntSlider(7)",
         "import sys; print('careful', file=sys.stderr)",
+        "import multiprocessing\nwith multiprocessing.get_context('fork').Pool(1) as pool: print(pool.map(abs, [-3]))",
     )
     nb = asyncio.run(study.execute(path))
-    first, order, figure, rich, left_out, widget, stderr = nb.cells
+    first, order, figure, rich, left_out, widget, stderr, children = nb.cells
     assert text(first).splitlines() == [str(tmp_path), "1"]
     assert [text(nbformat.from_dict({"outputs": [o]})).strip() for o in order.outputs] == ["one", "'two'", "three"]
     assert any("application/vnd.plotly.v1+json" in o.get("data", {}) for o in figure.outputs)
@@ -74,6 +75,7 @@ def test_outputs_are_those_of_jupyter(tmp_path):
     assert "application/vnd.jupyter.widget-view+json" in widget.outputs[0].data
     assert nb.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"]
     assert stderr.outputs[0].name == "stderr"
+    assert text(children) == "[3]\n"
     assert nbformat.read(path, 4).cells[0].outputs == [], "the file itself stays as it was"
 
 
