@@ -158,10 +158,10 @@ def _end_ranks(model, task, ids, memory):
         parts.append([np.stack(r) for r in zip(*layers)])
     return [np.concatenate(r, axis=2) for r in zip(*parts)]
 
-# %% ../nbs/04_copy_scores.ipynb #f80d0ae2
+# %% ../nbs/04_copy_scores.ipynb #a36b87a4
 def heads_above(
     summary: xr.Dataset, # of a score, from `stats.summarise` over names, [layer, head]
-    level: float = 0.9, # the score to reach
+    level: float = 0.5, # the score to reach
 ) -> list: # of (layer, head), the highest first
     "The heads whose mean score reaches a level."
     return top_heads(summary["mean"].where(summary["mean"] >= level), int(summary["mean"].size))
