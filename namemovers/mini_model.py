@@ -918,4 +918,4 @@ def main(argv: list = None) -> int:
     return 0
 
 # %% ../nbs/core/mini_model.ipynb #c05679c7
-if __name__ == "__main__": sys.exit(main())
+if __name__ == "__main__" and "__file__" in globals(): sys.exit(main())  # a notebook has no __file__
