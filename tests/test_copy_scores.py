@@ -21,7 +21,7 @@ def model(request):
 def test_against_the_definition(model, make):
     "The definition written out, one head and name at a time, on prompts without padding, with TransformerLens's own parts."
     task = make(model.tokenizer)
-    top = model.cfg.d_vocab // 20  # random weights copy next to nothing into the top 5
+    top = model.cfg.d_vocab // 4  # random weights copy next to nothing into the top 5
     ds, ids = task_copy_scores(model, task, top=top), name_ids(model.tokenizer, task)
     assert 0 < float(ds.copied.mean()) < 1 and 0 < float(ds.copied_negative.mean()) < 1
     W_V, W_O, large = model.W_V, model.W_O, model.cfg.n_layers > 6
@@ -41,7 +41,7 @@ def test_against_the_definition(model, make):
 
 def test_what_heads_write_at_end(tiny):
     task = ioi_task(tiny.tokenizer, n=6, seed=3)
-    top = 60
+    top = tiny.cfg.d_vocab // 4
     ds, ids = task_copy_scores(tiny, task, top=top), name_ids(tiny.tokenizer, task)
     assert 0 < float(ds.written.mean()) < 1
     for i in range(len(task)):
