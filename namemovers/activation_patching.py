@@ -283,7 +283,10 @@ def patch(
     _one_of("site", site, BY)
     by = by or BY[site][0]
     check_patch(model, task, site, by, direction, metric, engine)
-    if screen is not None: raise ValueError(f"screen={screen!r}: screening is not built yet; leave it out to compute every cell exactly")
+    if screen is not None:
+        if engine == "hooks": raise ValueError(f"screen={screen!r} needs the fast engine: leave out engine='hooks', or screen")
+        from namemovers.attribution_patching import patch_screened # which builds on this module
+        return patch_screened(model, task, site, by, direction, metric, screen, memory_budget)
     todo, axes = cells(model, task, site, by)
     name, run = pick_engine(engine, model)
     base = _baselines(model, task, metric, memory_budget)

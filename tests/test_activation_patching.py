@@ -318,8 +318,14 @@ def test_auto_falls_back_and_says_so_once(tiny, monkeypatch):
     assert ["another kind" in str(w.message) for w in caught if "engine" in str(w.message)] == [True]
 
 
-def test_screening_is_refused(tiny):
-    with pytest.raises(ValueError, match="screen=3"): patch(tiny, made_task(tiny), "z", screen=3)
+def test_screening_computes_the_largest_cells_exactly(tiny):
+    task = made_task(tiny)
+    exact, screened = patch(tiny, task, "z"), patch(tiny, task, "z", screen=3)
+    assert int(screened.exact.sum()) == 3 and screened.exact.dims == ("layer", "head")
+    assert float(abs((screened.effect - exact.effect).where(screened.exact)).max()) < 1e-4
+    assert "exact" in screened.attrs["approximation"] and "approximation" not in exact.attrs
+    with pytest.raises(ValueError, match="screen=0"): patch(tiny, task, "z", screen=0)
+    with pytest.raises(ValueError, match="screen=3 needs the fast engine"): patch(tiny, task, "z", screen=3, engine="hooks")
 
 
 def _empty(task):
