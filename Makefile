@@ -16,12 +16,19 @@ help: ## this list
 
 install: $(VENV)/.installed ## make .venv and install the pinned versions in it (done by the others as needed)
 
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.pinned: requirements.lock
 	@test -n "$(PYTHON)" || { echo "namemovers needs Python 3.11 or newer, and neither python3.11 nor python3 is one; install it, or name one: make PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11, which namemovers needs" >&2; exit 1; }
 	@echo "Installing pinned versions in $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@$(PY) -m pip install -q --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+# nbdev-export touches pyproject.toml without changing it: what counts is a copy, written only when it differs.
+$(VENV)/pyproject.toml: pyproject.toml | $(VENV)/.pinned
+	@cmp -s $< $@ || cp $< $@
+
+$(VENV)/.installed: $(VENV)/.pinned $(VENV)/pyproject.toml
 	@$(PY) -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
