@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from string import Template
@@ -544,7 +545,7 @@ def _table(table: str) -> str:
     "A table in a box that scrolls; cells of many words are not squeezed into a narrow column, intervals not broken."
     def cell(match):
         text = _strip_markup(match[2])
-        kind = "words" if len(text) > 45 else "interval" if _INTERVAL.fullmatch(text) else ""
+        kind = "words" if len(text) > 45 else "interval" if _INTERVAL.fullmatch(text) else "phrase" if len(text) > 16 else ""
         return f'<td{match[1]}><div class="{kind}">{match[2]}</div></td>' if kind else match[0]
 
     return f'<div class="table-scroll">{re.sub(r"<td([^>]*)>(.*?)</td>", cell, table, flags=re.S)}</div>'
@@ -817,6 +818,9 @@ def build(
     if absent:
         raise ValueError(f"_quarto.yml lists {', '.join(absent)}, which {notebooks} does not hold; execute it or take it off the list.")
     use_quarto = renderer == "quarto" or (renderer == "auto" and shutil.which("quarto") is not None)
+    needed = ["nbdev"] if use_quarto else ["nbdev", "pypandoc"]
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise ImportError(f"Building the site needs {' and '.join(missing)}: pip install 'namemovers[notebooks,site]'.")
     urls = {page.source: page.url for page in pages}
     with tempfile.TemporaryDirectory(prefix="namemovers-site-") as folder:
         stage, site = Path(folder) / "stage", Path(folder) / "site"

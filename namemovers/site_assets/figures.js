@@ -31,6 +31,22 @@
     const keys = path.split("."), last = keys.pop()
     keys.reduce((o, key) => o[key] ??= {}, into)[last] = value
   }
+  // Plotly does not break a title that is wider than the figure.
+  const fitTitle = (layout, width) => {
+    const title = layout.title, most = Math.max(24, Math.floor(width / 8.2))
+    if (typeof title?.text !== "string" || /<(?!br>)/.test(title.text)) return
+    const before = title.text.split("<br>"), lines = [""]
+    if (before.every(line => line.length <= most)) return
+    for (const word of before.join(" ").split(" ")) {
+      if (lines.at(-1) && (lines.at(-1) + " " + word).length > most) lines.push(word)
+      else lines.push((lines.pop() + " " + word).trim())
+    }
+    const more = 20 * (lines.length - before.length)
+    title.text = lines.join("<br>")
+    layout.margin = { ...layout.margin, t: (layout.margin?.t ?? 100) + more }
+    layout.height += more
+    if (title.pad?.t !== undefined) title.pad.t += more / 2
+  }
   const draw = async box => {
     const target = box.querySelector(".nm-plot")
     try {
@@ -38,8 +54,12 @@
       layout.autosize = true
       layout.height ??= target.clientHeight || 450
       delete layout.width
+      fitTitle(layout, target.clientWidth)
       // Labels set level for a wide page would run into each other on a narrow one.
-      if (target.clientWidth < 560 && layout.xaxis?.tickangle === 0 && layout.xaxis.ticktext?.join("").length > 40) layout.xaxis.tickangle = -60
+      if (layout.xaxis?.tickangle === 0 && layout.xaxis.ticktext?.join("  ").length * 7.5 > target.clientWidth - 130) {
+        layout.xaxis.tickangle = -60
+        layout.height += 45
+      }
       for (const [path, value] of Object.entries(themed(layout, box))) assign(layout, path, value)
       await Plotly.newPlot(target, data, layout, config)
       if (frames?.length) await Plotly.addFrames(target, frames)
@@ -60,5 +80,5 @@
     if (box.dataset.state === "drawn") window.Plotly.relayout(target, themed(target.layout, box))
   }))
   // Quarto's own switch between light and dark changes a class of the body.
-  new MutationObserver(() => document.dispatchEvent(new Event("themechange"))).observe(document.body, { attributeFilter: ["class"] })
+  new MutationObserver(() => /quarto/.test(document.body.className) && document.dispatchEvent(new Event("themechange"))).observe(document.body, { attributeFilter: ["class"] })
 })()
