@@ -1,14 +1,16 @@
 """Our sweeps against TransformerLens's, the same prompts and metric, alternating in one run.
 
-    python bench/patching.py                     # everything; hours, for TransformerLens takes hours
-    python bench/patching.py --sample 20         # TransformerLens: as many cells as fit in 20 s, scaled to the sweep
+    python bench/patching.py                     # of TransformerLens, as many cells as fit in 20 s, scaled to the sweep
+    python bench/patching.py --sample inf        # all of it: hours
+    python bench/patching.py --model mini
 
-Prints a table and writes bench/results/patching.json.
+Prints a table and writes bench/results/patching-<model>.json, adding to what is there.
 """
 
 import argparse
 import functools
 import json
+from pathlib import Path
 
 import torch
 
@@ -44,12 +46,11 @@ def lens(model, site, by, todo, clean, corrupted, read_at, correct, wrong, budge
               "head_position": tl.layer_pos_head_vector_patch_setter}[by]
     metric = lambda out: logit_diff(out, correct, wrong).mean()
     run, _ = seconds(lambda: model(corrupted))
-    m = len(todo) if budget is None else max(2, min(len(todo), int(budget / run)))
+    m = max(2, int(min(len(todo), budget / run)))
     picked = [int(i * (len(todo) - 1) / max(1, m - 1)) for i in range(m)]
     columns = {"position": ("layer", "pos"), "head": ("layer", "head"), "head_position": ("layer", "pos", "head")}[by]
     index = pd.DataFrame([{"layer": todo[i].layer, "head": todo[i].head, "pos": None if todo[i].position is None else int(todo[i].position[0])} for i in picked])[list(columns)]
-    name = site.replace("resid_pre", "resid_pre")
-    before, (_, cache) = seconds(lambda: model.run_with_cache(clean, names_filter=lambda n: n.endswith(get_act_name(name, 0).split(".", 2)[-1])))
+    before, (_, cache) = seconds(lambda: model.run_with_cache(clean, names_filter=lambda n: n.endswith(get_act_name(site, 0).split(".", 2)[-1])))
     with common_quiet():
         taken, values = seconds(lambda: tl.generic_activation_patch(model, corrupted, cache, metric, setter, site, index_df=index))
     return before + taken * len(todo) / m, values, picked
@@ -64,11 +65,11 @@ def lens_paths(model, receivers, clean, corrupted, read_at, correct, wrong, budg
     run, _ = seconds(lambda: model(corrupted))
     if receivers == "heads":  # all pairs from one head of the last layer but one: H of them in a call
         metric = lambda out: logit_diff(out, correct, wrong).mean()
-        calls = 1 if budget is None else max(1, int(budget / run / H))
+        calls = max(1, int(min(H, budget / run / H)))
         with common_quiet():
             taken, values = seconds(lambda: [get_act_patch_direct_path(model, corrupted, a, b, metric, L - 2, h, "q", verbose=False)[L - 1] for h in range(calls)])
         return before + taken * (H * H * L * (L - 1) / 2) / (calls * H), values, calls * H
-    m = L * H if budget is None else max(2, min(L * H, int(budget / run)))
+    m = max(2, int(min(L * H, budget / run)))
     picked, values = [int(i * (L * H - 1) / max(1, m - 1)) for i in range(m)], []
 
     def freeze(value, hook, layer, head):
@@ -100,21 +101,24 @@ def common_quiet():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time of one thread, for a busy machine")
     parser.add_argument("--n", type=int, nargs="*", default=[50, 1])
     parser.add_argument("--n-pairs", type=int, default=2, help="prompts of the sweep over all pairs of heads where n is larger")
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), choices=list(SWEEPS))
-    parser.add_argument("--sample", type=float, help="seconds of TransformerLens a measurement; without it, whole sweeps")
+    parser.add_argument("--sample", type=float, default=20, help="seconds of TransformerLens a measurement; inf for whole sweeps")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--model", default="random", help="'random' for GPT-2 small's shape with random weights, or a name as load_model takes it")
-    parser.add_argument("--out", default=str(common.RESULTS / "patching.json"))
+    parser.add_argument("--out", help="where the results go")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    common.use_clock(args.clock)
     torch.set_grad_enabled(False)
     from namemovers.model import load_model
 
     model = random_model() if args.model == "random" else load_model(args.model, device="cpu")
-    rows = []
+    out = Path(args.out or common.RESULTS / f"patching-{Path(args.model).name}.json")
+    rows = json.loads(out.read_text())["rows"] if out.is_file() else []
     print(f"{'shape':6} {'N':>3} {'sweep':26} {'ours':>9} {'TransformerLens':>16} {'ratio':>7} {'goal':>5} {'rate':>5}  largest difference")
     for n in args.n:
         for shape in args.shapes:
@@ -144,10 +148,11 @@ def main():
                 sample = kept["picked"] if isinstance(kept["picked"], int) else len(kept["picked"])
                 column = {("MRS", True): 0, ("IOI", True): 1, ("worst", True): 2, ("MRS", False): 3}.get((shape, n > 1))
                 goal = None if column is None else GOALS[sweep][column]
+                rows = [r for r in rows if (r["shape"], r["n"], r["sweep"]) != (shape, n_now, sweep)]
                 rows.append({"shape": shape, "n": n_now, "sweep": sweep, "ours_seconds": s, "theirs_seconds": t, "ratio": ratio, "goal": goal, "theirs_sample": sample,
-                             "needed_flops": flops, "matmul_rate": peak, "share": flops / s / peak, "largest_difference": gap, "repeats": args.repeats})
+                             "needed_flops": flops, "matmul_rate": peak, "share": flops / s / peak, "largest_difference": gap, "repeats": args.repeats, "threads": torch.get_num_threads(), "clock": args.clock})
                 print(f"{shape:6} {n_now:3} {sweep:26} {s:8.2f}s {t:15.1f}s {ratio:6.1f}x {goal or '':>5} {flops / s / peak:5.0%}  {'' if gap is None else f'{gap:.1e}'}", flush=True)
-                with open(args.out, "w") as f: json.dump({"machine": machine(), "model": args.model, "arguments": vars(args), "rows": rows}, f, indent=1)
+                out.write_text(json.dumps({"machine": machine(), "model": args.model, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":

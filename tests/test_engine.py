@@ -16,6 +16,7 @@ from namemovers.data import ioi_task, mrs_task
 from namemovers.engine import HEAD_SITES, STREAM_SITES, Layer, _weights, embed, forward, logits, ready, run_fast, run_sets, weights_of, why_not
 from namemovers.model import load_model
 from namemovers.path_patching import path_patch, run_paths
+from namemovers.sets import patch_neurons, patch_sets
 
 SITES = (*STREAM_SITES, *HEAD_SITES)
 
@@ -486,3 +487,12 @@ def test_on_a_gpu(tiny_folder, site):
     todo = every(gpu, site, "position" if site in STREAM_SITES else "head", *arguments[0].shape)
     fast, hooks = (run(gpu, *arguments, site, todo) for run in (run_fast, run_hooks))
     assert (fast - hooks).abs().max() < 1e-4
+
+
+def test_sets_and_neurons_are_labelled(tiny):
+    task = ioi_task(tiny.tokenizer, n=3)
+    ds = patch_sets(tiny, task, {"nothing": [], "everything": [("resid_pre", Cell(0))]}, direction="noise")
+    assert abs(ds.effect.sel(set="nothing")).max() < 1e-5 and abs(ds.effect.sel(set="everything").mean() - 1) < 1e-5
+    one = patch_neurons(tiny, task, [(1, 5), (2, 7)])
+    assert list(one.neuron.values) == ["L1N5", "L2N7"] and one.logit_diff.shape == (2, 3)
+    with pytest.raises(ValueError, match="head 999"): patch_neurons(tiny, task, [(1, 999)])
