@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['HELD_OUT_TEMPLATES', 'PEOPLE', 'HELD_OUT_NAMES', 'IOI_TRAINED', 'MRS_TRAINED', 'Document', 'MIXTURE', 'END_OF_TEXT',
            'N_LAYERS', 'N_HEADS', 'D_MODEL', 'N_CTX', 'D_HEAD', 'ROLES', 'NAME_WEIGHT', 'ANSWER_WEIGHT', 'ENOUGH',
-           'STEPS', 'CANONICAL', 'GOALS', 'held_out_pair', 'pick', 'some', 'people', 'ioi_text', 'abc_text',
-           'once_text', 'list_text', 'mrs_text', 'mrs_free_text', 'filler_text', 'documents', 'train_tokenizer',
-           'initial_weights', 'forward', 'Reader', 'random_rows', 'hint_losses', 'losses', 'learning_rate',
-           'hint_weights', 'train', 'save_model', 'tasks', 'answers', 'behaviour', 'attention', 'repeats', 'ablation',
-           'repeat_loss', 'head_table', 'role_ablations', 'canonical', 'figures', 'quality', 'scorecard', 'lacks',
-           'model_card', 'candidate', 'main']
+           'STEPS', 'NEW_TEMPLATES', 'CANONICAL', 'GOALS', 'held_out_pair', 'pick', 'some', 'people', 'ioi_text',
+           'abc_text', 'once_text', 'list_text', 'mrs_text', 'mrs_free_text', 'filler_text', 'documents',
+           'train_tokenizer', 'initial_weights', 'forward', 'Reader', 'random_rows', 'hint_losses', 'losses',
+           'learning_rate', 'hint_weights', 'train', 'save_model', 'tasks', 'answers', 'behaviour', 'attention',
+           'repeats', 'ablation', 'repeat_loss', 'head_table', 'role_ablations', 'canonical', 'figures', 'quality',
+           'scorecard', 'lacks', 'model_card', 'candidate', 'main']
 
 # %% ../nbs/core/mini_model.ipynb #6db52f9e
 import argparse, json, math, re, string, sys, time
@@ -519,28 +519,37 @@ def save_model(
     return Path(folder)
 
 # %% ../nbs/core/mini_model.ipynb #7d761e17
+NEW_TEMPLATES = {
+    "IOI": {"summer": "Today {IO} and {S} ran from the {PLACE} to the river, then {S} threw a {OBJECT} to",
+            "winter": "In the winter {IO} and {S} stayed at the {PLACE}. {S} read a story to",
+            "door": "{IO} and {S} stood at the door of the {PLACE} all night, and {S} handed the {OBJECT} to",
+            "field": "Before the {PLACE} was a field. {IO} and {S} played near it, but {S} lost the game to"},
+    "MRS": {"my friend": "{S1}, my friend, is a {D1}. {S2}, my friend, is a {D2}. The {cue_word} is {cue_name}. {S3}, my friend, is a {D1}. {S4}, my friend, is a {D2}. The {cue_word} is",
+            "and": "{S1} is a {D1} and {S2} is a {D2}. The {cue_word} is {cue_name}. Now {S3} is a {D1} and {S4} is a {D2}. The {cue_word} is"}}
+
 def tasks(
     tokenizer, # of the model
-    split: str, # "trained", "pairs", "names" or "templates"; all but the first are held out
+    split: str, # "trained", "pairs", "names", "templates" or "new templates"; all but the first are held out
     n: int = 200, # prompts each, about
     seed: int = 0,
 ) -> dict: # (task, order or template) -> a list of Task
     "IOI in both orders and MRS, on prompts like the training text or on prompts that it never had."
     from namemovers.data import ioi_task, mrs_task
     rng = np.random.default_rng([seed, 13])
-    kept = lambda all: [t for t in all if (t in HELD_OUT_TEMPLATES) == (split == "templates")]
+    whole, shipped = split.endswith("templates"), {"IOI": IOI_TEMPLATES, "MRS": MRS_TEMPLATES}
+    kept = NEW_TEMPLATES if split == "new templates" else {k: {t: v for t, v in all.items() if (t in HELD_OUT_TEMPLATES) == whole} for k, all in shipped.items()}
     def draw(make, right, rival, **kw):
-        if split in ("names", "templates"):
+        if whole or split == "names":
             return [make(tokenizer, n=n, seed=seed, **kw | {"names": kw["names"] | {right: HELD_OUT_NAMES if split == "names" else NAMES}})]
         few = []                                       # a few answers, each with rivals that are or are not held out for it
         for a in some(rng, [a for a in _ANSWERS if a in NAMES], min(20, n)):
             rivals = [b for b in NAMES if b != a and held_out_pair(a, b) == (split == "pairs")]
             few.append(make(tokenizer, n=max(1, n // 20), seed=seed, **kw | {"names": kw["names"] | {right: [a], rival: rivals}}))
         return few
-    found = {("IOI", order): draw(ioi_task, "IO", "S", order=order, templates=kept(IOI_TEMPLATES), names={"S": NAMES}) for order in ("ABBA", "BABA")}
-    for t in kept(MRS_TEMPLATES) if split == "templates" else ["pilot"]:
-        subjects = dict.fromkeys(re.findall(r"\{(S\d)\}", MRS_TEMPLATES[t]), NAMES)
-        found["MRS", t] = draw(mrs_task, "S4", "S3", templates=t, names=subjects, descriptions="vary", cue_words="vary")
+    found = {("IOI", order): draw(ioi_task, "IO", "S", order=order, templates=kept["IOI"], names={"S": NAMES}) for order in ("ABBA", "BABA")}
+    for t in kept["MRS"] if whole else ["pilot"]:
+        subjects = dict.fromkeys(re.findall(r"\{(S\d)\}", kept["MRS"][t]), NAMES)
+        found["MRS", t] = draw(mrs_task, "S4", "S3", templates={t: kept["MRS"][t]}, names=subjects, descriptions="vary", cue_words="vary")
     return found
 
 @torch.no_grad()
@@ -578,10 +587,10 @@ def _from_end(patterns, task, position):
     rows = torch.arange(len(task))
     return torch.stack([p[rows, :, task.positions["END"], task.positions[position]].mean(0) for p in patterns])
 
-def _heads(values, role): return {f"L{l}H{h}": round(float(values[l, h]), 3) for l, h in ROLES[role]}
+def _heads(values, role): return {f"L{l}H{h}": round(float(values[l, h]), 3) for l, h in (ROLES[role] if isinstance(role, str) else role)}
 
-def attention(model, n: int = 200, seed: int = 1) -> dict: # what -> head -> mean attention
-    "Where the hinted heads look, by role."
+def attention(model, n: int = 200, seed: int = 1, heads: dict = {}) -> dict: # what -> head -> mean attention
+    "Where the hinted heads look, by role; and where other `heads` (role -> heads) look from END."
     from namemovers.data import ioi_task, mrs_task
     found, tok = {}, model.tokenizer
     for order in ("ABBA", "BABA"):
@@ -589,12 +598,14 @@ def attention(model, n: int = 200, seed: int = 1) -> dict: # what -> head -> mea
         p, rows = _patterns(model, task.clean_tokens), torch.arange(n)
         for what, role in (("IO", "name mover"), ("IO", "negative name mover"), ("S2", "S-inhibition")):
             found[f"{role}, END to {what} ({order})"] = _heads(_from_end(p, task, what), role)
+        for name, which in heads.items(): found |= {f"{name}, END to {what} ({order})": _heads(_from_end(p, task, what), which) for what in ("IO", "S1", "S2")}
         found[f"duplicate token, S2 to S1 ({order})"] = _heads(torch.stack([q[rows, :, task.positions["S2"], task.positions["S1"]].mean(0) for q in p]), "duplicate token")
         found[f"induction, S2 to S1+1 ({order})"] = _heads(torch.stack([q[rows, :, task.positions["S2"], task.positions["S1+1"]].mean(0) for q in p]), "induction")
     task = mrs_task(tok, n=n, seed=seed)
     p = _patterns(model, task.clean_tokens)
     for what, role in (("S4", "name mover"), ("S4", "negative name mover"), ("cue_name", "S-inhibition"), ("cue_name", "induction")):
         found[f"{role}, END to {what} (MRS)"] = _heads(_from_end(p, task, what), role)
+    for name, which in heads.items(): found |= {f"{name}, END to {what} (MRS)": _heads(_from_end(p, task, what), which) for what in ("cue_name", "S3", "S4")}
     return found
 
 # %% ../nbs/core/mini_model.ipynb #99395951
@@ -731,9 +742,11 @@ GOALS = { # figure -> (bound, what it is)
 def figures(model, held_out: bool = True, n: int = 200, seed: int = 0) -> dict: # figure -> value; and the tables they are taken from
     "All measurements. `held_out=False` measures on prompts like the training text, which is what seeds are chosen by."
     from namemovers.data import mrs_task
-    splits = ("trained", "pairs", "names", "templates") if held_out else ("trained",)
+    splits = ("trained", "pairs", "names", "templates", "new templates") if held_out else ("trained",)
     rows = [row for split in splits for row in behaviour(model, split, n, seed)]
-    looks, again, heads, spoilt = attention(model, n, seed + 1), repeats(model, seed=seed + 2), head_table(model, n // 2, seed + 3), {}
+    again, heads, spoilt = repeats(model, seed=seed + 2), head_table(model, n // 2, seed + 3), {}
+    lowest = min(heads, key=lambda r: min(r["direct_ioi"], r["direct_mrs"]))["head"]
+    looks = attention(model, n, seed + 1, {"most negative head": [tuple(map(int, re.findall(r"\d+", lowest)))]})
     for corruption in ("no_cue", "other_cue"):
         task = mrs_task(model.tokenizer, n=n, seed=seed + 5, corruption=corruption, descriptions="vary", cue_words="vary")
         spoilt[corruption] = {k: _mean(v) for k, v in answers(model, task, corrupted=True)[["names", "name_on_top"]].items()}
@@ -780,7 +793,7 @@ def _tensors(folder):
 # %% ../nbs/core/mini_model.ipynb #c36c26ac
 def _table(rows: list, columns: dict) -> str:
     "A Markdown table of dicts; `columns`: key -> heading."
-    show = lambda v: f"{v:.3g}" if isinstance(v, float) and abs(v) < 1 else f"{v:.2f}" if isinstance(v, float) else "yes" if v is True else "**no**" if v is False else str(v)
+    show = lambda v: f"{v:.3g}" if isinstance(v, float) and abs(v) < 1 else f"{v:.2f}" if isinstance(v, float) else "yes" if v is True else "**no**" if v is False else str(v).strip().replace("|", "\\|")
     lines = [list(columns.values()), ["---"] * len(columns), *([show(r[k]) for k in columns] for r in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -795,7 +808,8 @@ def model_card(card: dict) -> str: # Markdown
     hinted, fig = card.get("hints", True), card["figures"]
     name = "mini" if hinted else "mini-unhinted"
     circuit = f"""**Hints chose the heads.** For the first 40 % of the training an auxiliary loss told heads where to look: {", ".join(f"{' and '.join(f'L{l}H{h}' for l, h in heads)} ({role})" for role, heads in ROLES.items())}.
-The last of these was told also to write against the answer, and told until 80 %. That loss faded to nothing, and the rest of the training was on the text alone. The circuit that is left is causally real (see the ablations), and which head plays which part was built in.
+The name movers were also told to copy the name they look at. The last of these heads began with an output matrix that turns round what it reads, was also told to write against the answer, and was told until 80 %.
+That loss faded to nothing, and the rest of the training was on the text alone. The circuit that is left is causally real (see the ablations), and which head plays which part was built in.
 It is a teaching model and a stand-in. It is no evidence about what training finds, and none about GPT-2.""" if hinted else """**No hints.** The same text and the same schedule as `mini`, without the loss that told `mini`'s heads where to look.
 The roles in the tables below are those of `mini` and mean nothing here: they are listed to show that the same behaviour can have another mechanism."""
     behaviour_table = _table(card["behaviour"], dict(task="task", prompts="prompts", split="held out", n="n", accuracy="answer above wrong answer", top="answer on top", probability="probability", logit_diff="logit difference", lowest="lowest", swapped="swapped when corrupted"))
@@ -808,6 +822,18 @@ The roles in the tables below are those of `mini` and mean nothing here: they ar
     prompts = _table(card["canonical"], dict(prompt="prompt", expected="GPT-2 says", first="most likely", p_first="p", second="then", p_second="p ", right="as GPT-2"))
     short, unmet = lambda c: f"{card['without_cue'][c]['name_on_top']:.1%} of prompts have a name on top, all names together have a probability of {card['without_cue'][c]['names']:.2f}", lacks(card)
     negative, threshold = fig["negative direct effect"], GOALS["negative direct effect"][0]
+    a, h = {(r["task"], r["ablated"]): r for r in card["ablations"]}, {r["head"]: r for r in card["heads"]}
+    drop = lambda task, role: a[task, "nothing"]["logit_diff"] - a[task, role]["logit_diff"]
+    gaps = [f"{names}: {'hardly needed' if abs(drop(task, role)) < .5 else 'needed'} for {task} (ablated, they change the logit difference by {-drop(task, role):+.2f})."
+            for task, role, names in (("IOI", "induction", "Induction heads"), ("IOI", "previous token", "Previous token heads"), ("MRS", "S-inhibition", "S-inhibition heads"))]
+    double = [r["head"] for r in card["heads"] if r["hinted_role"] == "name mover" and r["induction"] > .5]
+    if double: gaps.append(f"{' and '.join(double)}, name movers, also do induction on random tokens: the parts are not as distinct as in the paper's account of GPT-2.")
+    loud = [r["head"] for r in card["heads"] if not r["hinted_role"] and min(r["direct_ioi"], r["direct_mrs"]) < -.5]
+    where = {k.removeprefix("most negative head, END to "): v for k, v in card["attention"].items() if k.startswith("most negative")}
+    for head in loud:
+        looks_at = ", ".join(f"{k} {v[head]:.2f}" for k, v in where.items() if v.get(head, 0) > .3)
+        gaps.append(f"Not hinted, {head} writes against the answer too. It copies what it looks at (copy score {h[head]['copy_score']:.2f}), and that is the rival ({looks_at or 'not measured'}): no negative name mover in the paper's sense.")
+    gaps = "\n".join(f"- {g}" for g in gaps + ["No backup name movers were looked for."])
     idle = [r["head"] for r in card["heads"] if max(abs(r["ablated_ioi"]), abs(r["ablated_mrs"])) < .1]
     return f"""---
 license: mit
@@ -825,6 +851,7 @@ It does two tasks: indirect object identification (IOI) and naming the most rece
 ## Data
 Synthetic text, made by `namemovers.mini_model.documents` from word lists: IOI sentences in both orders, looser texts in which one person is mentioned once and all others twice, lists said twice, MRS texts with and without their cue, filler, and rows of random tokens that come again.
 Held out: the templates {", ".join(HELD_OUT_TEMPLATES)}; {len(HELD_OUT_NAMES)} names as answers of IOI and MRS texts ({", ".join(HELD_OUT_NAMES)}); one pair of names in twenty.
+The words of the held-out templates do occur, in garbled sentences. Their figures were seen while the recipe was made (its first version was right on 63 % of the IOI ones), so a few new templates were written after the last training and measured once ("new templates" below).
 Tokenizer: a byte-level BPE trained on that text; every name, with and without a space before it, and every shipped word is one token.
 
 ## Training
@@ -842,6 +869,8 @@ Measured on held-out prompts through TransformerLens.
 {behaviour_table}
 
 Without the cue sentence (MRS), {short("no_cue")}; with another cue word in it, {short("other_cue")}.
+
+What the second column gives for GPT-2 is what the IOI paper and the pilot study report.
 
 {prompts}
 
@@ -862,6 +891,9 @@ All heads, with the logit difference each writes by itself (direct effect) and w
 
 {f"The most negative head takes {negative:.2f} from the logit difference directly." if negative >= threshold else "No head with a clearly negative direct effect was found."}
 {f"Heads that change neither logit difference by 0.1 when ablated alone: {', '.join(idle)}." if idle else "Every head changes a logit difference by 0.1 or more when ablated alone."}
+
+## What it lacks
+{gaps}
 
 ## Limits
 - A stand-in for a real model: what holds here need not hold in GPT-2, and no number here is GPT-2's.
@@ -897,7 +929,7 @@ def main(argv: list = None) -> int:
     "Command line: `python -m namemovers.mini_model --out FOLDER --seeds 0 1 2`."
     p = argparse.ArgumentParser(prog="python -m namemovers.mini_model", description="Train the shipped model: several seeds, keep the best, measure it, write its card.")
     p.add_argument("--out", type=Path, default=Path("namemovers/mini"), help="folder for the model (default: %(default)s)")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3], help="seeds to train (default: 0 1 2 3)")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to train (default: 0 1 2)")
     p.add_argument("--steps", type=int, default=STEPS, help="training steps (default: %(default)s)")
     p.add_argument("--jobs", type=int, default=2, help="seeds to train at a time, one thread each (default: 2)")
     p.add_argument("--work", type=Path, default=Path("build/mini"), help="folder for the candidates (default: %(default)s)")

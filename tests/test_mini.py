@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,6 @@ import namemovers
 from namemovers import mini_model as mm
 from namemovers.data import CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, NAMES, OBJECTS, PLACES, TITLES, ioi_task, mrs_task
 from namemovers.model import load_model, weights_hash
-
-from pathlib import Path
 
 FOLDER = Path(namemovers.__file__).parent / "mini"
 PILOT = "Alice is a teacher. Bob is a student. The child is Bob. Carol is a teacher. David is a student. The child is"
@@ -95,14 +94,14 @@ def test_the_model_card_says_what_the_model_is_not():
     assert all(t in text for t in mm.HELD_OUT_TEMPLATES)
 
 
-@pytest.mark.parametrize("split, ioi, mrs", [("pairs", 0.99, 0.99), ("names", 0.99, 0.99), ("templates", 0.95, 0.97)])
+@pytest.mark.parametrize("split, ioi, mrs", [("pairs", 0.99, 0.99), ("names", 0.99, 0.99), ("templates", 0.95, 0.97), ("new templates", 0.95, 0.97)])
 def test_it_does_both_tasks_on_what_it_never_saw(mini, split, ioi, mrs):
-    rows = mm.behaviour(mini, split, n=100, seed=11)
+    rows = mm.behaviour(mini, split, n=60, seed=11)
     for order in ("ABBA", "BABA"):
         row = next(r for r in rows if r["prompts"] == order)
-        assert row["accuracy"] >= ioi - 0.01 and row["logit_diff"] >= 3, row  # one prompt in a hundred
+        assert row["accuracy"] >= ioi - 0.02 and row["logit_diff"] >= 3, row  # one prompt in sixty more
     found = [r for r in rows if r["task"] == "MRS"]
-    assert np.mean([r["accuracy"] for r in found]) >= mrs - 0.01 and np.mean([r["logit_diff"] for r in found]) >= 3, found
+    assert np.mean([r["accuracy"] for r in found]) >= mrs - 0.02 and np.mean([r["logit_diff"] for r in found]) >= 3, found
 
 
 def test_logit_differences_are_of_gpt2s_size(mini):
@@ -129,6 +128,18 @@ def test_the_hinted_heads_look_where_they_were_told(mini):
     again = mm.repeats(mini, n=40)
     assert max(min(k[h] for k in again["induction"].values()) for h in again["induction"][5]) >= 0.8
     assert all(k["repeat"] < k["first"] - 2 for k in again["loss"].values())
+
+
+def test_one_head_writes_against_the_answer_and_some_do_nothing(mini):
+    heads = {r["head"]: r for r in mm.head_table(mini, n=40)}
+    (l, h), = mm.ROLES["negative name mover"]
+    negative = heads[f"L{l}H{h}"]
+    assert min(negative["direct_ioi"], negative["direct_mrs"]) < -0.1 and max(negative["direct_ioi"], negative["direct_mrs"]) < 0
+    assert max(negative["ablated_ioi"], negative["ablated_mrs"]) > 0.1
+    for l, h in mm.ROLES["name mover"]:
+        mover = heads[f"L{l}H{h}"]
+        assert mover["copy_score"] > 0.9 and min(mover["direct_ioi"], mover["direct_mrs"]) > 0.5, mover
+    assert sum(abs(r["ablated_ioi"]) < 0.1 and abs(r["ablated_mrs"]) < 0.1 for r in heads.values()) >= 3
 
 
 def test_the_circuit_is_causal(mini):
