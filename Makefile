@@ -4,6 +4,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 VENV := .venv
+unexport VIRTUAL_ENV  # of another environment, which IPython would warn of
 PY := $(VENV)/bin/python
 # The first suitable Python on the PATH; `make PYTHON=/path/to/python3.12` takes another.
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
