@@ -300,3 +300,19 @@ def test_a_bad_argument_ends_with_status_2(argv, capsys):
     with pytest.raises(SystemExit) as e:
         mm.main(argv)
     assert e.value.code == 2 and "error" in capsys.readouterr().err
+
+
+def test_the_training_of_the_shipped_model_begins_as_its_log_says(card):
+    "A change of the text, the tokenizer or the schedule without new weights would show here."
+
+    class Enough(Exception):
+        pass
+
+    def stop(step, now):
+        seen.update(step=step, **now)
+        raise Enough
+
+    seen = {}
+    with pytest.raises(Enough):
+        mm.train(mm.train_tokenizer(), card["seed"], card["steps"], card["hints"], stop)
+    assert card["log"][0] == pytest.approx(seen, abs=2e-3)
