@@ -257,7 +257,7 @@ def scatter(
     place = ["middle left" if w > np.quantile(u, 0.5) + 0.6 * (u.max() - np.quantile(u, 0.5)) else "middle right" for w in u]
     layers = np.array([c[0] for c in a["cell"].values])
     fig.add_trace(go.Scatter(x=u, y=v, mode="markers+text", text=text, textposition=place, textfont=dict(size=12), customdata=hover, hovertemplate="%{customdata}<extra></extra>", cliponaxis=False,
-                             marker=dict(size=8, color=layers, colorscale=[[0, "#c9a227"], [0.5, "#2f9e77"], [1, "#3b5fc4"]], colorbar=dict(title=dict(text="layer", side="right"), thickness=12, outlinewidth=0, tickformat="d"), line=dict(width=0.5, color=GREY))))
+                             marker=dict(size=8, color=layers, colorscale=[[0, "#c9a227"], [0.5, "#2f9e77"], [1, "#3b5fc4"]], colorbar=dict(title=dict(text="layer", side="right"), thickness=12, outlinewidth=0, tickformat="d", dtick=1 + int(np.ptp(layers)) // 8 if len(layers) else 1), line=dict(width=0.5, color=GREY))))
     fig.update_xaxes(title_text=html.escape(x_label, quote=False))
     fig.update_yaxes(title_text=html.escape(y_label, quote=False))
     return fig

@@ -376,6 +376,10 @@ def _reading(outputs: list[dict], following: list[dict]) -> str:
     return "" if first.startswith(("#", "|", "```", ":::")) else _strip_markup(first.split("\n\n")[0])[:600]
 
 
+# Without a repository's address nbdev's link to the source leads nowhere.
+_NO_SOURCE = re.compile(r"^\[source\]\(/[^)]*\)\{[^}]*\}\s*", re.M)
+
+
 def _tidy_outputs(cell: dict, following: list[dict], state: dict, relinked) -> list[dict]:
     outputs, given = [], cell.get("outputs", [])
     for i, output in enumerate(given):
@@ -387,7 +391,7 @@ def _tidy_outputs(cell: dict, following: list[dict], state: dict, relinked) -> l
         else:
             reading = _reading(given[i + 1:], following) if _PLOTLY in output["data"] else ""
             data = _output_data(output, state, reading)
-            data = {kind: text if kind == "text/plain" or _PLOTLY in output["data"] else relinked(text) for kind, text in data.items()}
+            data = {kind: text if kind == "text/plain" or _PLOTLY in output["data"] else relinked(_NO_SOURCE.sub("", text)) for kind, text in data.items()}
             if data:
                 outputs.append({"output_type": "display_data", "metadata": {}, "data": data})
     return outputs
@@ -453,8 +457,6 @@ def _signature(shown: str) -> str:
             lines = "class" + lines.removeprefix("def").replace(") -> None:", "):")
         return match[1] + lines + match[3]
 
-    # Without a repository's address nbdev's link to the source leads nowhere.
-    shown = re.sub(r"^\[source\]\(/[^)]*\)\{[^}]*\}\s*", "", shown, flags=re.M)
     shown = re.sub(r"^(```python\n)(.*?)(^```)", clean, shown, count=1, flags=re.M | re.S)
     return re.sub(r"^---\s+(#+) (\S+)\s+", r"---\n\n\1 \2 {.api}\n\n", shown)
 

@@ -524,6 +524,7 @@ def test_the_projects_site(browser, tmp_path):
     assert not missing
     out = tmp_path / "site"
     site.build(ROOT, out, root=ROOT, renderer="pandoc")
+    assert not any("float:right; font-size" in text_of(page) for page in out.rglob("*.html"))  # nbdev's link to a source that has no address
     with Visit(browser, folder_url(out)) as visit:
         for name in html_pages(out):
             visit.open(name)
