@@ -95,7 +95,9 @@ def _unlike(cfg) -> str | None:
     if (get("rope_parameters") or {}).get("rope_type", "default") != "default": return "its rotary positions are scaled"
 
 # %% ../nbs/core/engine.ipynb #abacd40a
-_weights = weakref.WeakKeyDictionary() # model -> Weights, for models that passed the comparison
+_weights = weakref.WeakKeyDictionary() # model -> (Weights, the state of its parameters), for models that passed the comparison
+
+def _state(model): return [(p.data_ptr(), p._version) for p in model.parameters()] # tells whether somebody changed a weight
 
 def _hooked(model):
     return next((name for name, point in model.hook_dict.items() if point.has_hooks(including_permanent=True)), None)
@@ -119,14 +121,14 @@ def why_not(
     if reason: return reason
     if any(module.training for module in model.modules()): return "it is in training mode"
     if name := _hooked(model): return f"somebody's hook is on {name}"
-    if model not in _weights:
+    if model not in _weights or _weights[model][1] != _state(model):
         w = weights_of(model)
         tokens = torch.arange(8, device=w.W_E.device)[None] * 31 % len(w.W_E)
         ours, theirs = logits(w, forward(w, embed(w, tokens)).final), model(tokens)
         if not (ours.isfinite().all() and theirs.isfinite().all()): return "its weights hold NaN or infinite numbers"
         gap = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)
         if gap > 1e-4: return f"its logits differ from the engine's by {float(gap):.1e} of their size"
-        _weights[model] = w
+        _weights[model] = w, _state(model)
 
 # %% ../nbs/core/engine.ipynb #04fe04db
 def norm(w, x): return F.layer_norm(x, (x.shape[-1],), eps=w.eps)
@@ -225,7 +227,7 @@ class Reader:
 
     def __call__(self, x, prompts): # x [row, d_model], prompts [row] -> [row]
         if self.metric in ("logit_diff", "logit"): return (norm(self.w, x) * self.toward[prompts]).sum(-1) + self.bias[prompts]
-        return torch.cat([self.whole(*part) for part in zip(x.split(256), prompts.split(256))])
+        return torch.cat([self.whole(*part) for part in zip(x.split(64), prompts.split(64))])
 
     def whole(self, x, prompts):
         "The metrics that read all logits."
@@ -484,7 +486,7 @@ def _plan(w, site, length, budget):
     per_row = 4 * (16 * d + 4 * heads * length + wide)
     need = 2 * max(per_prompt, per_row * length)
     if budget < need: raise ValueError(f"memory_budget={budget} is too small for one patch of {length} tokens: give at least {need} bytes")
-    return budget // 2 // per_prompt, min(MAX_ROWS, budget // 2 // per_row)
+    return budget // 2 // per_prompt, max(length, min(MAX_ROWS, budget // 2 // per_row))
 
 def alike(same, read_at, prompts): # groups of prompts with the same first difference and the same END: (first, end, prompts)
     differs = ~same & (torch.arange(same.shape[1], device=same.device) <= read_at[:, None])
@@ -517,7 +519,7 @@ def check(w, base, donor, direction, metric, sites, cells):
 def ready(model) -> Weights:
     "The weights of a model, or a `ValueError` if the engine would not be right about it."
     if reason := why_not(model): raise ValueError(f"engine='fast' cannot run this model: {reason}; use engine='hooks'")
-    return _weights[model]
+    return _weights[model][0]
 
 @torch.no_grad()
 def run_fast(

@@ -1,5 +1,7 @@
 """The fast engine against TransformerLens hooks, against TransformerLens's own functions, and against itself."""
 
+import subprocess
+import sys
 from dataclasses import fields, replace
 from types import SimpleNamespace
 
@@ -145,7 +147,7 @@ def test_on_mini(mini, site, monkeypatch):
         arguments = mini, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong, site, todo
         fast, hooks = run_fast(*arguments), run_hooks(*arguments)
         with monkeypatch.context() as m:
-            m.setitem(_weights, mini, in_double(ready(mini)))
+            m.setitem(_weights, mini, (in_double(ready(mini)), _weights[mini][1]))
             exact = run_fast(*arguments)
         assert (fast - hooks).abs().max() < 3e-5
         assert (fast - exact).abs().max() < 2 * (hooks - exact).abs().max()
@@ -450,6 +452,43 @@ def test_a_model_that_only_looks_right(tiny_folder):
     assert "logits differ" in why_not(other)
 
 
+def test_weights_changed_later_are_seen(tiny_folder):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    raw = TransformerBridge.boot_transformers(str(tiny_folder), device="cpu")  # its LayerNorms are folded into copies
+    raw.eval()
+    arguments = prompts(raw, n=2)
+    before = run_sets(raw, *arguments, [[]])
+    with torch.no_grad():
+        for p in raw.blocks[1].mlp.parameters():
+            p.mul_(0.5)
+        theirs = difference(arguments)(raw(arguments[1])[:, -1])
+    after = run_sets(raw, *arguments, [[]])
+    assert (after[0] - theirs).abs().max() < 1e-5 and (after - before).abs().max() > 1e-3
+
+
+def test_memory_is_bounded(tiny_folder):
+    """Ten times the prompts, the same budget: the peak stays where it is."""
+    script = """
+import resource, sys, torch
+torch.set_num_threads(1)
+from namemovers.activation_patching import Cell
+from namemovers.engine import run_fast
+from namemovers.model import load_model
+model = load_model(sys.argv[1], device="cpu")
+g = torch.Generator().manual_seed(0)
+def sweep(n):
+    clean, corrupted = (torch.randint(5, 500, (n, 60), generator=g) for _ in range(2))
+    run_fast(model, clean, corrupted, torch.full((n,), 59), clean[:, 0], clean[:, 1], "z", [Cell(l, h) for l in range(3) for h in range(4)], memory_budget=2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sweep(2)
+print(sweep(40), sweep(400))
+"""
+    out = subprocess.run([sys.executable, "-c", script, str(tiny_folder)], capture_output=True, text=True, check=True).stdout.split()
+    few, many = (int(x) / 1024 for x in out[-2:])
+    assert many - few < 24, f"{few:.0f} MiB with 40 prompts, {many:.0f} MiB with 400"
+
+
 def test_weights_that_are_not_numbers(tiny_folder):
     other = load_model(tiny_folder, device="cpu")
     with torch.no_grad():
@@ -492,7 +531,8 @@ def test_on_a_gpu(tiny_folder, site):
 def test_sets_and_neurons_are_labelled(tiny):
     task = ioi_task(tiny.tokenizer, n=3)
     ds = patch_sets(tiny, task, {"nothing": [], "everything": [("resid_pre", Cell(0))]}, direction="noise")
-    assert abs(ds.effect.sel(set="nothing")).max() < 1e-5 and abs(ds.effect.sel(set="everything").mean() - 1) < 1e-5
+    assert abs(ds.logit_diff.sel(set="nothing") - ds.clean).max() < 1e-5 and abs(ds.logit_diff.sel(set="everything") - ds.corrupted).max() < 1e-5
+    assert abs(float(ds.effect.sel(set="everything").mean()) - 1) < 1e-3
     one = patch_neurons(tiny, task, [(1, 5), (2, 7)])
     assert list(one.neuron.values) == ["L1N5", "L2N7"] and one.logit_diff.shape == (2, 3)
     with pytest.raises(ValueError, match="head 999"): patch_neurons(tiny, task, [(1, 999)])
