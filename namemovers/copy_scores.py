@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 import xarray as xr
 from .data import NAMES, ioi_task, name_token
-from .head_attribution import _run_at_end, name_ids, subject_positions
+from .head_attribution import name_ids, subject_positions
+from .model import run_at_end
 from .results import provenance
 from .stats import head_name, top_heads
 
@@ -153,7 +154,7 @@ def _end_ranks(model, task, ids, memory):
     hooks = [f"blocks.{l}.attn.hook_z" for l in range(model.cfg.n_layers)]
     ids, parts = ids.to(model.cfg.device), []
     for i in torch.arange(len(task)).split(min(_samples_at_once(model, memory), 16)):
-        _, z = _run_at_end(model, task.clean_tokens[i], task.positions["END"][i], hooks)
+        _, z = run_at_end(model, task.clean_tokens[i], task.positions["END"][i], hooks)
         layers = [_ranks(torch.einsum("phk,hkd->hpd", z[n], w), ids[i], model) for n, w in zip(hooks, model.W_O)]
         parts.append([np.stack(r) for r in zip(*layers)])
     return [np.concatenate(r, axis=2) for r in zip(*parts)]

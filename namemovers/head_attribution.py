@@ -17,6 +17,7 @@ from scipy.stats import DegenerateDataWarning, bootstrap
 from plotly.subplots import make_subplots
 from .activation_patching import say
 from .data import name_token
+from .model import answer_direction, logit_difference, run_at_end
 from .plots import COLOURS
 from .results import provenance
 from .stats import head_name, top_heads
@@ -25,38 +26,6 @@ from .stats import head_name, top_heads
 def _batches(n, size):
     "Index tensors that cover `range(n)`, at most `size` each."
     return torch.arange(n).split(size)
-
-
-def _end_rows(x, end):
-    "Row END of every prompt: `x` [prompt or 1, position, ...] -> [prompt, ...]."
-    x = x.expand(len(end), *x.shape[1:])
-    return x[torch.arange(len(end), device=x.device), end.to(x.device)]
-
-
-@torch.no_grad()
-def _run_at_end(model, tokens, end, names):
-    """Run `tokens` and keep, for every hook in `names`, its rows at END.
-
-    Returns the logits at END [prompt, vocabulary] and a dict hook name -> [prompt, ...].
-    """
-    kept = {}
-
-    def keep(name):
-        def hook(x, hook):
-            kept[name] = _end_rows(x, end)
-        return hook
-
-    device = model.cfg.device
-    logits = model.run_with_hooks(tokens.to(device), fwd_hooks=[(n, keep(n)) for n in names])
-    return _end_rows(logits, end), kept
-
-# %% ../nbs/03_head_attribution.ipynb #4b073039
-def _direction(model, tokens, minus=None):
-    "Unembedding direction of `tokens` (less that of `minus`), [..., d_model], as the final norm lets it through."
-    d = model.W_U.T[tokens.to(model.W_U.device)]
-    if minus is not None: d = d - model.W_U.T[minus.to(model.W_U.device)]
-    if not str(model.cfg.normalization_type).startswith("RMS"): d = d - d.mean(-1, keepdim=True)
-    return d
 
 
 def _coords(model, task):
@@ -90,10 +59,10 @@ def head_attribution(
     start = [n for n in ("hook_embed", "hook_pos_embed") if n in model.hook_dict]
     parts = []
     for i in _batches(len(task), batch_size):
-        logits, at_end = _run_at_end(model, task.clean_tokens[i], end[i], z + mlp + start + ["ln_final.hook_scale"])
+        logits, at_end = run_at_end(model, task.clean_tokens[i], end[i], z + mlp + start + ["ln_final.hook_scale"])
         good, bad = task.correct[i].to(logits.device), task.wrong[i].to(logits.device)
         scale = at_end["ln_final.hook_scale"]
-        d = _direction(model, good, bad) / scale
+        d = answer_direction(model, good, bad) / scale
         part = dict(
             attribution=torch.stack([torch.einsum("phk,hkd,pd->hp", at_end[n], w, d) for n, w in zip(z, model.W_O)]),
             mlp=torch.stack([(at_end[n] * d).sum(-1) for n in mlp]),
@@ -101,7 +70,7 @@ def head_attribution(
             embed=(at_end["hook_embed"] * d).sum(-1),
             pos_embed=(at_end["hook_pos_embed"] * d).sum(-1) if "hook_pos_embed" in at_end else torch.zeros(len(i)),
             unembed_bias=model.b_U[good] - model.b_U[bad],
-            logit_diff=(logits.gather(1, good[:, None]) - logits.gather(1, bad[:, None]))[:, 0],
+            logit_diff=logit_difference(logits, good, bad),
             scale=scale[:, 0])
         parts.append({k: v.float().cpu().numpy() for k, v in part.items()})
     dims = dict(attribution=("layer", "head", "prompt"), mlp=("layer", "prompt"), attn_bias=("layer", "prompt"))
@@ -246,10 +215,10 @@ def name_projection(
     z, pattern = [f"blocks.{l}.attn.hook_z" for l in range(L)], [f"blocks.{l}.attn.hook_pattern" for l in range(L)]
     ids, parts = name_ids(model.tokenizer, task, names), []
     for i in _batches(len(task), batch_size):
-        _, at_end = _run_at_end(model, task.clean_tokens[i], end[i], z + ["ln_final.hook_scale"])
+        _, at_end = run_at_end(model, task.clean_tokens[i], end[i], z + ["ln_final.hook_scale"])
         rows = _attention_rows(model, task.clean_tokens[i], end[i], pattern)
         at = torch.stack([task.positions[n][i] for n in names], dim=1).to(rows.device)
-        d = _direction(model, ids[i])  # [prompt, name, d_model]
+        d = answer_direction(model, ids[i])  # [prompt, name, d_model]
         parts.append((rows.gather(-1, at[None, :, None, :].expand(L, -1, rows.shape[2], -1)).permute(0, 2, 3, 1).float().cpu().numpy(),
                       torch.stack([torch.einsum("phk,hkd,pnd->hnp", at_end[n], w, d) for n, w in zip(z, model.W_O)]).float().cpu().numpy(),
                       at_end["ln_final.hook_scale"][:, 0].float().cpu().numpy()))

@@ -11,19 +11,9 @@ import numpy as np
 import torch
 import xarray as xr
 
+from .model import answer_direction, logit_difference, run_at_end
 from .results import provenance
 from .stats import proportion, summarise
-
-# %% ../nbs/01_logit_lens.ipynb #38619991
-def _at_end(model, tokens, end, names):
-    "Activations of the hook points `names` at each prompt's END, {name: [prompt, ...]}, and the logits there [prompt, vocabulary]."
-    kept = {}
-    rows = torch.arange(len(tokens), device=tokens.device)
-    def keeper(name):  # by the name asked for: one hook point can have several
-        def keep(value, hook): kept[name] = value[rows, end].detach().clone()
-        return keep
-    logits = model.run_with_hooks(tokens, fwd_hooks=[(n, keeper(n)) for n in names])
-    return kept, logits[rows, end].detach().clone()
 
 # %% ../nbs/01_logit_lens.ipynb #5b84682d
 def _check_model(model):
@@ -119,9 +109,9 @@ def _measure(model, task, part, stages, parts, names, top, device):
     "One batch of prompts; arrays [..., prompt]."
     tokens, end = task.clean_tokens[part].to(device), task.positions["END"][part].to(device)
     right, wrong = task.correct[part].to(device), task.wrong[part].to(device)
-    diff = lambda logits: logits.gather(-1, right[:, None])[:, 0] - logits.gather(-1, wrong[:, None])[:, 0]
-    acts, logits = _at_end(model, tokens, end, names)
-    _, spoilt = _at_end(model, task.corrupted_tokens[part].to(device), end, [])
+    diff = lambda logits: logit_difference(logits, right, wrong)
+    logits, acts = run_at_end(model, tokens, end, names)
+    spoilt, _ = run_at_end(model, task.corrupted_tokens[part], end)
     out = dict(clean=diff(logits), corrupted=diff(spoilt))
 
     rows = {k: [] for k in ("logit_diff", "rank", "probability", "top_id", "top_probability")}
@@ -136,12 +126,11 @@ def _measure(model, task, part, stages, parts, names, top, device):
         rows["top_probability"].append(best.values.T)
     out |= {k: torch.stack(v) for k, v in rows.items()}
 
-    direction = (model.W_U[:, right] - model.W_U[:, wrong]).T  # [prompt, d_model]
+    direction = answer_direction(model, right, wrong)  # [prompt, d_model]
     embed = acts.get("hook_embed", acts["blocks.0.hook_resid_pre"])
     stack = [embed, acts["blocks.0.hook_resid_pre"] - embed] + [acts[h] for _, h in parts]
     scale = acts.get("ln_final.hook_scale", torch.ones_like(direction[:, :1]))
-    centred = str(getattr(model.cfg, "normalization_type", "LN")).startswith("LN")
-    shares = [((x - x.mean(-1, keepdim=True) if centred else x) / scale * direction).sum(-1) for x in stack]
+    shares = [(x / scale * direction).sum(-1) for x in stack]
     out["contribution"] = torch.stack(shares + [model.b_U[right] - model.b_U[wrong]])
     return {k: v.cpu().numpy() for k, v in out.items()}
 

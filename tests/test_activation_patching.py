@@ -235,8 +235,8 @@ def test_an_interruption_leaves_no_hook(tiny):
         run_hooks(tiny, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong, "z",
                   cells(tiny, task, "z", "head")[0], progress=Interrupted(5))
     def press(value, hook): raise KeyboardInterrupt
-    from namemovers.activation_patching import logits_at
-    with pytest.raises(KeyboardInterrupt): logits_at(tiny, task.clean_tokens, task.positions["END"], [("blocks.1.hook_resid_pre", press)])
+    from namemovers.model import run_at_end
+    with pytest.raises(KeyboardInterrupt): run_at_end(tiny, task.clean_tokens, task.positions["END"], hooks=[("blocks.1.hook_resid_pre", press)])
     assert hooks_left(tiny) == left
     assert torch.equal(tiny(task.clean_tokens), before)
 
