@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STREAM_SITES', 'HEAD_SITES', 'DIRECTIONS', 'BY', 'METRICS', 'Cell', 'cells', 'run_hooks', 'effect', 'check_patch',
-           'pick_engine', 'patch', 'say', 'say_heads', 'say_positions', 'part_table', 'handover', 'say_handover']
+           'pick_engine', 'patch', 'say_positions', 'part_table', 'handover', 'say_handover']
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
 import hashlib, os, sys, warnings
@@ -26,7 +26,7 @@ from transformer_lens.utilities import get_act_name
 from . import engine as fast
 from .model import logit_difference, run_at_end, weights_hash
 from .results import provenance
-from .stats import head_name
+from .stats import estimate, head_name
 
 # %% ../nbs/02_activation_patching.ipynb #a4f1cc54
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") # [prompt, position, d_model]
@@ -236,7 +236,9 @@ def _baselines(model, task, metric, memory_budget):
         corrupted, _ = run_at_end(model, task.corrupted_tokens[i], at)
         for name, logits in (("clean", clean), ("corrupted", corrupted)):
             values[name].append(METRICS[metric](logits, correct, wrong, clean).float().cpu())
-    values = {name: torch.cat(v) for name, v in values.items()}
+    return _finite({name: torch.cat(v) for name, v in values.items()}, metric)
+
+def _finite(values, metric):
     for name, v in values.items():
         if not v.isfinite().all():
             raise ValueError(f"the {name} run gives no finite {metric}: the model's weights hold NaN or infinite numbers; load it again")
@@ -276,10 +278,15 @@ def patch(
         return patch_screened(model, task, site, by, direction, metric, screen, memory_budget)
     todo, axes = cells(model, task, site, by)
     name, run = pick_engine(engine, model)
-    base = _baselines(model, task, metric, memory_budget)
     n = len(task.clean_tokens)
     with tqdm(total=len(todo) * n, desc=f"{site} by {by}", unit="run", disable=not (sys.stderr.isatty() if progress is None else progress)) as bar:
-        values = _measure(run, model, task, site, todo, direction, metric, memory_budget, bar.update, checkpoint)
+        if name == "fast" and checkpoint is None: # the sweep runs both baselines anyway
+            values, *both = fast.sweep(model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong,
+                                       site, todo, direction, metric, memory_budget, bar.update)
+            base = _finite(dict(zip(("clean", "corrupted"), both)), metric)
+        else:
+            base = _baselines(model, task, metric, memory_budget)
+            values = _measure(run, model, task, site, todo, direction, metric, memory_budget, bar.update, checkpoint)
     ds = _label(values, axes, by, task, model, metric)
     ds = ds.assign({k: ("prompt", v.numpy()) for k, v in base.items()})
     ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
@@ -300,23 +307,6 @@ def _label(values, axes, by, task, model, metric):
     return da.to_dataset(name=metric)
 
 # %% ../nbs/02_activation_patching.ipynb #43c6f881
-def say(
-    value,   # a number, or a summary from `stats.summarise`
-    **at,    # which cell of the summary, e.g. layer=9, position="END"
-) -> str:    # e.g. "0.81 [0.74, 0.88]", or "0.81" where there is no interval
-    "A number with two decimals, or one cell of a summary with its interval."
-    if not isinstance(value, xr.Dataset): return f"{float(value):.2f}".replace("-0.00", "0.00").replace("-", "−")
-    cell = value.sel(at)
-    text = say(cell["mean"])
-    return text if np.isnan(cell["low"]) else f"{text} [{say(cell['low'])}, {say(cell['high'])}]"
-
-def say_heads(
-    summary, # [layer, head], from `stats.summarise`
-    heads,   # (layer, head) pairs, as `stats.top_heads` gives them
-) -> str:
-    "Heads with their means and intervals, in a row."
-    return ", ".join(f"{head_name(l, h)} {say(summary, layer=l, head=h)}" for l, h in heads)
-
 def say_positions(
     summary,    # [layer, position], from `stats.summarise`
     k: int = 3, # how many
@@ -326,7 +316,7 @@ def say_positions(
     order = np.argsort(-np.abs(np.nan_to_num(mean.values)).ravel(), kind="stable")[:k]
     cells = [divmod(int(i), mean.sizes["position"]) for i in order]
     at = lambda p: str(mean.position.values[p]) + (f" (`{str(tokens.values[p]).strip()}`)" if tokens is not None else "")
-    return ", ".join(f"layer {mean.layer.values[l]} at {at(p)} {say(summary.isel(layer=l, position=p))}" for l, p in cells)
+    return ", ".join(f"layer {mean.layer.values[l]} at {at(p)} {estimate(summary.isel(layer=l, position=p))}" for l, p in cells)
 
 # %% ../nbs/02_activation_patching.ipynb #c464e819
 def part_table(
@@ -338,7 +328,7 @@ def part_table(
     rows = []
     for l, h in heads:
         parts = {site: abs(float(summaries[site]["mean"].sel(layer=l, head=h))) for site in ("q", "k", "v", "pattern") if there(site, l, h)}
-        rows.append({"head": head_name(l, h), **{site: say(summaries[site], layer=l, head=h) if there(site, l, h) else "–" for site in HEAD_SITES},
+        rows.append({"head": head_name(l, h), **{site: estimate(summaries[site], layer=l, head=h) if there(site, l, h) else "–" for site in HEAD_SITES},
                      "largest part": ", ".join(site for site, v in parts.items() if v >= 0.9 * max(parts.values()))})
     return pd.DataFrame(rows)
 
@@ -366,5 +356,5 @@ def say_handover(
 ) -> str:
     "`handover` in a sentence."
     h = handover(mean, source, reader)
-    stays = f"{source} keeps at least nine tenths of its largest effect ({say(h['peak'])}) up to the start of layer {h['stays']}" if h["stays"] is not None else f"{source} has no effect above zero"
+    stays = f"{source} keeps at least nine tenths of its largest effect ({estimate(h['peak'])}) up to the start of layer {h['stays']}" if h["stays"] is not None else f"{source} has no effect above zero"
     return f"{stays}; {reader} " + (f"passes one half at the start of layer {h['arrives']}" if h["arrives"] is not None else "never passes one half")

@@ -15,12 +15,11 @@ import torch
 import xarray as xr
 from scipy.stats import DegenerateDataWarning, bootstrap
 from plotly.subplots import make_subplots
-from .activation_patching import say
 from .data import name_token
 from .model import answer_direction, logit_difference, run_at_end
 from .plots import COLOURS
 from .results import provenance
-from .stats import head_name, top_heads
+from .stats import estimate, head_name, top_heads
 
 # %% ../nbs/03_head_attribution.ipynb #a4be453e
 def _batches(n, size):
@@ -260,7 +259,7 @@ def name_figure(
     cols = min(3, len(heads))
     rows = -(-len(heads) // cols)
     cells = [projection.sel(layer=l, head=h) for l, h in heads]
-    titles = [f"{head_name(l, h)}: r = {say(c.correlation)}" + ("" if np.isnan(c.low) else f" [{say(c.low)}, {say(c.high)}]") for (l, h), c in zip(heads, cells)]
+    titles = [f"{head_name(l, h)}: r = {estimate(c)}" for (l, h), c in zip(heads, cells)]
     fig = make_subplots(rows, cols, subplot_titles=titles, horizontal_spacing=0.09, vertical_spacing=0.2 / rows)
     for i, cell in enumerate(cells):
         for k, label in enumerate(projection.name.values):

@@ -13,7 +13,7 @@ import xarray as xr
 
 from .model import answer_direction, logit_difference, run_at_end
 from .results import provenance
-from .stats import proportion, summarise
+from .stats import estimate, proportion, summarise
 
 # %% ../nbs/01_logit_lens.ipynb #5b84682d
 def _check_model(model):
@@ -195,19 +195,13 @@ def reached(
     below = np.nonzero(mean < share * mean[-1])[0]
     return str(ds["stage"].values[below[-1] + 1 if len(below) else 0])
 
-# %% ../nbs/01_logit_lens.ipynb #1fe3d724
-def _say(v, digits=2): return f"{float(v):.{digits}f}".replace("-", "−") if round(float(v), digits) else f"{0:.{digits}f}"
-
-def _say_mean(s, digits=2):
-    return _say(s["mean"], digits) + (f" [{_say(s['low'], digits)}, {_say(s['high'], digits)}]" if np.isfinite(s["low"]) else "")
-
 # %% ../nbs/01_logit_lens.ipynb #0026409d
 def read_baseline(
     ds: xr.Dataset, # from `logit_lens`
 ) -> str:
     "The baseline in a sentence or two, as Markdown."
-    t = baseline(ds).set_index("measure")
-    say = lambda m: _say_mean(t.loc[m].rename({"value": "mean"}))
+    t = baseline(ds).set_index("measure").to_xarray()
+    say = lambda m: estimate(t, measure=m)
     n, above, first = ds.sizes["prompt"], int((ds["clean"] > 0).sum()), int(ds["preferred"].sum())
     if n == 1:
         return (f"The right answer is {'above' if above else '**below**'} the wrong one: the logit difference is {say('logit difference, clean prompts')}, and {say('logit difference, corrupted prompts')} on the corrupted prompt. "
@@ -222,19 +216,19 @@ def read_lens(
     "Where along the layers the answer appears, as Markdown."
     half, nearly = reached(ds), reached(ds, 0.9)
     s = summarise(ds["logit_diff"])
-    if half is None: return f"The final logit difference is {_say_mean(s.isel(stage=-1))}: the model does not do this task, so there is no answer to see appear."
+    if half is None: return f"The final logit difference is {estimate(s.isel(stage=-1))}: the model does not do this task, so there is no answer to see appear."
     stages = [str(v) for v in ds["stage"].values]
     i = stages.index(half)
     steps = s["mean"].diff("stage")
     jump = str(steps["stage"].values[steps.values.argmax()])
     first = (ds["rank"] == 1).mean("prompt") > 0.5
     late = stages[len(stages) - list(first.values[::-1]).index(False):] if not first.values.all() else stages  # first of all tokens, and so to the end
-    text = f"After the embedding the logit difference is {_say_mean(s.isel(stage=0))}. "
-    if i: text += f"After {stage_words(stages[i - 1])} it is {_say_mean(s.isel(stage=i - 1))}, and from {stage_words(half)} on at least {'nine tenths' if nearly == half else 'half'} of its final {_say_mean(s.isel(stage=-1))}"
-    else: text += f"It is at least {'nine tenths' if nearly == half else 'half'} of its final {_say_mean(s.isel(stage=-1))} from the start"
-    text += ("" if nearly == half else f"; from {stage_words(nearly)} on, at least nine tenths") + f". The largest single step is {stage_words(jump)}'s: {_say(float(steps.max()))} logits. "
+    text = f"After the embedding the logit difference is {estimate(s.isel(stage=0))}. "
+    if i: text += f"After {stage_words(stages[i - 1])} it is {estimate(s.isel(stage=i - 1))}, and from {stage_words(half)} on at least {'nine tenths' if nearly == half else 'half'} of its final {estimate(s.isel(stage=-1))}"
+    else: text += f"It is at least {'nine tenths' if nearly == half else 'half'} of its final {estimate(s.isel(stage=-1))} from the start"
+    text += ("" if nearly == half else f"; from {stage_words(nearly)} on, at least nine tenths") + f". The largest single step is {stage_words(jump)}'s: {estimate(float(steps.max()))} logits. "
     peak = int(s["mean"].values.argmax())
-    if float(s["mean"][peak]) > 1.1 * float(s["mean"][-1]): text += f"It is highest after {stage_words(stages[peak])}, {_say_mean(s.isel(stage=peak))}, and falls from there: what follows is against the answer, or makes the stream longer with other things, and the LayerNorm divides by its length. "
+    if float(s["mean"][peak]) > 1.1 * float(s["mean"][-1]): text += f"It is highest after {stage_words(stages[peak])}, {estimate(s.isel(stage=peak))}, and falls from there: what follows is against the answer, or makes the stream longer with other things, and the LayerNorm divides by its length. "
     if ds.sizes["prompt"] == 1: return text + (f"The right answer is first of all tokens as from {stage_words(late[0])}." if late else "The right answer is never first of all tokens.")
     return text + (f"For most prompts the right answer is first of all tokens as from {stage_words(late[0])}." if late else "For most prompts the right answer is never first of all tokens.")
 
@@ -252,7 +246,7 @@ def read_contributions(
     "Which parts write the answer, as Markdown; ends with the sum rule."
     s = summarise(ds["contribution"])
     order = np.argsort(-s["mean"].values, kind="stable")
-    name = lambda i: f"{_part_words(str(s['component'].values[i]))} {_say_mean(s.isel(component=i))}"
+    name = lambda i: f"{_part_words(str(s['component'].values[i]))} {estimate(s.isel(component=i))}"
     up = [i for i in order if s["mean"].values[i] > 0][:k]
     many = ds.sizes["prompt"] > 1
     least = 0 if many else 0.05 * abs(float(ds["clean"].mean()))  # one prompt has no test: name what is a twentieth of the whole
@@ -263,5 +257,5 @@ def read_contributions(
     text = "Most comes from " + ", ".join(map(name, up)) + ". " if up else "Nothing adds to the answer. "
     text += ("Against it: " if down else "No part is significantly against it. " if many else "No part is much against it. ") + (", ".join(map(name, down)) + ". " if down else "")
     gap = float(np.abs(ds["contribution"].sum("component") - ds["clean"]).max())
-    return text + (f"All attention layers together add {_say(total['attention'])}, all MLPs {_say(total['MLP'])}, embeddings and bias {_say(rest)}: in sum {_say(sum(total.values()) + rest)}, "
+    return text + (f"All attention layers together add {estimate(total['attention'])}, all MLPs {estimate(total['MLP'])}, embeddings and bias {estimate(rest)}: in sum {estimate(sum(total.values()) + rest)}, "
                    f"the model's own logit difference (largest gap on any prompt: {gap:.0e}).")
