@@ -898,6 +898,7 @@ All heads, with the logit difference each writes by itself (direct effect) and w
 ## Limits
 - A stand-in for a real model: what holds here need not hold in GPT-2, and no number here is GPT-2's.
 - The vocabulary is that of the templates. Other words fall into bytes that were never trained on text.
+- Nothing in its text teaches the weak preference for the earliest subject that the pilot study saw in GPT-2 without a cue.
 - Positions beyond about 85 are trained on random tokens only; there are {N_CTX}.
 - Two tasks and little else: inside it is far simpler than a language model.
 """
