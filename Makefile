@@ -60,8 +60,10 @@ test: install ## test the notebooks with nbdev, then run pytest
 mini: install ## train the model that ships with the package again (up to 30 minutes)
 	@$(PY) -m namemovers.mini_model
 
-bench: install ## measure against TransformerLens and others
-	@for f in bench/*.py; do echo "== $$f"; $(PY) $$f || exit 1; done
+bench: install ## measure the patching engine against TransformerLens (an hour; nnsight: see bench/nnsight_peer.py)
+	@$(PY) bench/patching.py
+	@$(PY) bench/patching.py --model mini
+	@$(PY) bench/scaling.py
 
 lock: ## write requirements.lock anew from the newest versions that pyproject.toml allows
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -128,7 +128,7 @@ def study(
             home = st.aside(st.site, s.root)
         except (ValueError, RuntimeError) as e:
             wrong.append(f"the site could not be built: {e}")
-    typer.echo(f"\n{st.headline(s.results)}\n")
+        typer.echo(f"\n{st.headline(s.results)}\n")
     for line in wrong: typer.echo(line, err=True)
     if home: typer.echo(f"Home page: {home}")
     raise typer.Exit(1 if wrong else 0)

@@ -47,7 +47,7 @@ def test_library_is_in_step_with_the_notebooks(copy):
     modules = [m for m in (copy / "namemovers").glob("*.py") if m.name not in BY_HAND]
     for m in modules:
         m.unlink()
-    in_copy(copy, "from nbdev.export import nbdev_export; nbdev_export()")
+    in_copy(copy, "from nbdev.doclinks import nbdev_export; nbdev_export()")
     stale = [m.name for m in modules if not m.exists() or m.read_text() != (ROOT / "namemovers" / m.name).read_text()]
     new = [m.name for m in (copy / "namemovers").glob("*.py") if not (ROOT / "namemovers" / m.name).exists() and m.name not in BY_HAND]
     assert not stale + new, f"run make export: {stale + new}"
