@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GELU', 'ARCHITECTURES', 'STREAM_SITES', 'HEAD_SITES', 'MAX_ROWS', 'Layer', 'Weights', 'weights_of', 'why_not', 'norm',
            'embed', 'rotate', 'attention', 'Run', 'forward', 'mlp', 'logits', 'Reader', 'Block', 'Group', 'Buffers',
-           'carry', 'chunks', 'alike', 'two_runs', 'check', 'ready', 'run_fast', 'run_sets']
+           'carry', 'chunks', 'alike', 'two_runs', 'check', 'ready', 'sweep', 'run_fast', 'run_sets']
 
 # %% ../nbs/core/engine.ipynb #a05ad598
 import weakref
@@ -522,7 +522,7 @@ def ready(model) -> Weights:
     return _weights[model][0]
 
 @torch.no_grad()
-def run_fast(
+def sweep(
     model,                           # a `TransformerBridge` that `why_not` has nothing against
     clean_tokens: torch.Tensor,      # [prompt, position]
     corrupted_tokens: torch.Tensor,  # [prompt, position]
@@ -535,7 +535,7 @@ def run_fast(
     metric: str = "logit_diff",      # or "logit", "prob", "rank", "kl"
     memory_budget: int = 2**30,      # bytes of activations, about
     progress: Callable | None = None,# called with the number of patched prompts just done
-) -> torch.Tensor:                   # the patched runs' metric [cell, prompt], float32
+) -> tuple:                          # the metric of the patched runs [cell, prompt], of the clean and of the corrupted run [prompt]
     "Patch every cell into every prompt. Exact: it computes only what a patch can change."
     w = ready(model)
     check(w, clean_tokens, corrupted_tokens, direction, metric, [site], cells)
@@ -544,17 +544,19 @@ def run_fast(
     same = base == donor
     n_prompts, max_rows = _plan(w, site, int(read_at.max()) + 1, memory_budget)
     buffers, done = Buffers(w, max_rows), progress or (lambda n: None)
-    out = w.W_E.new_full((len(cells), len(base)), torch.nan)
+    out, alone = w.W_E.new_full((len(cells), len(base)), torch.nan), w.W_E.new_empty(2, len(base))
     for prompts in torch.arange(len(base), device=base.device).split(n_prompts):
         groups, fill, finals = [], [], w.W_E.new_zeros(len(base), w.d_model)
         read = Reader(w, metric, correct, wrong, finals)
         for first, end, members in alike(same, read_at, prompts):
             block = two_runs(w, base[members, :end + 1], donor[members, :end + 1], first, members, *_keeps(w, site))
-            finals[members] = (block.donor if direction == "denoise" else block.base).final[:, -1]
+            both = (block.donor, block.base) if direction == "denoise" else (block.base, block.donor)
+            finals[members] = both[0].final[:, -1]
+            for values, run in zip(alone, both): values[members] = read(run.final[:, -1], members)
             some, unchanged = _groups(w, block, site, list(enumerate(cells)), same[members], max_rows)
             groups += some
-            alone = read(block.base.final[:, -1], members)
-            fill += [(indices, members[still], alone[still]) for indices, still in unchanged]
+            left_alone = alone[1 if direction == "denoise" else 0, members]
+            fill += [(indices, members[still], left_alone[still]) for indices, still in unchanged]
             done(sum(len(indices) * len(members) for indices, still in unchanged if still.all()))
         for chunk in chunks(groups, max_rows):
             rows = [g.block.prompts[g.prompts].repeat_interleave(g.C) for g in chunk]
@@ -564,7 +566,11 @@ def run_fast(
                 g.rows = None # frees what it was made from
             done(sum(map(len, rows)))
         for indices, at, values in fill: out[torch.tensor(indices, device=out.device)[:, None], at] = values
-    return out.cpu()
+    return out.cpu(), *alone.cpu()
+
+def run_fast(*arguments, **more) -> torch.Tensor: # the patched runs' metric [cell, prompt], float32
+    "`sweep` without the two runs left alone: the same call as `run_hooks`."
+    return sweep(*arguments, **more)[0]
 
 # %% ../nbs/core/engine.ipynb #766c36cf
 def _written(t, donor, site, cell, prompts, start): # the activation t [prompt, ...] with the donor's at `cell`
