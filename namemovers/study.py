@@ -146,7 +146,7 @@ async def execute(
     client = NotebookClient(nb, timeout=None, kernel_manager_class=_manager(), kernel_name="python3", record_timing=False,
                             resources={"metadata": {"path": str(path.parent)}})
     client.create_kernel_manager()
-    at, now = None, True
+    at = None
     try:
         # Not `client.async_execute`: it takes over Ctrl-C, for one notebook.
         await client.async_start_new_kernel()
@@ -156,7 +156,6 @@ async def execute(
         for cell in nb.cells:
             if cell.cell_type == "code": cell.outputs = _joined(cell.outputs)
         client.set_widgets_metadata()
-        now = False  # in peace, so that the kernel can clean up
     except (CellExecutionError, DeadKernelError, RuntimeError) as e:
         if asyncio.current_task().cancelling(): raise asyncio.CancelledError from None
         if isinstance(e, CellExecutionError): what = f"{e.ename}: {e.evalue}"
@@ -168,7 +167,8 @@ async def execute(
         raise error from None
     finally:
         if client.kc is not None: client.kc.stop_channels()
-        if client.km.has_kernel: await client.km.shutdown_kernel(now=now)
+        # In peace, so that the kernel can clean up, unless the whole run is being stopped.
+        if client.km.has_kernel: await client.km.shutdown_kernel(now=asyncio.current_task().cancelling() > 0)
     return nb
 
 # %% ../nbs/core/study.ipynb #31bac306
@@ -387,7 +387,7 @@ def headline(
         tall = max(len(a), len(b))
         rows += [(name if i == 0 else "", a[i] if i < len(a) else "", b[i] if i < len(b) else "") for i in range(tall)]
     widths = [max(len(r[c]) for r in rows) for c in range(3)]
-    return "\n".join("   ".join(v.ljust(w) for v, w in zip(r, widths)).rstrip() for r in rows)
+    return "\n".join("   ".join(v.ljust(w) for v, w in zip(r, widths)).rstrip() for r in rows).replace("−", "-")  # not every terminal has the sign
 
 # %% ../nbs/core/study.ipynb #43c8f6bb
 def _test(path, flags, base, timeout):

@@ -193,21 +193,25 @@ def test_nbdev_test(root, capfd):
 
 
 def test_headline(tmp_path):
-    assert "no result mrs_logit_lens" in study.headline(tmp_path)
+    assert "No headline" in study.headline(tmp_path) and "mrs_head_attribution" in study.headline(tmp_path)
     rng = np.random.default_rng(0)
     heads = np.zeros((3, 4, 20)) + rng.normal(0, 0.01, (3, 4, 20))
     heads[2, 1] += 0.75
     heads[1, 3] += 0.25
+    noise = rng.permuted(np.tile([-3.0, 3.1], 10)) * np.ones((3, 4, 1))  # large, but of no sign
     over = lambda dim: dict(dims=("layer", "head", dim), coords=dict(layer=range(3), head=range(4)))
     for task in ("mrs", "ioi"):
-        clean = xr.DataArray(np.full(20, 3.5) + rng.normal(0, 0.1, 20), dims="prompt")
-        results.save(xr.Dataset({"clean": clean}), f"{task}_logit_lens", tmp_path)
+        logit_diff = xr.DataArray(np.full(20, 3.5) + rng.normal(0, 0.1, 20), dims="prompt")
+        attribution = xr.DataArray(heads if task == "mrs" else noise, **over("prompt"))
+        results.save(xr.Dataset({"attribution": attribution, "logit_diff": logit_diff}), f"{task}_head_attribution", tmp_path)
         results.save(xr.Dataset({"effect": xr.DataArray(heads, **over("prompt"))}), f"{task}_patch_z_head", tmp_path)
     results.save(xr.Dataset({"copy_score": xr.DataArray(heads, **over("name"))}), "copy_scores", tmp_path)
+    rows = {line.split("   ")[0]: line for line in study.headline(tmp_path, k=2).splitlines()}
+    assert rows["prompts"].count("20") == 2
+    assert rows["logit difference"].count("3.5") >= 2 and rows["logit difference"].count("[3.") == 2
+    assert rows["top heads by patching"].count("L2H1 0.75, L1H3 0.25") == 2
+    assert rows["top heads by attribution"].count("L2H1 0.75, L1H3 0.25") == 1, "of both tasks, one has heads that are sure"
+    assert rows["top heads by attribution"].endswith("none")
+    assert rows["top heads by copy score"].count("L2H1 0.75") == 2
     (tmp_path / "ioi_head_attribution.nc").write_bytes(b"no netCDF")
-    lines = study.headline(tmp_path, k=2).splitlines()
-    assert lines[1].startswith("logit difference") and lines[1].count("3.5") >= 2 and lines[1].count("[3.") == 2
-    assert lines[3].startswith("activation patching (z)") and lines[3].count("L2H1   0.75 [0.7") == 2
-    assert lines[4].count("L1H3   0.25 [0.2") == 2
-    assert "no result mrs_head_attribution" in lines[5] and "ioi_head_attribution cannot be read" in lines[5]
-    assert lines[6].startswith("copy score") and "L2H1" in lines[6]
+    assert study.headline(tmp_path).startswith("No headline")
