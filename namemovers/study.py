@@ -350,43 +350,18 @@ def run(
     return asyncio.run(_run_all(s, inputs, update, force, workers or cores()))
 
 # %% ../nbs/core/study.ipynb #355e23a8
-_METHODS = {"activation patching (z)": ("{task}_patch_z_head", "effect", "prompt"),
-            "direct logit attribution": ("{task}_head_attribution", "attribution", "prompt"),
-            "copy score": ("copy_scores", "copy_score", "name")}
-
-def _number(summary) -> str:
-    value, low, high = (float(summary[k]) for k in ("mean", "low", "high"))
-    return f"{value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if low == low else "")
-
-def _headline_column(task: str, folder: Path, k: int) -> list[list[str]]:
-    "One list of lines a row of the table: the logit difference, then the top heads by each method."
-    from namemovers.results import load
-    from namemovers.stats import head_name, summarise, top_heads
-    def lines(name, f):
-        try:
-            return f(load(name, folder))
-        except FileNotFoundError:
-            return [f"no result {name}"]
-        except (KeyError, ValueError, OSError) as e:
-            return [f"{name} cannot be read ({type(e).__name__})"]
-    def best(values, dim):
-        heads = top_heads(values.mean(dim), k)
-        return [f"{head_name(*h):6} {_number(summarise(values.sel(layer=h[0], head=h[1]), dim=dim))}" for h in heads]
-    rows = [lines(f"{task}_logit_lens", lambda ds: [_number(summarise(ds["clean"])), f"over {ds.sizes['prompt']} prompts"])]
-    return rows + [lines(name.format(task=task), lambda ds: best(ds[variable], dim)) for name, variable, dim in _METHODS.values()]
-
 def headline(
     folder: str | Path,  # with the results, `results/<model>/`
     k: int = 3,          # heads a method
-) -> str:                # a table in plain text
-    "Logit difference with its 95 % interval and the top heads by each method, for MRS and IOI."
-    left = ["logit difference", *_METHODS]
-    mrs, ioi = (_headline_column(task, Path(folder), k) for task in ("mrs", "ioi"))
-    rows = [("", "MRS", "IOI")]
-    for name, a, b in zip(left, mrs, ioi):
-        tall = max(len(a), len(b))
-        rows += [(name if i == 0 else "", a[i] if i < len(a) else "", b[i] if i < len(b) else "") for i in range(tall)]
-    widths = [max(len(r[c]) for r in rows) for c in range(3)]
+) -> str:                # a table in plain text, or one line that names the result that is missing
+    "`namemovers.compare.headline` as text, a column a task."
+    from namemovers import compare
+    try:
+        table = compare.headline(folder, k).set_index("task").T
+    except (FileNotFoundError, KeyError, ValueError, OSError) as e:
+        return f"No headline: {e.args[0] if e.args else type(e).__name__}"
+    rows = [("", *table.columns), *((str(name), *map(str, row)) for name, row in zip(table.index, table.values))]
+    widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("   ".join(v.ljust(w) for v, w in zip(r, widths)).rstrip() for r in rows).replace("−", "-")  # not every terminal has the sign
 
 # %% ../nbs/core/study.ipynb #43c8f6bb
