@@ -77,17 +77,17 @@ def tasks_in_words(
     folder=None,       # where the results are, as for `evidence`
 ) -> str:
     """How far the two tasks use the same heads: rank correlation over heads (prompts resampled), overlap of the
-    significant ones against chance, and which of the three highest are common."""
+    significant ones against chance, and which of the three highest significant ones are common."""
     name, var = MEASURES[measure]
     rho = rank_correlation(*(load(f"{t}_{name}", folder)[var] for t in TASKS))
     seen = {t: found.sel(task=t, measure=measure) for t in TASKS}
     both = overlap(*(seen[t].significant for t in TASKS))
-    best = {t: top_heads(seen[t], 3) for t in TASKS}
+    best = {t: top_heads(seen[t]["mean"].where(seen[t].significant.astype(bool) & (seen[t]["mean"] > 0)), 3) for t in TASKS}
     common = [head_name(*h) for h in best["mrs"] if h in best["ioi"]]
     return (f"Over all {int(rho.n)} heads the rank correlation of the two tasks is {estimate(rho)}. "
             f"Significant are {both['a']} of them in MRS and {both['b']} in IOI; {both['shared']} of these are the same, where two random sets of these sizes "
-            f"would share {both['expected']:.1f} (hypergeometric p = {both['p']:.2g}). Of the three heads that are highest in MRS, "
-            f"{len(common) or 'none'} {'is' if len(common) == 1 else 'are'} among IOI's three" + (f": {', '.join(common)}." if common else "."))
+            f"would share {both['expected']:.1f} (hypergeometric p = {both['p']:.2g}). Among the three highest significant heads of each task, "
+            f"{len(common) or 'none'} {'is' if len(common) == 1 else 'are'} the same" + (f": {', '.join(common)}." if common else "."))
 
 # %% ../nbs/core/compare.ipynb #cbf7cd24
 def head_table(
