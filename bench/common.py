@@ -5,6 +5,7 @@ import platform
 import statistics
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -157,4 +158,4 @@ def pairs(ours, theirs, repeats):
 
 def machine():
     model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
-    return {"cpu": model, "threads": torch.get_num_threads(), "clock": "wall" if clock is time.perf_counter else "cpu", "torch": torch.__version__, "platform": platform.platform()}
+    return {"cpu": model, "threads": torch.get_num_threads(), "clock": "wall" if clock is time.perf_counter else "cpu", "torch": torch.__version__, "transformer_lens": version("transformer_lens"), "platform": platform.platform()}

@@ -1,6 +1,6 @@
 """Our sweeps against TransformerLens's, the same prompts and metric, alternating in one run.
 
-    python bench/patching.py                     # of TransformerLens, as many cells as fit in 20 s, scaled to the sweep
+    python bench/patching.py                     # of TransformerLens, as many cells as fit in 20 s, scaled to the sweep; about two hours
     python bench/patching.py --sample inf        # all of it: hours
     python bench/patching.py --model mini
 
@@ -98,26 +98,13 @@ def common_quiet():
     return contextlib.redirect_stderr(open(os.devnull, "w"))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time of one thread, for a busy machine")
-    parser.add_argument("--n", type=int, nargs="*", default=[50, 1])
-    parser.add_argument("--n-pairs", type=int, default=2, help="prompts of the sweep over all pairs of heads where n is larger")
-    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), choices=list(SWEEPS))
-    parser.add_argument("--sample", type=float, default=20, help="seconds of TransformerLens a measurement; inf for whole sweeps")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--model", default="random", help="'random' for GPT-2 small's shape with random weights, or a name as load_model takes it")
-    parser.add_argument("--out", help="where the results go")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    common.use_clock(args.clock)
-    torch.set_grad_enabled(False)
+def sweep(name, args):
+    "All sweeps asked for, on one model; the results are written as they come."
     from namemovers.model import load_model
 
-    model = random_model() if args.model == "random" else load_model(args.model, device="cpu")
-    out = Path(args.out or common.RESULTS / f"patching-{Path(args.model).name}.json")
+    model = random_model() if name == "random" else load_model(name, device="cpu")
+    args.out.mkdir(exist_ok=True)
+    out = args.out / f"patching-{Path(name).name}.json"
     rows = json.loads(out.read_text())["rows"] if out.is_file() else []
     print(f"{'shape':6} {'N':>3} {'sweep':26} {'ours':>9} {'TransformerLens':>16} {'ratio':>7} {'goal':>5} {'rate':>5}  largest difference")
     for n in args.n:
@@ -147,12 +134,31 @@ def main():
                 gap = None if site == "path" else float((kept["ours"].mean(-1)[kept["picked"]] - kept["theirs"]).abs().max())
                 sample = kept["picked"] if isinstance(kept["picked"], int) else len(kept["picked"])
                 column = {("MRS", True): 0, ("IOI", True): 1, ("worst", True): 2, ("MRS", False): 3}.get((shape, n > 1))
-                goal = None if column is None else GOALS[sweep][column]
+                goal = None if column is None or name != "random" else GOALS[sweep][column]
                 rows = [r for r in rows if (r["shape"], r["n"], r["sweep"]) != (shape, n_now, sweep)]
                 rows.append({"shape": shape, "n": n_now, "sweep": sweep, "ours_seconds": s, "theirs_seconds": t, "ratio": ratio, "goal": goal, "theirs_sample": sample,
                              "needed_flops": flops, "matmul_rate": peak, "share": flops / s / peak, "largest_difference": gap, "repeats": args.repeats, "threads": torch.get_num_threads(), "clock": args.clock})
                 print(f"{shape:6} {n_now:3} {sweep:26} {s:8.2f}s {t:15.1f}s {ratio:6.1f}x {goal or '':>5} {flops / s / peak:5.0%}  {'' if gap is None else f'{gap:.1e}'}", flush=True)
-                out.write_text(json.dumps({"machine": machine(), "model": args.model, "rows": rows}, indent=1))
+                out.write_text(json.dumps({"machine": machine(), "model": name, "rows": rows}, indent=1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time of one thread, for a busy machine")
+    parser.add_argument("--n", type=int, nargs="*", default=[50, 1])
+    parser.add_argument("--n-pairs", type=int, default=2, help="prompts of the sweep over all pairs of heads where n is larger")
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), choices=list(SWEEPS))
+    parser.add_argument("--sample", type=float, default=20, help="seconds of TransformerLens a measurement; inf for whole sweeps")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", nargs="*", default=["random", "mini"], help="'random' for GPT-2 small's shape with random weights, or names as load_model takes them")
+    parser.add_argument("--out", type=Path, default=common.RESULTS, help="the folder where the results go")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    common.use_clock(args.clock)
+    torch.set_grad_enabled(False)
+    for name in args.model: sweep(name, args)
 
 
 if __name__ == "__main__":
