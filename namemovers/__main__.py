@@ -28,7 +28,7 @@ Seed = Annotated[Optional[int], typer.Option(help="Of the prompts and of every r
 Corruption = Annotated[Optional[str], typer.Option(help="How the corrupted prompts differ, e.g. switch_subjects, new_subjects, no_cue (mrs); switch_s2, new_s2, abc (ioi).", show_default="the task's own")]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...", show_default="cuda where there is one")]
 Out = Annotated[Optional[Path], typer.Option("--out", "-o", help="Save the whole result, per prompt, as netCDF (x.nc); xarray opens it.")]
-Top = Annotated[int, typer.Option(help="Rows of the printed table.")]
+Top = Annotated[int, typer.Option(min=1, help="Rows of the printed table.")]
 Heads = Annotated[Optional[list[str]], typer.Option("--head", help="Print this head, e.g. L9H6, and not the top ones; may be repeated.")]
 Task = Annotated[str, typer.Argument(help="mrs (most recent subject) or ioi (indirect object identification).", show_default=False)]
 

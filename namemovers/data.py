@@ -386,6 +386,9 @@ def _templates(given, shipped, default):
 def _check_n(n):
     if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1: raise ValueError(f"n: {n!r} prompts are impossible; give a whole number of at least 1.")
 
+def _check_seed(seed):
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0: raise ValueError(f"seed: {seed!r} is no seed; give a whole number of at least 0.")
+
 def _check_corruption(corruption, corruptions):
     if corruption not in corruptions: raise ValueError(f"corruption: {corruption!r} is unknown; choose one of {list(corruptions)}.")
 
@@ -511,7 +514,7 @@ def mrs_task(
     The clean prompts depend on `n`, `seed`, and the words and templates, and not on the corruption.
     Raises `ValueError` where a name is not one token, clean and corrupted differ in length, the answers are equal,
     a placeholder has no value or fewer than `n` prompts are possible."""
-    _check_n(n); _check_corruption(corruption, MRS_CORRUPTIONS)
+    _check_n(n); _check_seed(seed); _check_corruption(corruption, MRS_CORRUPTIONS)
     chosen = _templates(templates, MRS_TEMPLATES, {"pilot": MRS_TEMPLATES["pilot"]})
     variants, right_wrong = [], []
     for template in chosen.values():
@@ -565,7 +568,7 @@ def ioi_task(
     Named positions: `IO`, `S1`, `S1+1`, `S2`, `END`. Templates may be written in either order.
     The clean prompts depend on `n`, `seed`, `order`, the words and templates, and not on the corruption.
     Raises `ValueError` as `mrs_task` does."""
-    _check_n(n); _check_corruption(corruption, IOI_CORRUPTIONS)
+    _check_n(n); _check_seed(seed); _check_corruption(corruption, IOI_CORRUPTIONS)
     if order not in ("ABBA", "BABA", "mixed"): raise ValueError(f"order: {order!r} is unknown; choose 'ABBA', 'BABA' or 'mixed'.")
     chosen = _templates(templates, IOI_TEMPLATES, dict(IOI_TEMPLATES))
     rng, variants, titles = np.random.default_rng(seed), [], []
@@ -678,7 +681,7 @@ def survey(
     `probability` [family, kind, prompt], of all subjects of the kind, and for `none` what is left; NaN where a family has no such kind;
     `text` and `token` [family, prompt]. Over prompts: `share` [family, kind] with `share_low` and `share_high`
     (Wilson's 95 % interval), and `mean`, `low` and `high` of the probability (bootstrap)."""
-    _check_n(n)
+    _check_n(n); _check_seed(seed)
     tokenizer, families = model.tokenizer, SURVEY if families is None else families
     if not families: raise ValueError("families: none given; give a dict family -> template, or None for the default.")
     shape = (len(families), len(KINDS), n)
