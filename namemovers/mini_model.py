@@ -938,6 +938,7 @@ def main(argv: list = None) -> int:
     a = p.parse_args(argv)
     if a.steps < 1 or a.jobs < 1: p.error("--steps and --jobs must be at least 1")
     hints = not a.unhinted
+    torch.set_num_threads(1)  # matrices this small gain nothing from a second thread, and one thread gives the same figures each time
     with ProcessPoolExecutor(min(a.jobs, len(a.seeds)), mp_context=get_context("spawn")) as pool:
         runs = list(pool.map(candidate, a.seeds, *([v] * len(a.seeds) for v in (a.steps, hints, a.work))))
     for seed, (folder, q) in zip(a.seeds, runs): print(f"seed {seed}: quality {q:.3f} on prompts like the training text")
