@@ -79,7 +79,7 @@ def main():
             rows.append({"shape": shape, "n": n, "sweep": "resid_pre by position, layers 1 on", "ours_seconds": s, "theirs_seconds": t, "ratio": ratio,
                          "theirs_sample": len(layers) * len(at), "cells": len(todo), "largest_difference": gap})
             print(f"{shape:6} {n:3} {s:8.2f}s {t:9.1f}s {ratio:6.1f}x  {gap:.1e}", flush=True)
-            with open(args.out, "w") as f: json.dump({"machine": machine() | {"nnsight": nnsight.__version__}, "arguments": vars(args), "rows": rows}, f, indent=1)
+            with open(args.out, "w") as f: json.dump({"machine": machine() | {"nnsight": nnsight.__version__}, "arguments": {k: v for k, v in vars(args).items() if k != "out"}, "rows": rows}, f, indent=1)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def main():
         for sweep, (ours, theirs) in found.items():
             rows.append({"axis": axis, "value": value, "sweep": sweep, "ours_seconds": ours, "theirs_seconds": theirs})
             print(f"{axis:8} {value:4} {sweep:24} {ours:8.2f}s {theirs:9.1f}s {theirs / ours:6.1f}x", flush=True)
-        with open(args.out, "w") as f: json.dump({"machine": machine(), "arguments": vars(args), "rows": rows}, f, indent=1)
+        with open(args.out, "w") as f: json.dump({"machine": machine(), "arguments": {k: v for k, v in vars(args).items() if k != "out"}, "rows": rows}, f, indent=1)
 
     measure(model, 1, 16, 0.1, 1)  # the first run is slower
     for n in (1, 5, 20, 50, 200): note("prompts", n, measure(model, n, 24, args.sample, args.repeats))
