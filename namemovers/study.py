@@ -23,7 +23,7 @@ from .settings import Settings, settings
 
 # %% ../nbs/core/study.ipynb #a242a2a9
 FOLDERS = ("nbs", "ioi_nbs")
-LATER = {"05_comparison": 2, "writeup": 3, "index": 4}  # these load what the others saved
+LATER = {"comparison": 2, "stability": 2, "claims": 3, "writeup": 4, "index": 5}  # these load what those before them saved
 
 def stage(
     path: str | Path, # of a notebook, below the root

@@ -45,10 +45,10 @@ def copies(root):
 
 
 def test_order(tmp_path):
-    for name in ("nbs/writeup", "nbs/index", "nbs/00_data", "nbs/core/model", "ioi_nbs/05_comparison", "ioi_nbs/00_data", "nbs/_draft", "nbs/.ipynb_checkpoints/a"):
+    for name in ("nbs/writeup", "nbs/index", "nbs/claims", "nbs/stability", "nbs/00_data", "nbs/core/model", "ioi_nbs/comparison", "ioi_nbs/00_data", "nbs/_draft", "nbs/.ipynb_checkpoints/a"):
         write(tmp_path / f"{name}.ipynb", "1")
     found = [p.with_suffix("").as_posix() for p in study.notebooks(tmp_path)]
-    assert found == ["nbs/00_data", "nbs/core/model", "ioi_nbs/00_data", "ioi_nbs/05_comparison", "nbs/writeup", "nbs/index"]
+    assert found == ["nbs/00_data", "nbs/core/model", "ioi_nbs/00_data", "ioi_nbs/comparison", "nbs/stability", "nbs/claims", "nbs/writeup", "nbs/index"]
     with pytest.raises(ValueError, match="no notebooks"):
         study.notebooks(tmp_path / "nowhere")
 
