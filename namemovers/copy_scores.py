@@ -136,7 +136,8 @@ def task_copy_scores(
     - `copied`, `copied_negative`: the OV circuit's output for that subject, as in `copy_scores` (negative: its negation)
     - `written`, `written_negative`: the head's actual output at END, read in the same way
 
-    `name` runs over IO, S1, S2 (IOI) or S1 to S4 (MRS). Their mean over prompts is the share of prompts.
+    `name` runs over IO, S1, S2 (IOI), S1 to S4 (MRS), or the `subjects` of a task of one's own. Their mean over prompts is
+    the share of prompts. Raises ValueError for a task whose prompts hold no name, and for a name that is not one token.
     """
     names = subject_positions(task)
     at = torch.stack([task.positions[p] for p in names], dim=1)

@@ -5,6 +5,7 @@
 # %% ../nbs/00_data.ipynb #7e815229
 from __future__ import annotations
 
+import difflib
 import functools
 import itertools
 import re
@@ -24,8 +25,8 @@ from .stats import summarise
 # %% auto #0
 __all__ = ['NAMES', 'DESCRIPTIONS', 'TITLES', 'CUES', 'PLACES', 'OBJECTS', 'MRS_TEMPLATES', 'PILOT_NAMES', 'NEUTRAL_SENTENCES',
            'IOI_TEMPLATES', 'MRS_CORRUPTIONS', 'IOI_CORRUPTIONS', 'KINDS', 'SURVEY', 'name_token', 'Task',
-           'token_table', 'mrs_task', 'ioi_task', 'survey_template', 'predictions', 'survey', 'wilson', 'survey_table',
-           'survey_figure']
+           'token_table', 'align', 'mrs_task', 'ioi_task', 'survey_template', 'predictions', 'survey', 'wilson',
+           'survey_table', 'survey_figure']
 
 # %% ../nbs/00_data.ipynb #6ae3dc4f
 # The order of the lists matters: where a word is fixed, `{D1}` is the first description, `{D2}` the second, and so on.
@@ -143,18 +144,21 @@ def name_token(
     start:bool=False, # at the start of a text, without a space before it?
 )->int: # its token id
     "The one token of a name as it stands in a sentence; `ValueError` with the tokens it is split into if it is more."
-    text = name if start else " " + name
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if len(ids) != 1 or ids[0] == getattr(tokenizer, "unk_token_id", None):
-        where = "at the start of a text" if start else "after a space"
-        raise ValueError(f"names: {name!r} is not one token {where} but {len(ids)}: {[tokenizer.decode([i]) for i in ids]}; choose another name.")
+    ids = tokenizer.encode(name if start else " " + name, add_special_tokens=False)
+    if not _is_one(tokenizer, ids): raise ValueError(f"names: {name!r} is not one token {_WHERE[start]} but {_split(tokenizer, ids)}; choose another name.")
     return ids[0]
+
+_WHERE = {True: "at the start of a text", False: "after a space"}
+
+def _is_one(tokenizer, ids): return len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None)
+
+def _split(tokenizer, ids): return f"{len(ids)}: {[tokenizer.decode([i]) for i in ids]}"
 
 def _whole(tokenizer, names, starts):
     "Those of the names that are one token in each of the forms: at the start of a text (True), after a space (False)."
     for start in starts:
         ids = tokenizer([n if start else " " + n for n in names], add_special_tokens=False)["input_ids"] if names else []
-        names = [n for n, i in zip(names, ids) if len(i) == 1 and i[0] != getattr(tokenizer, "unk_token_id", None)]
+        names = [n for n, i in zip(names, ids) if _is_one(tokenizer, i)]
     return names
 
 # %% ../nbs/00_data.ipynb #1c95343b
@@ -219,35 +223,37 @@ def _numbered(shipped, key):
     return shipped[number - 1]
 
 # %% ../nbs/00_data.ipynb #cdb986c8
-def _all_draws(pools, chosen=None):
-    "Every way to fill the placeholders such that words of one group differ."
+def _same_group(a, b): return bool(_group(a)) and _group(a) == _group(b)
+
+def _all_draws(pools, unequal=_same_group, chosen=None):
+    "Every way to fill the placeholders such that words of two that are `unequal` differ."
     chosen = chosen or {}
     if len(chosen) == len(pools): yield dict(chosen); return
     key = list(pools)[len(chosen)]
-    taken = {v for k, v in chosen.items() if _group(k) and _group(k) == _group(key)}
+    taken = {v for k, v in chosen.items() if unequal(k, key)}
     for value in pools[key]:
-        if value not in taken: yield from _all_draws(pools, {**chosen, key: value})
+        if value not in taken: yield from _all_draws(pools, unequal, {**chosen, key: value})
 
-def _random_draws(pools, rng):
-    "Endless random fillings, words of one group differing."
+def _random_draws(pools, rng, unequal=_same_group):
+    "Endless random fillings, words of two placeholders that are `unequal` differing."
     while True:
         chosen = {}
         for key, pool in pools.items():
-            taken = {v for k, v in chosen.items() if _group(k) and _group(k) == _group(key)}
+            taken = {v for k, v in chosen.items() if unequal(k, key)}
             free = [v for v in pool if v not in taken]
             if not free: break
             chosen[key] = free[rng.integers(len(free))]
         else: yield chosen
 
-def _draws(pools, n, rng):
+def _draws(pools, n, rng, unequal=_same_group):
     "Distinct fillings in random order: at least `n`, or all there are."
-    few = list(itertools.islice(_all_draws(pools), max(2 * n, 200) + 1))
-    if len(few) > max(2 * n, 200): return _random_draws(pools, rng)
+    few = list(itertools.islice(_all_draws(pools, unequal), max(2 * n, 200) + 1))
+    if len(few) > max(2 * n, 200): return _random_draws(pools, rng, unequal)
     return iter([few[i] for i in rng.permutation(len(few))])
 
-def _draw_prompts(variants, n, rng):
+def _draw_prompts(variants, n, rng, unequal=_same_group):
     "`n` distinct (variant, values) of `variants`, each (template, pools, alias), taken in turn as far as each goes."
-    sources = {i: _draws(pools, n, rng) for i, (template, pools, alias) in enumerate(variants)}
+    sources = {i: _draws(pools, n, rng, unequal) for i, (template, pools, alias) in enumerate(variants)}
     seen, drawn = set(), []
     while sources and len(drawn) < n:
         for i in list(sources):
@@ -269,7 +275,7 @@ def _draw_prompts(variants, n, rng):
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
     "Clean and corrupted prompts, their two answers and the named positions of each. Prompts of unequal length are padded on the right."
-    name: str # "mrs" or "ioi"
+    name: str # "mrs", "ioi", or that of a task of your own
     clean: list # prompts as text
     corrupted: list # the same prompts corrupted, as many tokens each
     clean_tokens: torch.Tensor # [prompt, position], BOS first, right-padded with BOS
@@ -283,6 +289,7 @@ class Task:
     templates: list # the template's name, per prompt
     names: list # placeholder -> word, per prompt
     tokenizer: object = None
+    subjects: tuple = None # the positions that hold a name; None for those of MRS and IOI
 
     def __len__(self): return len(self.clean)
 
@@ -361,12 +368,17 @@ def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=
         positions.append(_named_positions(r["keys"], ends, len(ids), repeated, after))
         correct.append(name_token(tokenizer, r["correct"])); wrong.append(name_token(tokenizer, r["wrong"]))
         if correct[-1] == wrong[-1]: raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {text!r}; give different names.")
+    return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions, corruption, seed,
+                  [r["template"] for r in records], [r["names"] for r in records])
+
+def _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions, corruption, seed, templates, names, subjects=None):
+    "The `Task` of lists; `positions` are dicts name -> index, of which the names that all have are kept."
     shared = [k for k in positions[0] if all(k in p for p in positions)]
     return Task(name=name, clean=clean, corrupted=corrupted, clean_tokens=_pad(clean_ids, tokenizer.bos_token_id),
         corrupted_tokens=_pad(corrupted_ids, tokenizer.bos_token_id), lengths=torch.tensor([len(ids) for ids in clean_ids]),
         correct=torch.tensor(correct), wrong=torch.tensor(wrong),
         positions={k: torch.tensor([p[k] for p in positions]) for k in shared}, corruption=corruption, seed=seed,
-        templates=[r["template"] for r in records], names=[r["names"] for r in records], tokenizer=tokenizer)
+        templates=templates, names=names, tokenizer=tokenizer, subjects=subjects)
 
 # %% ../nbs/00_data.ipynb #9c7b98fa
 def _templates(given, shipped, default):
@@ -406,6 +418,257 @@ def token_table(
     return pd.DataFrame({"clean": clean, "corrupted": corrupted,
         "changed": ["≠" if a != b else "" for a, b in zip(one.clean_tokens[0], one.corrupted_tokens[0])],
         "named": [", ".join(named.get(p, [])) for p in range(len(clean))]}, index=pd.RangeIndex(len(clean), name="position"))
+
+# %% ../nbs/00_data.ipynb #27f43c38
+def align(
+    tokenizer,     # a Hugging Face tokenizer, or a model that has one
+    clean:str,     # a text
+    corrupted:str, # another text
+)->pd.DataFrame: # a row a token: clean, corrupted, changed; an empty cell where the other text has a token more
+    "Two texts token by token. A pair that lines up has no empty cell. A dot stands for a leading space."
+    tokenizer = _tokenizer(tokenizer)
+    a, b = _encode(tokenizer, [clean, corrupted])
+    shown = lambda ids: [tokenizer.decode([t]).replace(" ", "·", 1) for t in ids]
+    rows = [pair for i, j in _runs(a, b) for pair in itertools.zip_longest(shown(a[slice(*i)]), shown(b[slice(*j)]), fillvalue="")]
+    return pd.DataFrame([(x, y, "≠" if x != y else "") for x, y in rows], columns=["clean", "corrupted", "changed"])
+
+def _runs(a, b):
+    "Stretches of two lists of ids that belong together, as pairs of (start, stop); of equal length where the lists line up."
+    found = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
+    moved = sum(i2 - i1 + j2 - j1 for tag, i1, i2, j1, j2 in found if tag != "equal")
+    # as many tokens and no cheaper account than replacing some in place: nothing has moved
+    if len(a) == len(b) and sum(x != y for x, y in zip(a, b)) <= moved: return [((i, i + 1), (i, i + 1)) for i in range(len(a))]
+    return [((i1, i2), (j1, j2)) for tag, i1, i2, j1, j2 in found]
+
+def _tokenizer(given):
+    "The tokenizer itself, or a model's."
+    found = getattr(given, "tokenizer", given)
+    if not hasattr(found, "encode"): raise ValueError(f"tokenizer: {type(given).__name__} has none; give a Hugging Face tokenizer, or a model from load_model.")
+    return found
+
+def _check_pair(tokenizer, i, clean, corrupted, a, b):
+    "Raise `ValueError`, showing where they part, unless two texts (with their ids) line up."
+    if clean == corrupted: raise ValueError(f"corrupted: prompt {i} is the same as the clean one, {clean!r}; change something in it.")
+    parting = next(((x, y) for x, y in _runs(a, b) if x[1] - x[0] != y[1] - y[0]), None)
+    if parting is None: return
+    (i1, i2), (j1, j2) = parting
+    say = lambda ids: str([tokenizer.decode([t]) for t in ids]) if len(ids) else "nothing"
+    size = f"they have {len(a)} and {len(b)} tokens" if len(a) != len(b) else f"they have {len(a)} tokens each, but in between they are shifted"
+    raise ValueError(f"corrupted: prompt {i} does not line up with its clean one ({clean!r}, {corrupted!r}): {size}, and they part at token {i1}, "
+                     f"where the clean one has {say(a[i1:i2])} and the corrupted one {say(b[j1:j2])}; use words of as many tokens (`align` shows both side by side).")
+
+# %% ../nbs/00_data.ipynb #3c07bad2
+def _texts(given, argument):
+    "A list of texts, each of which can be a prompt."
+    given = [given] if isinstance(given, str) else list(given)
+    if not given: raise ValueError(f"{argument}: no prompts given; give at least one text.")
+    for i, text in enumerate(given):
+        if not isinstance(text, str) or not text.strip(): raise ValueError(f"{argument}: prompt {i} is {text!r}; give a text with a word in it.")
+        if text != text.rstrip(): raise ValueError(f"{argument}: prompt {i}, {text!r}, ends in a space; end it with a word, since the answer brings its own space.")
+    return given
+
+def _answer(tokenizer, answer, prompt, ids, i):
+    "The token of an answer to prompt `i`, given as text or as an id."
+    if isinstance(answer, (int, np.integer)) and not isinstance(answer, bool):
+        if 0 <= answer < len(tokenizer): return int(answer)
+        raise ValueError(f"answers: prompt {i} has the token id {answer}, but ids go from 0 to {len(tokenizer) - 1}.")
+    if not isinstance(answer, str) or not answer.strip(): raise ValueError(f"answers: prompt {i} has the answer {answer!r}; give a text such as ' Mary'.")
+    own = tokenizer.encode(answer, add_special_tokens=False)
+    spaced = tokenizer.encode(" " + answer, add_special_tokens=False)
+    hint = f"write {' ' + answer!r}, with the space that begins a new word" if _is_one(tokenizer, spaced) and answer[0] != " " else "choose an answer of one token"
+    if not _is_one(tokenizer, own): raise ValueError(f"answers: {answer!r} (prompt {i}) is not one token but {_split(tokenizer, own)}; {hint}.")
+    if answer[0].isalpha() and prompt[-1].isalpha():
+        raise ValueError(f"answers: {answer!r} (prompt {i}) would go on with the word {prompt.split()[-1]!r} without a space; write {' ' + answer!r}, or give the token's id if that is meant.")
+    both = _encode(tokenizer, [prompt + answer])[0]
+    if both != ids + own:
+        raise ValueError(f"answers: {answer!r} is one token, but not after prompt {i}: {(prompt + answer)[-24:]!r} ends in the tokens {[tokenizer.decode([t]) for t in both[-2:]]}; end the prompt elsewhere, or choose another answer.")
+    return own[0]
+
+def _answers_of(tokenizer, answers, clean, clean_ids):
+    "Two lists of token ids: right and wrong."
+    answers = [answers] * len(clean) if isinstance(answers, tuple) and len(answers) == 2 and not any(isinstance(a, (tuple, list)) for a in answers) else list(answers)
+    if len(answers) != len(clean): raise ValueError(f"answers: {len(answers)} for {len(clean)} prompts; give one (right, wrong) pair a prompt, or one for all.")
+    pairs = []
+    for i, (pair, prompt, ids) in enumerate(zip(answers, clean, clean_ids)):
+        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2: raise ValueError(f"answers: prompt {i} has {pair!r}; give a (right, wrong) pair such as (' Mary', ' John').")
+        right, wrong = (_answer(tokenizer, a, prompt, ids, i) for a in pair)
+        if right == wrong: raise ValueError(f"answers: right and wrong answer of prompt {i} are the same, {pair[0]!r}; give different ones.")
+        pairs.append((right, wrong))
+    return map(list, zip(*pairs))
+
+# %% ../nbs/00_data.ipynb #f443a9bf
+def _place(tokenizer, wanted, text, ids, said, i):
+    "The index of the token with which a piece of a text ends; `wanted` is the piece, or (piece, which occurrence, from 1)."
+    piece, which = wanted if isinstance(wanted, tuple) and len(wanted) == 2 else (wanted, None)
+    if not isinstance(piece, str) or not piece.strip(): raise ValueError(f"{said}: {wanted!r} is no piece of prompt {i}; give a text, or (text, which occurrence).")
+    stops = [m.start() + len(piece) for m in re.finditer(f"(?={re.escape(piece)})", text)]
+    if not stops: raise ValueError(f"{said}: {piece!r} is not in prompt {i}, {text!r}; give a piece of the clean prompt, letter for letter.")
+    if which is None and len(stops) > 1: raise ValueError(f"{said}: {piece!r} is {len(stops)} times in prompt {i}, {text!r}; say which one, from ({piece!r}, 1) to ({piece!r}, {len(stops)}).")
+    if which is not None and not 1 <= which <= len(stops): raise ValueError(f"{said}: prompt {i} has {piece!r} {len(stops)} times, so there is no occurrence {which!r}; they count from 1.")
+    before = _encode(tokenizer, [text[:stops[(which or 1) - 1]]])[0]
+    if ids[:len(before)] != before: raise ValueError(f"{said}: {piece!r} ends within a token of prompt {i} ({tokenizer.decode([ids[len(before) - 1]])!r}); let it end where the token does.")
+    return len(before) - 1
+
+def _places(tokenizer, positions, clean, clean_ids):
+    "For each prompt a dict name -> index, of what the user asked for."
+    if "END" in positions: raise ValueError("positions: 'END' is there by itself, the last token of each prompt; leave it out, or choose another name.")
+    found = [{} for _ in clean]
+    for name, wanted in positions.items():
+        each = wanted if isinstance(wanted, list) else [wanted] * len(clean)
+        if len(each) != len(clean): raise ValueError(f"positions[{name!r}]: {len(each)} pieces for {len(clean)} prompts; give one a prompt, or one text for all.")
+        for i, one in enumerate(each): found[i][name] = _place(tokenizer, one, clean[i], clean_ids[i], f"positions[{name!r}]", i)
+    return found
+
+def _changed(clean_ids, corrupted_ids):
+    "For each prompt a dict name -> index of the last token of each stretch that differs; the first and the last one where their number varies."
+    ends = [[p for p, (x, y) in enumerate(zip(a, b)) if x != y and (p + 1 == len(a) or a[p + 1] == b[p + 1])] for a, b in zip(clean_ids, corrupted_ids)]
+    if len(set(map(len, ends))) > 1: return [{"first change": e[0], "last change": e[-1]} for e in ends]
+    return [{"change" if len(e) == 1 else f"change {k + 1}": p for k, p in enumerate(e)} for e in ends]
+
+def _sorted(positions, lengths):
+    "END added; what all prompts have, in the order in which it comes, on average."
+    positions = [{**p, "END": length - 1} for p, length in zip(positions, lengths)]
+    order = sorted((k for k in positions[0] if all(k in p for p in positions)), key=lambda k: sum(p[k] for p in positions))
+    return [{k: p[k] for k in order} for p in positions]
+
+# %% ../nbs/00_data.ipynb #7a9ea500
+def _from_pairs(
+    cls,
+    clean, # prompts: a text or a list of texts
+    corrupted, # as many, each with as many tokens as its clean one
+    answers, # a (right, wrong) pair of texts, such as (" Mary", " John"), or of token ids; or a list of these, one a prompt
+    tokenizer, # a Hugging Face tokenizer with a BOS token, or a model that has one
+    positions:dict=None, # name -> piece of the clean prompt, or (piece, which occurrence), or a list of these, one a prompt; the token it ends with is meant
+    subjects=None, # names of the positions that hold a name; found if not given
+    name:str="own", # the task's name
+    corruption:str="pairs", # what the corruption is called
+)->Task:
+    """A task from texts. Positions that are not given are found: `change` (or `change 1`, `change 2`, ...), the last token of
+    each stretch that differs from the corrupted prompt. END is always there.
+
+    `subjects` are what copy scores and projections on names look at: the positions that hold the right or the wrong answer in
+    every prompt, if not given. Raises `ValueError` for no prompts, lists of unequal length, prompts that occur twice, pairs
+    that do not line up (saying at which token they part), answers that are not one token after their prompt, and pieces that
+    are not in theirs."""
+    tokenizer, clean, corrupted = _tokenizer(tokenizer), _texts(clean, "clean"), _texts(corrupted, "corrupted")
+    if len(clean) != len(corrupted): raise ValueError(f"corrupted: {len(corrupted)} prompts for {len(clean)} clean ones; give one for each.")
+    first = {}
+    for i, text in enumerate(clean):
+        if first.setdefault(text, i) != i: raise ValueError(f"clean: prompts {first[text]} and {i} are the same, {text!r}; leave one out, since an interval counts every prompt once.")
+    clean_ids, corrupted_ids = _encode(tokenizer, clean), _encode(tokenizer, corrupted)
+    for i, pair in enumerate(zip(clean, corrupted, clean_ids, corrupted_ids)): _check_pair(tokenizer, i, *pair)
+    right, wrong = _answers_of(tokenizer, answers, clean, clean_ids)
+    places = _changed(clean_ids, corrupted_ids) if positions is None else _places(tokenizer, positions, clean, clean_ids)
+    places = _sorted(places, map(len, clean_ids))
+    word = lambda t: tokenizer.decode([t]).strip()
+    says = [[word(t) for t in row] for row in clean_ids]
+    if subjects is None: subjects = [k for k in places[0] if k != "END" and all(s[p[k]] in (word(a), word(b)) for s, p, a, b in zip(says, places, right, wrong))]
+    if unknown := [s for s in subjects if s not in places[0]]: raise ValueError(f"subjects: there is no position {unknown[0]!r}; there are {list(places[0])}.")
+    return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places, corruption, 0, ["pairs"] * len(clean),
+                  [{s: said[p[s]] for s in subjects} for said, p in zip(says, places)], tuple(subjects))
+
+Task.from_pairs = classmethod(_from_pairs)
+
+# %% ../nbs/00_data.ipynb #04d3f1af
+def _mentions(parsed):
+    "For each template the names of its placeholders' places: `A`, or `A.1`, `A.2` where any template has A more than once."
+    several = {k for literals, keys in parsed for k in keys if keys.count(k) > 1}
+    return [[f"{k}.{keys[:i + 1].count(k)}" if k in several else k for i, k in enumerate(keys)] for literals, keys in parsed]
+
+def _corruption(corrupt, placeholders, mentions):
+    "What replaces what, as a dict place or placeholder -> placeholder, word, list of words or None; and in words."
+    if isinstance(corrupt, (tuple, list)) and len(corrupt) == 2: rule, said = dict([corrupt, corrupt[::-1]]), f"{corrupt[0]} <-> {corrupt[1]}"
+    elif isinstance(corrupt, dict) and corrupt: rule, said = corrupt, ", ".join(f"{k} <- {v if isinstance(v, str) else 'another'}" for k, v in corrupt.items())
+    else: raise ValueError(f"corrupt: {corrupt!r} says no corruption; give two placeholders that change places, such as ('A', 'B'), or a dict such as {{'B.2': 'A'}}.")
+    known = list(dict.fromkeys([*placeholders, *itertools.chain(*mentions)]))
+    if unknown := [k for k in rule if k not in known]: raise ValueError(f"corrupt: there is no placeholder or place {unknown[0]!r}; there are {known}.")
+    if rule is not corrupt and any(k not in placeholders for k in rule): raise ValueError(f"corrupt: {corrupt!r} must be two placeholders of {placeholders}; a single place can be given a word by a dict, such as {{{corrupt[0]!r}: ...}}.")
+    return rule, said
+
+def _spoil(rule, keys, places, lookup, pools, rng):
+    "The words of the corrupted prompt."
+    drawn, spoilt = {}, []
+    for key, place in zip(keys, places):
+        target = place if place in rule else key
+        if target not in rule: spoilt.append(lookup[key]); continue
+        new = rule[target]
+        if isinstance(new, str): spoilt.append(lookup.get(new, new)); continue
+        if target not in drawn: drawn[target] = next(iter(_new_words([key], [pools[key] if new is None else _listed(new, f"corrupt[{target!r}]")], {*lookup.values(), *drawn.values()}, rng, "words").values()))
+        spoilt.append(drawn[target])
+    return spoilt
+
+def _check_words(tokenizer, key, words, starts, answer):
+    "Raise `ValueError`, with the splits, unless every word is one token wherever it is to stand."
+    for start in sorted(starts | ({False} if answer else set())):
+        fit = set(_whole(tokenizer, words, [start]))
+        if bad := [w for w in words if w not in fit]:
+            split = "; ".join(f"{w!r} is {_split(tokenizer, tokenizer.encode(w if start else ' ' + w, add_special_tokens=False))}" for w in bad[:3])
+            raise ValueError(f"words[{key!r}]: {len(bad)} of {len(words)} are not one token {_WHERE[start]} ({split}); leave them out: they could not be told from other words by one position.")
+
+def _from_template(
+    cls,
+    template, # a text with placeholders, such as "{A} and {B} left. {B} called"; or a list of these, or a dict name -> template
+    words:dict, # placeholder -> the words it may take; within a prompt no word is drawn twice
+    answers, # (right, wrong): placeholders, said after a space, or texts as in `from_pairs`
+    corrupt, # two placeholders that change places, or a dict place -> placeholder or word that comes there, or list of words to draw from, or None for another of its own words
+    tokenizer, # a Hugging Face tokenizer with a BOS token, or a model that has one
+    n:int=50, # prompts, all different
+    seed:int=0, # of the drawing
+    subjects=None, # placeholders that stand for names; by default the answers', and those that share a word with them
+    after=(), # places whose next token is a position too, such as "A.1", for "A.1+1"
+    name:str="own", # the task's name
+)->Task:
+    """A task from a template. Positions: each placeholder by its name, or by `A.1`, `A.2`, ... if it stands more than once; and END.
+
+    In `corrupt`, `"A"` means A wherever it stands, and `"A.2"` its second place only. The clean prompts do not depend on `corrupt`.
+    Raises `ValueError` for placeholders without words and words without placeholders, for names that are more than one token
+    (showing the split), too few words for `n` different prompts, and for what `from_pairs` raises it for."""
+    _check_n(n); _check_seed(seed)
+    tokenizer = _tokenizer(tokenizer)
+    chosen = dict(template) if isinstance(template, dict) else {t: t for t in _listed(template, "template")}
+    parsed = [_parse(t) for t in chosen.values()]
+    placeholders = list(dict.fromkeys(k for literals, keys in parsed for k in keys))
+    if not placeholders: raise ValueError(f"template: {next(iter(chosen), '')!r} has no placeholder; write some, such as {{A}}, or use from_pairs.")
+    if odd := [k for k in placeholders if not k.isidentifier() or k == "END"]: raise ValueError(f"template: {{{odd[0]}}} cannot name a position; use a word of letters and digits that is not END.")
+    if missing := [k for k in placeholders if k not in words]: raise ValueError(f"words: none for the placeholder {{{missing[0]}}}; give some, as in words={{{missing[0]!r}: [...]}} (namemovers.data.NAMES is a list of first names).")
+    if unknown := [k for k in words if k not in placeholders]: raise ValueError(f"words: the template has no placeholder {{{unknown[0]}}}; it has {placeholders}.")
+    pools = {k: _listed(words[k], f"words[{k!r}]") for k in placeholders}
+    if isinstance(answers, str) or len(answers) != 2: raise ValueError(f"answers: {answers!r} is no pair; give the placeholders of the right and of the wrong answer, such as ('A', 'B').")
+    asked = [a for a in answers if a in pools]
+    for a in answers:
+        if isinstance(a, str) and a not in pools and a.isidentifier(): raise ValueError(f"answers: {a!r} is neither a placeholder ({', '.join(placeholders)}) nor a text with its leading space, such as {' ' + a!r}.")
+    if subjects is None: subjects = [k for k in placeholders if any(k in asked or set(pools[k]) & set(pools[a]) for a in asked)]
+    if unknown := [s for s in subjects if s not in pools]: raise ValueError(f"subjects: the template has no placeholder {{{unknown[0]}}}; it has {placeholders}.")
+    for k in subjects:
+        starts = {i == 0 and literals[0] == "" for literals, keys in parsed for i, key in enumerate(keys) if key == k}
+        _check_words(tokenizer, k, pools[k], starts, k in asked)
+    mentions = _mentions(parsed)
+    rule, said = _corruption(corrupt, placeholders, mentions)
+    rng, spoiling = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+    order = rng.permutation(len(chosen))
+    variants = [(list(chosen.values())[i], {k: pools[k] for k in dict.fromkeys(parsed[i][1])}, {}) for i in order]
+    drawn = [(order[i], lookup) for i, lookup in _draw_prompts(variants, n, rng, lambda a, b: True)]
+    filled = [(parsed[i][0], [lookup[k] for k in parsed[i][1]]) for i, lookup in drawn]
+    spoilt = [(parsed[i][0], _spoil(rule, parsed[i][1], mentions[i], lookup, pools, spoiling)) for i, lookup in drawn]
+    clean, corrupted = ([_fill(*f) for f in texts] for texts in (filled, spoilt))
+    clean_ids, corrupted_ids, ends = _encode(tokenizer, clean), _encode(tokenizer, corrupted), _ends(tokenizer, filled)
+    for i, pair in enumerate(zip(clean, corrupted, clean_ids, corrupted_ids)): _check_pair(tokenizer, i, *pair)
+    right, wrong = _answers_of(tokenizer, [tuple(" " + lookup[a] if a in lookup else a for a in answers) for i, lookup in drawn], clean, clean_ids)
+    places = []
+    for (i, lookup), row, ids in zip(drawn, ends, clean_ids):
+        found = dict(zip(mentions[i], row))
+        for p in after:
+            if found.get(p, len(ids)) + 1 >= len(ids): raise ValueError(f"after: there is no place {p!r} with a token after it; the places are {list(found)}.")
+            found[f"{p}+1"] = found[p] + 1
+        for p, key in zip(mentions[i], parsed[i][1]):
+            if key in subjects and tokenizer.decode([ids[found[p]]]).strip() != lookup[key]:
+                raise ValueError(f"words[{key!r}]: {lookup[key]!r} is not one token where {list(chosen.values())[i]!r} puts it; put a space before the placeholder.")
+        places.append(found)
+    places = _sorted(places, map(len, clean_ids))
+    return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places, said, seed, [list(chosen)[i] for i, lookup in drawn],
+                  [lookup for i, lookup in drawn], tuple(p for p in places[0] if p.split(".")[0] in subjects and not p.endswith("+1")))
+
+Task.from_template = classmethod(_from_template)
 
 # %% ../nbs/00_data.ipynb #13b9e88d
 MRS_CORRUPTIONS = {
