@@ -170,9 +170,12 @@ def _pattern(model, task, hooks):
 # %% ../nbs/03_head_attribution.ipynb #4b5a63a6
 def subject_positions(
     task, # Task
-) -> list: # names of positions: IO, S1, S2 (IOI) or S1 to S4 (MRS)
-    "The named positions of a task that hold a subject's name."
-    return [p for p in sorted(task.positions) if re.fullmatch(r"IO|S\d+", p)]
+) -> list: # names of positions: IO, S1, S2 (IOI), S1 to S4 (MRS), or the `subjects` of a task of one's own
+    "The named positions of a task that hold a name that could be the answer. Raises ValueError for a task that has none."
+    own = getattr(task, "subjects", None)
+    found = [p for p in sorted(task.positions) if re.fullmatch(r"IO|S\d+", p)] if own is None else list(own)
+    if not found: raise ValueError(f"task {task.name!r} has no position that holds a name, which this measurement is about; its positions are {list(task.positions)}: name some with subjects= when you make the task.")
+    return found
 
 
 def name_ids(
