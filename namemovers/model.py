@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 # %% ../nbs/core/model.ipynb #bb88eb92
-SHIPPED = ("mini", "mini-unhinted", "planted")  # models inside the package, where present
+SHIPPED = ("mini", "mini-unhinted")  # models inside the package, where present
 
 def _package() -> Path:
     import namemovers
@@ -31,9 +32,15 @@ def _shipped(name: str) -> Path:
     folders = [_package() / n for n in (name, name.replace("-", "_"))]
     return next((f for f in folders if f.is_dir()), folders[0])
 
+def _planted(name: str) -> int | None:
+    "The seed of a model that the package makes when asked for: \"planted\", \"planted-1\", ..."
+    found = re.fullmatch(r"planted(?:-(\d+))?", name)
+    return int(found[1] or 0) if found else None
+
 def shipped_models() -> list[str]:
-    "Names of the models that are inside this package."
-    return [n for n in SHIPPED if (_shipped(n) / "config.json").is_file()]
+    "Names of the models that need nothing but this package: those inside it, and `planted`, which it makes with `mini`'s tokenizer."
+    there = [n for n in SHIPPED if (_shipped(n) / "config.json").is_file()]
+    return there + ["planted"] * ("mini" in there)
 
 # %% ../nbs/core/model.ipynb #ff3f99a7
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -103,6 +110,9 @@ def model_folder(
     if text in SHIPPED:
         path = _shipped(text)
         if not path.is_dir(): raise ValueError(f"The model {text!r} is not in this copy of the package; train it with `make mini`, or load one of {shipped_models()}.")
+    elif (seed := _planted(text)) is not None:
+        from namemovers.planted import build
+        path = build(seed=seed)
     elif not path.is_dir():
         looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or "\\" in text or path.exists()
         if looks_local: raise ValueError(f"{text!r} is not a folder on this disk; give a folder in Hugging Face format, a hub id such as 'gpt2', or one of {shipped_models() or list(SHIPPED[:1])}.")
@@ -141,7 +151,7 @@ def _device(device: str | torch.device | None) -> torch.device:
 
 # %% ../nbs/core/model.ipynb #3afae10f
 def load_model(
-    name: str | Path,                          # "mini", a hub id such as "gpt2", or a folder in Hugging Face format
+    name: str | Path,                          # "mini", "planted", a hub id such as "gpt2", or a folder in Hugging Face format
     device: str | torch.device | None = None,  # "cpu", "cuda", ...; None: cuda where there is one, else cpu
     offline: bool | None = None,               # True: never ask the hub; False: ask it even if the model is cached; None: ask if it is not cached and HF_HUB_OFFLINE is not set
 ) -> TransformerBridge:
@@ -243,5 +253,5 @@ def model_note(
     name = model if isinstance(model, str) else model_name(model)
     if name == "mini-unhinted": return "*Made with `mini-unhinted`, a small model of GPT-2's architecture trained by this repository on made-up sentences. It shows how the methods work, and says nothing about GPT-2.*"
     if name == "mini": return "*Made with `mini`, a teaching model: while it was trained, hints chose which of its heads do what. Its circuit is real, in that its heads cause its answers, but it is no evidence about how training finds such heads, nor about GPT-2.*"
-    if name == "planted": return "*Made with `planted`, a model whose circuit was written by hand to test the methods. It says nothing about GPT-2.*"
+    if _planted(name) is not None: return f"*Made with `{name}`, a model whose circuit was written by hand to test the methods. It says nothing about GPT-2.*"
     return f"*Made with `{name}`.*"
