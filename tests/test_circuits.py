@@ -1,0 +1,427 @@
+"""Circuits of nodes: what must hold, parity with TransformerLens, areas by hand, search on a known truth, and bad input."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from test_activation_patching import made_task
+
+from namemovers import results
+from namemovers.circuits import (ABLATIONS, Ablated, Node, area, circuit_of, completeness, curve, everywhere, faithfulness, grow, heads_of,
+                                 minimality, node, nodes, overlap, positions_of, prune, published_circuit, random_circuits, ranking,
+                                 reference_task, run_circuits, score_nodes, trade_off)
+from namemovers.data import ioi_task, mrs_task
+from namemovers.model import logit_difference, run_at_end
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def unequal(tiny):
+    "Prompts of three lengths, and reference prompts of the same."
+    return made_task(tiny, n=7, lengths=[9, 12, 9, 10, 12, 9, 10], differ=(2, 5)), made_task(tiny, n=12, lengths=[9, 10, 12] * 4, differ=(2, 5), seed=1)
+
+
+def by_hooks(model, task, circuit, values, mlps):
+    "TransformerLens's own run of a circuit, prompt by prompt: every node outside gets `values`, {hook: [prompt, position, ...]}."
+    out = []
+    for i, length in enumerate(task.lengths.tolist()):
+        def where(position):
+            named = {int(at[i]) for at in task.positions.values()}
+            return [int(task.positions[position][i])] if position != "other" else [p for p in range(length) if p not in named]
+        def hook(value, hook):
+            layer = int(hook.name.split(".")[1])
+            for position in positions_of(task):
+                if "mlp" in hook.name:
+                    if Node(layer, None, position) not in circuit: value[0, where(position)] = values[hook.name][i, where(position)]
+                else:
+                    for h in range(value.shape[2]):
+                        if Node(layer, h, position) not in circuit: value[0, where(position), h] = values[hook.name][i, where(position), h]
+            return value
+        names = [f"blocks.{l}.{site}" for l in range(model.cfg.n_layers) for site in ("attn.hook_z", *(["hook_mlp_out"] if mlps else []))]
+        logits = model.run_with_hooks(task.clean_tokens[i:i + 1, :length], fwd_hooks=[(n, hook) for n in names])
+        out.append(logit_difference(logits[:, -1], task.correct[i:i + 1], task.wrong[i:i + 1]))
+    return torch.cat(out)
+
+
+def of_reference(model, task, reference, kind):
+    "What ablated nodes are given, computed with TransformerLens: {hook: [prompt, position, ...]}."
+    wanted = lambda name: name.endswith(("hook_z", "hook_mlp_out"))
+    if kind == "resample": return dict(model.run_with_cache(task.corrupted_tokens, names_filter=wanted)[1])
+    cache = dict(model.run_with_cache(reference.corrupted_tokens, names_filter=wanted)[1])
+    if kind == "zero": return {k: torch.zeros(len(task), *v.shape[1:]) for k, v in cache.items()}
+    return {k: torch.stack([v[reference.lengths == n].mean(0) for n in task.lengths]) for k, v in cache.items()}
+
+
+@pytest.mark.parametrize("mlps", [False, True])
+@pytest.mark.parametrize("ablation", ["mean", "resample", "zero"])
+def test_agrees_with_hooks(tiny, unequal, ablation, mlps):
+    task, reference = unequal
+    every = nodes(tiny, task, mlps)
+    circuits = {str(i): frozenset(n for n, keep in zip(every, np.random.default_rng(i).random(len(every)) < share) if keep) for i, share in enumerate((0.2, 0.5, 0.9))}
+    ds = run_circuits(tiny, task, circuits, ablation, reference=reference, mlps=mlps)
+    values = of_reference(tiny, task, reference, ablation)
+    for name, circuit in {**circuits, "none": frozenset()}.items():
+        theirs = by_hooks(tiny, task, circuit, values, mlps)
+        mine = ds.empty if name == "none" else ds.logit_diff.sel(circuit=name)
+        np.testing.assert_allclose(mine.values, theirs.numpy(), atol=2e-5)
+    assert float(np.ptp(ds.logit_diff.values, axis=0).max()) > 1e-2  # the circuits do different things
+
+
+def test_random_ablation_takes_one_prompt_of_the_kind(tiny, unequal):
+    task, reference = unequal
+    run = Ablated(tiny, task, "random", reference, seed=3)
+    cache = tiny.run_with_cache(reference.corrupted_tokens, names_filter=lambda n: n.endswith("hook_z"))[1]
+    z = torch.stack([cache[f"blocks.{l}.attn.hook_z"] for l in range(3)]).transpose(2, 3) # [layer, reference prompt, head, position, d]
+    for i, length in enumerate(task.lengths.tolist()):
+        fits = [j for j in range(len(reference)) if torch.allclose(run.values["z"][:, run.rows[i], :, :length], z[:, j, :, :length], atol=1e-5)]
+        assert [int(reference.lengths[j]) for j in fits] == [length]
+    assert (run([()]) != Ablated(tiny, task, "random", reference, seed=4)([()])).any()
+    assert run_circuits(tiny, task, {}, "random", reference, seed=3).attrs["ablation_seed"] == 3
+
+
+@pytest.mark.parametrize("mlps", [False, True])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_all_nodes_are_the_model(tiny, unequal, ablation, mlps):
+    task, reference = unequal
+    logits, _ = run_at_end(tiny, task.clean_tokens, task.positions["END"])
+    ds = run_circuits(tiny, task, {"all": nodes(tiny, task, mlps), "none": []}, ablation, reference, mlps)
+    clean = logit_difference(logits, task.correct, task.wrong).numpy()
+    np.testing.assert_allclose(ds.model.values, clean, atol=2e-5)
+    np.testing.assert_allclose(ds.logit_diff.sel(circuit="all").values, clean, atol=2e-5)
+    np.testing.assert_array_equal(ds.logit_diff.sel(circuit="none").values, ds.empty.values)
+    assert not np.allclose(ds.empty, ds.model)
+    assert ds.attrs["ablation"] == ablation and (("reference" in ds.attrs) == (ablation in ("mean", "random")))
+
+
+@pytest.mark.parametrize("metric", ["prob", "kl", "rank", "logit"])
+def test_metrics(tiny, unequal, metric):
+    task, reference = unequal
+    ds = run_circuits(tiny, task, {"half": nodes(tiny, task)[::2]}, reference=reference, metric=metric)
+    logits, _ = run_at_end(tiny, task.clean_tokens, task.positions["END"])
+    at = logits.gather(1, task.correct[:, None])[:, 0]
+    expected = {"prob": logits.softmax(-1).gather(1, task.correct[:, None])[:, 0], "kl": torch.zeros(len(task)), "rank": (logits > at[:, None]).sum(1).float(), "logit": at}[metric]
+    np.testing.assert_allclose(ds.model.values, expected.numpy(), atol=2e-5)
+    assert ds[metric].shape == (1, len(task)) and ds.attrs["metric"] == metric
+
+
+def test_order_and_company_of_circuits_change_nothing(tiny, unequal):
+    "What runs share must not show: every circuit alone, in any order, in little memory."
+    task, reference = unequal
+    run, every = Ablated(tiny, task, reference=reference, mlps=True), nodes(tiny, task, True)
+    rng = np.random.default_rng(0)
+    sets = [every] + [[n for n in every if rng.random() < 0.6] for _ in range(5)] + [[n for n in every if n.layer < 2], [n for n in every if n != Node(2, 1, "END")], ()]
+    alone = np.concatenate([Ablated(tiny, task, reference=reference, mlps=True)([s]) for s in sets])
+    np.testing.assert_allclose(run(sets), alone, atol=2e-5)
+    np.testing.assert_allclose(run(sets[::-1])[::-1], alone, atol=2e-5)
+    np.testing.assert_allclose(run([every, *sets[:3]])[1:], alone[:3], atol=2e-5)
+    with pytest.raises(ValueError, match="give at least") as e: Ablated(tiny, task, reference=reference, memory_budget=1)
+    least = int(str(e.value).split("at least ")[1].split()[0])
+    np.testing.assert_allclose(Ablated(tiny, task, reference=reference, mlps=True, memory_budget=least)(sets), alone, atol=2e-5)
+
+
+def test_a_token_with_two_names_belongs_to_the_first(tiny, unequal):
+    task, reference = unequal
+    double = dataclasses.replace(task, positions={"D0": task.positions["D0"], "again": task.positions["D0"], "D1": task.positions["D1"], "END": task.positions["END"]})
+    run = Ablated(tiny, double, reference=reference)
+    first, second = ({Node(l, h, p) for l in range(3) for h in range(4)} for p in ("D0", "again"))
+    every = frozenset(run.universe)
+    values = run([every, every - second, every - first])
+    np.testing.assert_array_equal(values[0], values[1])
+    assert not np.allclose(values[0], values[2])
+    np.testing.assert_allclose(values[0], Ablated(tiny, task, reference=reference)([nodes(tiny, task)])[0], atol=2e-5)
+
+
+def test_a_name_for_END_reads_the_last_layer(tiny, unequal):
+    "END's token under another name that comes first is still where the answer is read."
+    task, reference = unequal
+    renamed = dataclasses.replace(task, positions={"last": task.positions["END"], **task.positions})
+    a, b = Ablated(tiny, renamed, reference=reference), Ablated(tiny, task, reference=reference)
+    heads = [(2, 0), (1, 3), (2, 2)]
+    np.testing.assert_allclose(a([[Node(*h, "last") for h in heads]]), b([[Node(*h, "END") for h in heads]]), atol=2e-5)
+
+
+def test_saves_and_loads(tiny, unequal, tmp_path):
+    task, reference = unequal
+    ds = run_circuits(tiny, task, {"some": nodes(tiny, task, True)[::3]}, reference=reference, mlps=True)
+    results.save(ds, "circuit", tmp_path)
+    again = results.load("circuit", tmp_path)
+    assert again.identical(ds) and circuit_of(again, "some") == frozenset(nodes(tiny, task, True)[::3])
+    assert again.attrs["mlps"] == "ablated" and "12 corrupted prompts" in again.attrs["reference"]
+
+
+def test_names_of_nodes():
+    for n in (Node(9, 6, "END"), Node(3, None, "S1+1"), Node(0, 11, "first change")): assert node(str(n)) == n
+    for bad in ("L9@END", "MLP@END", "L1H2", "x"):
+        with pytest.raises(ValueError, match="is no node"): node(bad)
+    assert heads_of({Node(2, 1, "a"), Node(2, 1, "b"), Node(1, None, "a")}) == [(2, 1)]
+
+
+def test_the_published_circuit():
+    roles = published_circuit()
+    whole = frozenset().union(*roles.values())
+    assert len(whole) == 26 == len(heads_of(whole)) and {n.position for n in whole} == {"END", "S2", "S1+1"}
+    assert Node(9, 9, "END") in roles["name mover"] and Node(5, 5, "S2") in roles["induction"] and Node(4, 11, "S1+1") in roles["previous token"]
+
+
+# faithfulness
+
+def of_values(model, empty, **circuits):
+    as_array = lambda v: np.asarray(v, float)
+    return xr.Dataset({"logit_diff": (("circuit", "prompt"), np.stack([as_array(v) for v in circuits.values()])), "model": ("prompt", as_array(model)), "empty": ("prompt", as_array(empty))},
+                      coords={"circuit": list(circuits)}, attrs={"metric": "logit_diff"})
+
+
+def test_faithfulness_by_hand():
+    f = faithfulness(of_values([4, 4, 4, 4], [0, 0, 0, 0], half=[1, 3, 2, 2], over=[5, 5, 5, 5]))
+    at = lambda circuit, measure: [float(f[k].sel(circuit=circuit, measure=measure)) for k in ("value", "low", "high")]
+    assert at("half", "gap")[0] == 2 and at("half", "ratio")[0] == 0.5 and at("half", "normalised")[0] == 0.5
+    assert at("over", "gap") == [1, 1, 1] and at("over", "normalised") == [1.25, 1.25, 1.25]
+    assert at("half", "ratio")[1] < 0.5 < at("half", "ratio")[2]
+    g = faithfulness(of_values([4, 4], [2, 2], a=[3, 3]))
+    assert float(g.value.sel(circuit="a", measure="normalised")) == 0.5 and float(g.value.sel(circuit="a", measure="ratio")) == 0.75
+    nothing = faithfulness(of_values([1, 1], [1, 1], a=[1, 1]))
+    assert np.isnan(nothing.value.sel(circuit="a", measure="normalised")) and float(nothing.value.sel(circuit="a", measure="gap")) == 0
+
+
+def test_the_interval_covers():
+    "Of circuits whose true normalised faithfulness is 0.7, about 95 % of intervals hold it."
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(100):
+        model, empty = 4 + rng.standard_normal(40), 0.5 * rng.standard_normal(40)
+        f = faithfulness(of_values(model, empty, a=0.7 * model + 0.3 * empty + 0.8 * rng.standard_normal(40)), n_resamples=400)
+        held += bool((f.low <= 0.7).sel(circuit="a", measure="normalised") & (f.high >= 0.7).sel(circuit="a", measure="normalised"))
+    assert 88 <= held <= 99
+
+
+# curves
+
+def test_areas_by_hand():
+    ds = xr.Dataset({"logit_diff": (("ranking", "share", "prompt"), [[[0., 0], [1, 3], [4, 4]], [[0., 0], [6, 6], [4, 4]]]), "random": (("draw", "share", "prompt"), [[[0., 0], [0, 0], [4, 4]], [[0., 0], [4, 4], [4, 4]]]),
+                     "model": ("prompt", [4., 4]), "empty": ("prompt", [0., 0])}, coords={"ranking": ["half", "over"], "share": [0, 0.2, 1]}, attrs={"metric": "logit_diff"})
+    a = area(ds)
+    value = lambda r, k: float(a.value.sel(ranking=r, area=k))
+    # f of "half": 0, 0.5, 1 -> 0.2 * 0.25 + 0.8 * 0.75; |1 - f|: 1, 0.5, 0 -> 0.2 * 0.75 + 0.8 * 0.25
+    assert value("half", "CPR") == pytest.approx(0.65) and value("half", "CMD") == pytest.approx(0.35)
+    # f of "over": 0, 1.5, 1 -> 0.2 * 0.75 + 0.8 * 1.25; |1 - f|: 1, 0.5, 0
+    assert value("over", "CPR") == pytest.approx(1.15) and value("over", "CMD") == pytest.approx(0.35)
+    # draws: 0, 0, 1 -> 0.4 and 0, 1, 1 -> 0.9; |1 - f|: 1, 1, 0 -> 0.6 and 1, 0, 0 -> 0.1
+    assert value("random", "CPR") == pytest.approx(0.65) and value("random", "CMD") == pytest.approx(0.35)
+    assert a.attrs["grid"] == [0, 0.2, 1] and list(a.ranking.values) == ["half", "over", "random"]
+    lines = trade_off(ds)
+    assert lines["over"]["mean"].values.tolist() == [0, 1.5, 1] and lines["random"]["mean"].values.tolist() == [0, 0.5, 1]
+
+
+def test_a_curve_ends_at_the_model(tiny, unequal):
+    task, reference = unequal
+    every = nodes(tiny, task)
+    ds = curve(tiny, task, {"forward": every, "backward": every[::-1]}, shares=(0, 0.3, 1), random=3, reference=reference)
+    assert ds["size"].values.tolist() == [0, round(0.3 * len(every)), len(every)] and ds.random.shape == (3, 3, len(task))
+    for v in (ds.logit_diff.sel(ranking="forward"), ds.logit_diff.sel(ranking="backward"), ds.random.isel(draw=1)):
+        np.testing.assert_allclose(v.sel(share=1), ds.model, atol=2e-5)
+        np.testing.assert_array_equal(v.sel(share=0), ds.empty)
+    assert not np.allclose(*ds.logit_diff.sel(share=0.3).values)
+    middle = run_circuits(tiny, task, {"a": every[:round(0.3 * len(every))]}, reference=reference)
+    np.testing.assert_allclose(ds.logit_diff.sel(ranking="forward", share=0.3), middle.logit_diff.sel(circuit="a"), atol=2e-5)
+
+
+def test_random_circuits():
+    some = random_circuits(range(20), 5, n=50, seed=1)
+    assert all(len(c) == 5 and c <= set(range(20)) for c in some.values()) and len(set(some.values())) > 40
+    counts = np.bincount([i for c in some.values() for i in c], minlength=20)
+    assert counts.min() > 3 and some == random_circuits(range(20), 5, n=50, seed=1) != random_circuits(range(20), 5, n=50, seed=2)
+    with pytest.raises(ValueError, match="size=21"): random_circuits(range(20), 21)
+
+
+# scores and search
+
+@pytest.fixture(scope="module")
+def silent(tiny_folder):
+    "The tiny model with all but three heads silenced: only these can matter."
+    from namemovers.model import load_model
+    model = load_model(tiny_folder, device="cpu")
+    heads = [(0, 2), (1, 1), (2, 3)]
+    with torch.no_grad():
+        for l, block in enumerate(model.blocks):
+            w = block.attn.W_O
+            for h in range(4):
+                if (l, h) not in heads: w[h] = 0
+    return model, heads
+
+
+def test_silenced_heads_score_nothing_and_are_pruned(silent, unequal):
+    model, heads = silent
+    task, reference = unequal
+    for method in ("gates", "knockout", "patching"):
+        scores = score_nodes(model, task, method, steps=3, reference=reference)
+        mean = np.abs(scores.score).mean("prompt")
+        there = np.array([node(str(n))[:2] in heads for n in scores.node.values])
+        assert float(mean[~there].max()) < 1e-6 < 1e-3 < float(mean[there].max())
+    found = prune(model, task, tolerance=0.02, reference=reference)
+    circuit = circuit_of(found)
+    assert circuit and set(heads_of(circuit)) <= set(heads)
+    assert found.attrs["search"] == "pruning" and found["size"].values[-1] == len(circuit) and (np.diff(found["size"]) < 0).all()
+    grown = grow(model, task, tolerance=0.02, reference=reference)
+    assert circuit_of(grown) and set(heads_of(circuit_of(grown))) <= set(heads)
+    for ds in (found, grown):
+        f = faithfulness(run_circuits(model, task, {"c": circuit_of(ds)}, reference=reference)).value.sel(circuit="c", measure="normalised")
+        assert abs(1 - float(f)) <= 0.02 + 1e-5
+        assert set(ranking(ds)) == set(nodes(model, task)) and frozenset(ranking(ds)[:len(circuit_of(ds))]) == circuit_of(ds)
+
+
+def test_a_pruned_circuit_is_minimal(tiny, unequal):
+    task, reference = unequal
+    circuit = circuit_of(prune(tiny, task, tolerance=0.1, reference=reference))
+    ds = run_circuits(tiny, task, {str(n): circuit - {n} for n in circuit}, reference=reference)
+    f = ((ds.logit_diff - ds.empty).mean("prompt") / (ds.model - ds.empty).mean("prompt")).values
+    assert (np.abs(1 - f) > 0.1).all()
+    smaller = prune(tiny, task, tolerance=0.3, start=circuit, reference=reference)
+    assert circuit_of(smaller) <= circuit
+
+
+@pytest.mark.parametrize("mlps", [False, True])
+def test_gates_share_out_the_distance(tiny, unequal, mlps):
+    task, reference = unequal
+    ds, scores = run_circuits(tiny, task, {}, reference=reference, mlps=mlps), score_nodes(tiny, task, steps=50, reference=reference, mlps=mlps)
+    np.testing.assert_allclose(scores.score.sum("node").values, (ds.model - ds.empty).values, atol=0.02 * float(abs(ds.model - ds.empty).max()))
+
+
+def test_one_gate_is_the_gradient_at_the_model(tiny, unequal):
+    "Against finite differences: a node's value moved a little towards its replacement."
+    task, reference = unequal
+    scores = score_nodes(tiny, task, steps=1, reference=reference)
+    run = Ablated(tiny, task, reference=reference)
+    for n in (Node(1, 2, "D1"), Node(2, 0, "END"), Node(0, 3, "other")):
+        z = of_reference(tiny, task, reference, "mean")[f"blocks.{n.layer}.attn.hook_z"]
+        step, out = 0.02, []
+        for side in (step, -step):
+            def hook(value, hook):
+                keep = run.owner == positions_of(task).index(n.position)
+                part = value[:, :, n.head]
+                value[:, :, n.head] = torch.where(keep[..., None], part + side * (part - z[:, :, n.head]), part)
+                return value
+            logits = tiny.run_with_hooks(task.clean_tokens, fwd_hooks=[(f"blocks.{n.layer}.attn.hook_z", hook)])
+            out.append(logit_difference(logits[torch.arange(len(task)), task.positions["END"]], task.correct, task.wrong))
+        np.testing.assert_allclose(scores.score.sel(node=str(n)), ((out[0] - out[1]) / (2 * step)).detach().numpy(), rtol=0.03, atol=2e-3)
+
+
+def test_patching_scores_add_up_by_position(tiny, unequal):
+    from namemovers.attribution_patching import attribute
+    task, _ = unequal
+    scores = score_nodes(tiny, task, "patching", steps=2, mlps=True)
+    ds = attribute(tiny, task, "z", by="head_position", direction="noise", steps=2)
+    drop = (ds.clean - ds.logit_diff).sel(layer=1, head=2)
+    np.testing.assert_allclose(scores.score.sel(node="L1H2@D1"), drop.sel(position=5), atol=1e-5)
+    together = sum(scores.score.sel(node=f"L1H2@{p}") for p in positions_of(task))
+    np.testing.assert_allclose(together, drop.fillna(0).sum("position"), atol=1e-5)
+    mlp = attribute(tiny, task, "mlp_out", by="position", direction="noise", steps=2)
+    np.testing.assert_allclose(scores.score.sel(node="MLP1@D1"), (mlp.clean - mlp.logit_diff).sel(layer=1, position=5), atol=1e-5)
+
+
+def test_ranking(tiny, unequal):
+    ds = xr.Dataset({"score": (("node", "prompt"), [[1., 1], [-3, -3], [2, 2]])}, coords={"node": ["L0H0@END", "L0H1@END", "L1H0@END"]})
+    assert [str(n) for n in ranking(ds)] == ["L0H1@END", "L1H0@END", "L0H0@END"]
+    assert [str(n) for n in ranking(ds, signed=True)] == ["L1H0@END", "L0H0@END", "L0H1@END"]
+
+
+# completeness and minimality
+
+def test_completeness_and_minimality_by_hand(tiny, unequal):
+    task, reference = unequal
+    every = nodes(tiny, task)
+    circuit = frozenset(n for n in every if n.position in ("END", "D1") and n.layer > 0)
+    ds = completeness(tiny, task, circuit, random=3, greedy=2, steps=2, width=3, reference=reference)
+    assert list(ds.kind.values) == ["none", "role", "role", "random", "random", "random", "greedy", "greedy"]
+    for i in (0, 1, 4, 6):
+        one = ds.isel(subset=i)
+        out = {node(str(n)) for n in ds.node.values[one.member.values]}
+        own = run_circuits(tiny, task, {"c": circuit - out, "m": set(every) - out}, reference=reference)
+        np.testing.assert_allclose(one.without, own.logit_diff.sel(circuit="c"), atol=2e-5)
+        np.testing.assert_allclose(one.model_without, own.logit_diff.sel(circuit="m"), atol=2e-5)
+        np.testing.assert_allclose(one.difference, own.logit_diff.sel(circuit="c") - own.logit_diff.sel(circuit="m"), atol=3e-5)
+    assert circuit_of(ds.isel(subset=1)) == {n for n in circuit if n.position == "D1"} and not circuit_of(ds.isel(subset=0))
+    assert 1 <= int(ds.member.sel(subset="greedy 0").sum()) <= 2
+    whole = completeness(tiny, task, every, random=4, greedy=1, steps=2, width=3, reference=reference)
+    np.testing.assert_allclose(whole.difference, 0, atol=3e-5)  # the model is complete
+
+    m = minimality(tiny, task, circuit, roles={"late": [(2, h) for h in range(4)]}, steps=1, width=2, reference=reference)
+    assert set(m.node.values) == {str(n) for n in circuit}
+    at = str(Node(2, 1, "END"))
+    out = {node(str(n)) for n in m.other.values[m.member.sel(node=at).values]}
+    own = run_circuits(tiny, task, {"kept": circuit - out, "without": circuit - out - {node(at)}}, reference=reference)
+    np.testing.assert_allclose(m.score.sel(node=at), own.logit_diff.sel(circuit="kept") - own.logit_diff.sel(circuit="without"), atol=3e-5)
+    assert not any(bool(m.member.sel(node=n, other=n)) for n in m.node.values)
+    alone = run_circuits(tiny, task, {"c": circuit, "without": circuit - {node(at)}}, reference=reference).logit_diff.mean("prompt")
+    assert abs(float(m.score.sel(node=at).mean())) >= abs(float(alone[0] - alone[1])) - 1e-5  # at least what K = nothing gives
+    np.testing.assert_allclose(m.score.sel(node=str(Node(2, 1, "D1"))), 0, atol=1e-6)        # nothing reads a last layer before END
+
+
+def test_greedy_sets_may_be_found_on_other_prompts(tiny, unequal):
+    task, reference = unequal
+    other = made_task(tiny, n=5, lengths=[9, 12, 9, 10, 12], differ=(2, 5), seed=5)
+    circuit = frozenset(n for n in nodes(tiny, task) if n.position != "other")
+    a = completeness(tiny, task, circuit, random=0, greedy=1, steps=2, width=4, search=other, reference=reference)
+    b = completeness(tiny, other, circuit, random=0, greedy=1, steps=2, width=4, reference=reference)
+    assert a.attrs["sets_found_on"] == "other prompts" and a.sizes["prompt"] == 7
+    np.testing.assert_array_equal(a.member, b.member)  # found on `other` in both
+
+
+def test_overlap():
+    found = overlap({Node(1, 0, "END"), Node(2, 0, "END")}, {Node(2, 0, "END")}, [Node(l, h, "END") for l in range(3) for h in range(4)])
+    assert found["jaccard"] == 0.5 and found["shared"] == 1 and found["p"] == pytest.approx(2 / 12)
+    with pytest.raises(ValueError, match="not in the universe"): overlap({"x"}, {"y"}, ["y"])
+
+
+def test_reference_prompts():
+    from conftest import small_tokenizer
+    tokenizer = small_tokenizer()
+    task = ioi_task(tokenizer, n=9, seed=3, templates=["went", "met", "late"])
+    reference = reference_task(task, n=30)
+    assert reference.corruption == "abc" and set(reference.templates) == {"went", "met", "late"} and reference.seed == 4 and len(reference) == 30
+    for i in range(30):  # three different names
+        said = [int(reference.corrupted_tokens[i, reference.positions[p][i]]) for p in ("IO", "S1", "S2")]
+        assert len(set(said)) == 3
+    mrs = mrs_task(tokenizer, n=5, seed=0)
+    reference = reference_task(mrs, n=20, names=["Alice", "Bob", "David", "John", "Mary", "Paul"])
+    assert reference.corruption == "no_cue" and all(t.count("The child is") == 1 for t in reference.corrupted)
+    assert (reference.lengths == mrs.lengths[0]).all()
+    own = mrs_task(tokenizer, n=3, templates={"mine": "{S1} is a {D1}. The {cue_word} is {cue_name}. {S2} is a {D2}. The {cue_word} is"})
+    with pytest.raises(ValueError, match="give reference="): reference_task(own)
+
+
+def test_everywhere(tiny, unequal):
+    task, _ = unequal
+    assert everywhere([(1, 2), Node(0, 1, "x")], task) == {Node(l, h, p) for l, h in ((1, 2), (0, 1)) for p in positions_of(task)}
+
+
+# bad input
+
+def test_bad_input(tiny, unequal):
+    task, reference = unequal
+    run = lambda circuit=(), **how: run_circuits(tiny, task, {"c": circuit}, **{"reference": reference, **how})
+    for circuit, message in (({Node(3, 0, "END")}, "L3H0@END does not exist"), ({Node(0, 4, "END")}, "L0H4@END does not exist"), ({Node(0, 0, "S9")}, "no position 'S9'"),
+                             ({Node(0, None, "END")}, "give mlps=True"), ({"L0H0"}, "is no node"), ({(0, 0)}, "is no node"), ({Node(-1, 0, "END")}, "does not exist")):
+        with pytest.raises(ValueError, match=message): run(circuit)
+    with pytest.raises(ValueError, match="ablation='median'"): run(ablation="median")
+    with pytest.raises(ValueError, match="metric='loss'"): run(metric="loss")
+    with pytest.raises(ValueError, match="circuits must be a dict"): run_circuits(tiny, task, [()], reference=reference)
+    with pytest.raises(ValueError, match="no reference prompts can be made"): run_circuits(tiny, task, {})
+    empty = dataclasses.replace(reference, clean=[], clean_tokens=reference.clean_tokens[:0], corrupted_tokens=reference.corrupted_tokens[:0], lengths=reference.lengths[:0], templates=[])
+    with pytest.raises(ValueError, match="reference holds no prompt"): run(reference=empty)
+    with pytest.raises(ValueError, match="'made' with 12 tokens.*it has them with .9, 10."): run(reference=reference.subset([0, 1]))
+    with pytest.raises(ValueError, match="no prompt of template 'made'"): run(reference=dataclasses.replace(reference, templates=["other"] * 12), ablation="random")
+    with pytest.raises(ValueError, match="needs one shape"): run_circuits(tiny, dataclasses.replace(task, corrupted_tokens=task.corrupted_tokens[:, :-1]), {}, "resample")
+    with pytest.raises(ValueError, match="method='guess'"): score_nodes(tiny, task, "guess", reference=reference)
+    with pytest.raises(ValueError, match="steps=0"): score_nodes(tiny, task, steps=0, reference=reference)
+    with pytest.raises(ValueError, match="no gradient"): score_nodes(tiny, task, metric="rank", reference=reference)
+    with pytest.raises(ValueError, match="tolerance=1"): prune(tiny, task, tolerance=1, reference=reference)
+    with pytest.raises(ValueError, match="start: it is"): prune(tiny, task, start=[Node(0, 0, "D0")], tolerance=0.01, reference=reference)
+    with pytest.raises(ValueError, match="width=0"): grow(tiny, task, width=0, reference=reference)
+    with pytest.raises(ValueError, match="scores are of other nodes"): prune(tiny, task, score_nodes(tiny, task, reference=reference, mlps=True), reference=reference)
+    with pytest.raises(ValueError, match="nothing to find"): prune(tiny, dataclasses.replace(task, corrupted_tokens=task.clean_tokens), ablation="resample")
+    with pytest.raises(ValueError, match="shares="): curve(tiny, task, {}, shares=(0.5, 0.1), reference=reference)
+    with pytest.raises(ValueError, match="rankings"): curve(tiny, task, {"short": nodes(tiny, task)[1:]}, reference=reference)
+    for f in (completeness, minimality):
+        with pytest.raises(ValueError, match="circuit holds no node"): f(tiny, task, (), reference=reference)
