@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['GREY', 'GRID', 'COLOURS', 'DIVERGING', 'SEQUENTIAL', 'UNITS', 'token_label', 'heatmap', 'lines', 'bars', 'scatter',
-           'points', 'attention', 'table']
+           'points', 'attention', 'table', 'graph']
 
 # %% ../nbs/core/plots.ipynb #5f4bd099
 import html
 import os
+import re
 import sys
 import textwrap
 
@@ -335,3 +336,110 @@ def table(
     body = "".join("<tr>" + "".join(cell("td", show(v), r) for v, r in zip(row, number)) + "</tr>" for row in d.itertuples(index=False, name=None))
     top = f"<caption>{html.escape(caption, quote=False)}</caption>" if caption else ""
     return HTML(f'<table class="namemovers">{top}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+
+# %% ../nbs/core/plots.ipynb #c9fea124
+_COMPONENTS = {"q": ("query", "solid"), "k": ("key", "dash"), "v": ("value", "dot")}
+
+def _rung(name: str) -> tuple:
+    "Where a node stands: (height, number of the head or None)."
+    if m := re.fullmatch(r"L(\d+)H(\d+)", name): return float(m[1]), int(m[2])
+    if m := re.fullmatch(r"MLP ?(\d+)", name): return int(m[1]) + 0.5, None
+    if name in ("embed", "pos_embed", "logits"): return {"embed": -1.0, "pos_embed": -2.0, "logits": np.inf}[name], None
+    raise ValueError(f"There is no node {name!r}; nodes are written 'L9H6', 'MLP 3', 'embed', 'pos_embed' or 'logits'.")
+
+def _edges(result, var) -> pd.DataFrame:
+    "A row an edge: sender, receiver, component, mean (NaN where it has no size), whether it is faint, and what the hover says."
+    if isinstance(result, pd.DataFrame):
+        df = result.reset_index() if set(result.index.names) & {"sender", "receiver"} else result
+        if missing := {"sender", "receiver"} - set(df): raise ValueError(f"edges must have the columns sender and receiver, but {min(missing)!r} is not among {', '.join(map(str, df.columns))}.")
+        s = xr.Dataset({str(c): ("edge", [_node(v) for v in df[c]] if c in ("sender", "receiver") else df[c].to_numpy()) for c in df}).set_coords([c for c in ("sender", "receiver", "component") if c in df])
+        if "mean" not in s: s["mean"] = s["effect"] if "effect" in s else ("edge", np.full(len(df), np.nan))
+    elif isinstance(result, xr.DataArray) and result.dtype == bool: s = xr.Dataset(dict(mean=xr.full_like(result, np.nan, dtype=float), kept=result)) # a mask: edges without sizes
+    else: s = _summary(result, var)
+    if s["mean"].ndim != 1 or not {"sender", "receiver"} <= set(s.coords): raise ValueError(f"edges must have one dimension besides prompt, with sender and receiver along it, but they have {s['mean'].dims} and {', '.join(map(str, s.coords))}.")
+    dim = s["mean"].dims[0]
+    if "kept" in s: s = s.isel({dim: np.flatnonzero(s["kept"].values)})
+    rows = []
+    for i in range(s.sizes[dim]):
+        one = s.isel({dim: i})
+        sender, receiver, component = (_node(one[c].item()) if c in one.coords else "" for c in ("sender", "receiver", "component"))
+        name = f"{sender} → {receiver}" + (f", {_COMPONENTS[component][0]}" if component in _COMPONENTS else "")
+        faint = "significant" in one and not np.isnan(one["low"] if "low" in one else np.nan) and not bool(one["significant"])
+        rows.append((sender, receiver, component if component in _COMPONENTS else "", float(one["mean"]), faint, _hover(one, {}, name) or f"<b>{name}</b>"))
+        if not _rung(sender)[0] < _rung(receiver)[0]: raise ValueError(f"edges must go up, but {sender} is not below {receiver}.")
+    return pd.DataFrame(rows, columns=["sender", "receiver", "component", "mean", "faint", "hover"])
+
+def _node(name) -> str: return name if isinstance(name, str) else head_name(*name)
+
+def _way(start, end, others, width): # of an edge, in pixels: a curve, bent to the side as far as it must not to run over other nodes
+    t, (x0, y0), (x1, y1) = np.linspace(0, 1, 25), start, end
+    rise = (y1 - y0) * 0.35
+    def curve(bend): # a cubic Bézier that leaves and arrives upright
+        weights = (1 - t)**3, 3 * (1 - t)**2 * t, 3 * (1 - t) * t**2, t**3
+        return [sum(w * p for w, p in zip(weights, ps)) for ps in ((x0, x0 + bend, x1 + bend, x1), (y0, y0 + rise, y1 - rise, y1))]
+    def met(c): return sum(((abs(c[0] - x) < 27) & (abs(c[1] - y) < 14)).sum() for x, y in others) + 25 * (min(c[0]) < -30 or max(c[0]) > width + 30)
+    return min((curve(b) for b in (0, 30, -30, 60, -60, 100, -100, 150, -150, 210, -210)), key=met)
+
+def graph(
+    edges,                     # a result over one dimension with `sender`, `receiver` (names such as "L9H6", "MLP 3", "embed", "logits") and perhaps `component` along it; a mask over such a dimension; or a table with these columns
+    roles: dict | None = None, # role -> heads, as (layer, head) or names; their colour
+    heads=None,                # [layer, head]: another result, for the hover of the heads, e.g. of `patch`
+    title: str | None = None,  # what is shown
+    var: str | None = None,    # the variable, for a Dataset with several
+    alone: bool = False,       # draw heads of `roles` that have no edge too
+    limit: float | None = None,# the |mean| of the widest edge; by default the largest
+) -> go.Figure:
+    """A circuit, from the embedding at the bottom to the logits at the top.
+
+    Edges are blue above zero and red below, as wide as their mean is large, grey and thin where they have none; they end at the
+    receiver's q, k or v. Mean, interval and n on hover. Of a result with `kept`, and of a mask, only the kept edges are
+    drawn; edges that are not significant are faint. A table may have `mean` (or `effect`), `low`, `high`, `n`, `q`, `significant`.
+    Raises ValueError for an edge that does not go up, or a node it does not know."""
+    e = _edges(edges, var)
+    role = {_node(h): r for r, members in (roles or {}).items() for h in members}
+    names = list(dict.fromkeys([*e.sender, *e.receiver, *(role if alone else [])]))
+    rungs = sorted({_rung(n)[0] for n in names})
+    across = max([_rung(n)[1] or 0 for n in names], default=0) + 1
+    unit_x, unit_y = min(110, max(50, 620 / (across + 0.4))), 66  # pixels
+    width = max(400, int(90 + unit_x * (across + 0.4)))
+    at = {n: (unit_x * (h if (h := _rung(n)[1]) is not None else (across - 1) / 2), unit_y * rungs.index(_rung(n)[0])) for n in names}
+    shown = [r for r in roles or {} if any(role.get(n) == r for n in names)]
+    coloured = shown if len(roles or {}) > len(COLOURS) else list(roles or {}) # the same colours in every figure, if they suffice
+    paint = {r: _dark(COLOURS[i % len(COLOURS)]) for i, r in enumerate(coloured)}
+    entries = [*shown, *(["for the answer", "against it"] if e["mean"].notna().any() else []), *(_COMPONENTS[c][0] for c in _COMPONENTS if (e.component == c).any())]
+    lines, used = 1, 0  # of the legend, which breaks where an entry does not fit
+    for wide in (48 + 7.4 * len(t) for t in entries): lines, used = (lines + 1, wide) if used + wide > width - 80 else (lines, used + wide)
+    fig = _figure(title, height=unit_y * max(len(rungs), 2) + 60, width=width, top=30 * lines, hovermode="closest", showlegend=bool(entries))
+    top = limit or (np.nanmax(np.abs(e["mean"])) if e["mean"].notna().any() else 1) or 1
+    def key(name, **look): fig.add_trace(go.Scatter(x=[None], y=[None], name=name, hoverinfo="skip", legendgroup=name, **look))
+    for r in shown: key(html.escape(r, quote=False), mode="markers", marker=dict(symbol="square", size=13, color=paint[r]))
+    signs = {1: ("for the answer", DIVERGING[5][1]), -1: ("against it", DIVERGING[1][1]), 0: ("edge", GREY)}
+    for s in (1, -1) if e["mean"].notna().any() else (): key(signs[s][0], mode="lines", line=dict(color=signs[s][1], width=4))
+    for c, (word, dash) in _COMPONENTS.items():
+        if (e.component == c).any(): key(word, mode="lines", line=dict(color=GREY, width=2, dash=dash))
+    ports = {"": 0, "q": -13, "k": 0, "v": 13}
+    widest = 7 * min(1, 30 / max(1, len(e)))
+    for _, x in e.sort_values("mean", key=abs, kind="stable").iterrows():
+        (x0, y0), (x1, y1) = at[x.sender], at[x.receiver]
+        way = _way((x0, y0 + 10), (x1 + ports[x.component], y1 - (23 if x.component else 10)), [p for n, p in at.items() if n not in (x.sender, x.receiver)], unit_x * (across - 1))
+        sign = 0 if np.isnan(x["mean"]) else int(np.sign(x["mean"])) or 1
+        thick = 1.3 if sign == 0 else 1 + widest * min(1, abs(x["mean"]) / top)
+        fig.add_trace(go.Scatter(x=way[0] / unit_x, y=way[1] / unit_y, mode="lines", name=f"{x.sender} → {x.receiver}", legendgroup=signs[sign][0], showlegend=False, opacity=0.25 if x.faint else 0.75,
+                                 line=dict(color=signs[sign][1], width=thick, dash=_COMPONENTS.get(x.component, ("", "solid"))[1]), customdata=[x.hover] * len(way[0]), hovertemplate="%{customdata}<extra></extra>"))
+    for n, c in dict.fromkeys((x.receiver, x.component) for x in e.itertuples() if x.component): fig.add_annotation(x=(at[n][0] + ports[c]) / unit_x, y=(at[n][1] - 16) / unit_y, text=c, showarrow=False, font=dict(size=11))
+    own = _summary(heads) if heads is not None else None
+    hover = []
+    for n in names:
+        fig.add_annotation(x=at[n][0] / unit_x, y=at[n][1] / unit_y, text=f"<b>{n}</b>", showarrow=False, font=dict(size=11 if unit_x > 55 else 10, color="#fff"), borderpad=3, bgcolor=paint.get(role.get(n), "#5c5c5c"))
+        text = f"<b>{n}</b>" + (f"<br>{html.escape(role[n], quote=False)}" if n in role else "")
+        if own is not None and (m := re.fullmatch(r"L(\d+)H(\d+)", n)): text += _hover(own.sel(layer=int(m[1]), head=int(m[2])), {}, "").removeprefix("<b></b>")
+        hover.append(text)
+    fig.add_trace(go.Scatter(x=[at[n][0] / unit_x for n in names], y=[at[n][1] / unit_y for n in names], mode="markers", marker=dict(size=24, opacity=0), name="nodes", showlegend=False, customdata=hover, hovertemplate="%{customdata}<extra></extra>"))
+    if not names: fig.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text="no edge", showarrow=False)
+    called = {-2.0: "positions", -1.0: "tokens", np.inf: ""}
+    fig.update_yaxes(title_text="layer", tickvals=list(range(len(rungs))), ticktext=[called.get(r, str(int(r)) if r == int(min(r, 1e9)) else "") for r in rungs], range=[-0.45, max(len(rungs), 2) - 0.6], showgrid=False, zeroline=False)
+    fig.update_xaxes(title_text="head", tickvals=list(range(across)), range=[-0.7, across - 0.3], showgrid=False, zeroline=False)
+    return fig
+
+def _dark(colour: str) -> str: # dark enough for white letters
+    return "#" + "".join(f"{int(0.82 * int(colour[i:i + 2], 16)):02x}" for i in (1, 3, 5))

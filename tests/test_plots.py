@@ -11,7 +11,8 @@ import pytest
 import xarray as xr
 
 from namemovers import plots
-from namemovers.plots import attention, bars, heatmap, lines, points, scatter, table, token_label
+from namemovers.plots import attention, bars, graph, heatmap, lines, points, scatter, table, token_label
+from namemovers.published import IOI_HEADS
 from namemovers.stats import summarise
 
 
@@ -145,6 +146,93 @@ def test_attention():
         attention(a[:2], TOKENS)
 
 
+EDGES = {("L9H6", "logits", ""): 1.0, ("L10H7", "logits", ""): -2.0, ("L8H6", "L9H6", "q"): 0.5, ("L8H6", "L9H6", "k"): 0.0, ("MLP 5", "L8H6", "v"): 0.7, ("embed", "MLP 5", ""): 0.2}
+
+
+def paths(n=30):
+    x = np.array(list(EDGES.values()))[:, None] + np.random.default_rng(0).normal(0, 0.2, (len(EDGES), n))
+    coords = {c: ("edge", [e[i] for e in EDGES]) for i, c in enumerate(("sender", "receiver", "component"))}
+    return xr.DataArray(x, dims=("edge", "prompt"), coords=coords, name="effect")
+
+
+def published_table():
+    heads = sorted(h for members in IOI_HEADS.values() for h in members)
+    return pd.DataFrame([dict(sender=a, receiver=b, component="qkv"[(i + j) % 3], mean=(-1) ** i * (j + 1)) for i, a in enumerate(heads) for j, b in enumerate(heads) if a[0] < b[0] and (i * j) % 5 == 0]
+                        + [dict(sender=h, receiver="logits", component="", mean=1.0) for h in heads[-9:]])
+
+
+def drawn(fig):
+    return {t.customdata[0].split("</b>")[0].removeprefix("<b>"): t for t in fig.data if "→" in t.name}
+
+
+def test_graph_draws_every_edge_by_sign_size_and_type():
+    s = summarise(paths())
+    fig = graph(s, roles={"name mover": [(9, 6)], "unused": [(1, 1)]}, heads=heads(12, 12), title="t")
+    lines = drawn(fig)
+    assert set(lines) == {"L9H6 → logits", "L10H7 → logits", "L8H6 → L9H6, query", "L8H6 → L9H6, key", "MLP 5 → L8H6, value", "embed → MLP 5"}
+    blue, red = plots.DIVERGING[5][1], plots.DIVERGING[1][1]
+    assert lines["L9H6 → logits"].line.color == blue and lines["L10H7 → logits"].line.color == red
+    widths = {n: t.line.width for n, t in lines.items()}
+    assert max(widths, key=widths.get) == "L10H7 → logits"
+    assert (widths["L9H6 → logits"] - 1) / (widths["L10H7 → logits"] - 1) == pytest.approx(abs(float(s["mean"][0] / s["mean"][1])))
+    assert [lines[f"L8H6 → L9H6, {w}"].line.dash for w in ("query", "key")] == ["solid", "dash"] and lines["MLP 5 → L8H6, value"].line.dash == "dot"
+    assert lines["L8H6 → L9H6, key"].opacity < lines["L8H6 → L9H6, query"].opacity, "what is not significant is faint"
+    hover = lines["L9H6 → logits"].customdata[0]
+    assert "95 % interval" in hover and "n = 30" in hover and f"{float(s['mean'][0]):.3g}" in hover
+    nodes = next(t for t in fig.data if t.name == "nodes")
+    assert len(nodes.x) == 6 and any("L9H6</b><br>name mover<br>mean" in h for h in nodes.customdata)
+    height = {h.split("</b>")[0].removeprefix("<b>"): (x, y) for h, x, y in zip(nodes.customdata, nodes.x, nodes.y)}
+    assert [n for n, _ in sorted(height.items(), key=lambda i: i[1][1])] == ["embed", "MLP 5", "L8H6", "L9H6", "L10H7", "logits"] and height["L9H6"][0] == 6
+    keys = [t.name for t in fig.data if t.showlegend is not False]
+    assert keys == ["name mover", "for the answer", "against it", "query", "key", "value"]
+    boxes = {a.text: a.bgcolor for a in fig.layout.annotations}
+    assert boxes["<b>L9H6</b>"] != boxes["<b>L8H6</b>"] == boxes["<b>logits</b>"] and all(contrast(c, "#ffffff") >= 4.5 for c in boxes.values() if c)
+    for t in lines.values():
+        assert np.all(np.diff(t.y) > 0), "edges go up"
+
+
+def test_graph_takes_results_masks_and_tables():
+    same = lambda a, b: assert_same(drawn(graph(a)), drawn(graph(b)))
+
+    def assert_same(a, b):
+        assert list(a) == list(b) and [t.line.width for t in a.values()] == [t.line.width for t in b.values()]
+
+    s = summarise(paths())
+    same(paths(), s)
+    same(xr.Dataset({"effect": paths()}), s)
+    table_of = s.to_dataframe().reset_index(drop=True)
+    same(table_of, s)
+    tuples = table_of.assign(sender=[(9, 6), (10, 7), *table_of.sender[2:]])
+    same(tuples, s)
+    same(table_of.set_index(["sender", "receiver", "component"]), s)
+    kept = s.assign(kept=("edge", np.arange(6) < 2))
+    assert list(drawn(graph(kept))) == ["L9H6 → logits", "L10H7 → logits"]
+    mask = graph(xr.zeros_like(s["mean"], dtype=bool).copy(data=np.arange(6) < 2))
+    assert list(drawn(mask)) == ["L9H6 → logits", "L10H7 → logits"] and {t.line.color for t in drawn(mask).values()} == {plots.GREY}
+    assert drawn(graph(table_of[["sender", "receiver"]]))["L9H6 → logits"].customdata[0] == "<b>L9H6 → logits</b>"
+    nothing = graph(kept.assign(kept=("edge", np.zeros(6, bool))))
+    assert not drawn(nothing) and any(a.text == "no edge" for a in nothing.layout.annotations)
+    assert len(next(t for t in graph(s, roles=IOI_HEADS, alone=True).data if t.name == "nodes").x) == 26 + 3
+    many = {f"role {i}": [(9, 6)] if i == 8 else [(0, i)] for i in range(12)}
+    assert {a.bgcolor for a in graph(s, roles=many).layout.annotations if a.text == "<b>L9H6</b>"} == {plots._dark(plots.COLOURS[0])}, "too many roles: colours go to those that are drawn"
+
+
+def test_edges_pass_beside_other_nodes():
+    column = pd.DataFrame([("L0H1", "L3H1", "q"), ("L1H1", "logits", ""), ("L2H1", "logits", ""), ("L0H3", "logits", "")], columns=["sender", "receiver", "component"])
+    line = drawn(graph(column))["L0H1 → L3H1, query"]
+    assert not np.any([(abs(np.array(line.x) - 1) < 0.1) & (abs(np.array(line.y) - y) < 0.15) for y in (1, 2)])
+
+
+@pytest.mark.parametrize("bad, message", [
+    (dict(sender=["L9H6"], receiver=["L9H7"]), "not below"), (dict(sender=["L9H6"], receiver=["head 3"]), "'head 3'"), (dict(sender=["logits"], receiver=["L9H7"]), "not below"), (dict(sender=["L9H6"]), "'receiver'")])
+def test_edges_that_make_no_graph(bad, message):
+    with pytest.raises(ValueError, match=message) as e:
+        graph(pd.DataFrame(bad))
+    assert "\n" not in str(e.value)
+    with pytest.raises(ValueError, match="one dimension"):
+        graph(heads())
+
+
 def test_titles_are_text_and_wrap():
     fig = heatmap(heads(12, 12), title="a <b> & " + "word " * 40)
     assert fig.layout.title.text.startswith("a &lt;b&gt; &amp; ") and fig.layout.title.text.count("<br>") >= 2
@@ -195,6 +283,7 @@ def all_figures():
         "heads": heatmap(heads(), title="Three layers of four heads"), "heads12": heatmap(heads(12, 12), title="A long title " * 12),
         "positions": heatmap(by_position(), labels=TOKENS, title="Tokens"), "bars": bars(heads(12, 12), title="Bars"), "lines": lines({"MRS": heads().isel(head=0), "IOI": heads().isel(head=1)}, title="Lines"),
         "scatter": scatter(heads(12, 12), heads(12, 12, seed=1), title="Scatter"), "attention": attention(np.tril(np.ones((7, 7))) / 7, TOKENS, title="Attention"),
+        "graph": graph(paths(), roles={"name mover": [(9, 6)]}, title="Graph"), "large": graph(published_table(), roles=IOI_HEADS, alone=True, title="A large graph"),
     }
 
 
@@ -225,7 +314,7 @@ def test_a_browser_draws_them_without_clipping(tmp_path):
             assert not errors
             outside = page.evaluate("""() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(d => {
                 const box = d.getBoundingClientRect();
-                return [...d.querySelectorAll('.gtitle, .xtitle, .ytitle, .xtick text, .ytick text, .cbtitle text')].filter(t => {
+                return [...d.querySelectorAll('.gtitle, .annotation-text, .legendtext, .xtitle, .ytitle, .xtick text, .ytick text, .cbtitle text')].filter(t => {
                     const b = t.getBoundingClientRect();
                     return b.width && (b.top < box.top - 1 || b.left < box.left - 1 || b.bottom > box.bottom + 1 || b.right > box.left + Math.max(box.width, d.querySelector('.main-svg').getBoundingClientRect().width) + 1);
                 }).map(t => d.id + ': ' + t.textContent);
