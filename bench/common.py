@@ -145,15 +145,16 @@ def seconds(f):
     return clock() - start, value
 
 
-def pairs(ours, theirs, repeats):
-    """Run both in turn; `theirs` returns (seconds of a sample scaled to the whole, values). Medians over the pairs."""
-    rows = []
-    for _ in range(repeats):
+def pairs(ours, theirs, repeats, enough=60):
+    """Run both in turn, `repeats` times or until `enough` seconds have gone by. Each returns (seconds of its sample scaled to
+    the whole, values). Medians over the pairs: seconds of ours, of theirs, their ratio, the multiplication rate; and the number of pairs."""
+    rows, start = [], time.perf_counter()
+    while not rows or (len(rows) < repeats and time.perf_counter() - start < enough):
         peak = matmul_rate()
         t, _ = theirs()
-        s, _ = seconds(ours)
+        s, _ = ours()
         rows.append((s, t, t / s, max(peak, matmul_rate())))
-    return [statistics.median(column) for column in zip(*rows)]
+    return [statistics.median(column) for column in zip(*rows)] + [len(rows)]
 
 
 def machine():

@@ -72,8 +72,11 @@ def main():
                 taken, _ = seconds(sample)
                 return taken * (L - 1) * length / (len(layers) * len(at)), None
 
-            ours = lambda: kept.__setitem__("ours", run_fast(model, *arguments, "resid_pre", todo))
-            s, t, ratio, _ = pairs(ours, theirs, args.repeats)
+            def ours():
+                taken, kept["ours"] = seconds(lambda: run_fast(model, *arguments, "resid_pre", todo))
+                return taken, None
+
+            s, t, ratio, *_ = pairs(ours, theirs, args.repeats)
             ours_at = {(c.layer, int(c.position[0])): v for c, v in zip(todo, kept["ours"])}
             gap = max(float((ours_at[k] - v).abs().max()) for k, v in kept["theirs"].items())
             rows.append({"shape": shape, "n": n, "sweep": "resid_pre by position, layers 1 on", "ours_seconds": s, "theirs_seconds": t, "ratio": ratio,

@@ -1,6 +1,6 @@
 """Our sweeps against TransformerLens's, the same prompts and metric, alternating in one run.
 
-    python bench/patching.py                     # of TransformerLens, as many cells as fit in 20 s, scaled to the sweep; about two hours
+    python bench/patching.py                     # of TransformerLens, as many cells as fit in 20 s, scaled to the sweep; about an hour
     python bench/patching.py --sample inf        # all of it: hours
     python bench/patching.py --model mini
 
@@ -25,6 +25,7 @@ SWEEPS = {  # name -> (site, by)
     "pattern by head": ("pattern", "head"), "z by head and position": ("z", "head_position"),
     "heads to logits": ("path", "logits"), "heads to later heads' q": ("path", "heads"),
 }
+HEAVY = {"q by head", "k by head", "v by head", "pattern by head", "z by head and position"}  # of ours too a part is timed where N is large
 # what to reach, in multiples of TransformerLens: MRS, IOI and worst at N = 50, MRS at N = 1
 GOALS = {"z by head": (7, 10, 4, 14), "resid_pre by position": (24, 40, 7, 35), "attn_out by position": (24, 40, 7, 35), "mlp_out by position": (24, 40, 7, 35),
          **{f"{s} by head": (6, 8, 3.5, 12) for s in ("q", "k", "v", "pattern")}, "z by head and position": (25, 40, 7, 35),
@@ -36,8 +37,9 @@ def logit_diff(out, correct, wrong):
     return (out.gather(1, correct[:, None]) - out.gather(1, wrong[:, None]))[:, 0]
 
 
-def lens(model, site, by, todo, clean, corrupted, read_at, correct, wrong, budget):
-    """TransformerLens's own patching of a spread-out sample of `todo` that takes about `budget` seconds, scaled: (seconds, values, indices)."""
+def lens(model, site, by, todo, clean, corrupted, read_at, correct, wrong, budget, whole=None):
+    """TransformerLens's own patching of a spread-out sample of `todo` that takes about `budget` seconds, scaled to `whole` cells (all of
+    `todo` if not given): (seconds, values, indices)."""
     import pandas as pd
     from transformer_lens import patching as tl
     from transformer_lens.utilities import get_act_name
@@ -53,7 +55,7 @@ def lens(model, site, by, todo, clean, corrupted, read_at, correct, wrong, budge
     before, (_, cache) = seconds(lambda: model.run_with_cache(clean, names_filter=lambda n: n.endswith(get_act_name(site, 0).split(".", 2)[-1])))
     with common_quiet():
         taken, values = seconds(lambda: tl.generic_activation_patch(model, corrupted, cache, metric, setter, site, index_df=index))
-    return before + taken * len(todo) / m, values, picked
+    return before + taken * (whole or len(todo)) / m, values, picked
 
 
 def lens_paths(model, receivers, clean, corrupted, read_at, correct, wrong, budget):
@@ -106,38 +108,44 @@ def sweep(name, args):
     args.out.mkdir(exist_ok=True)
     out = args.out / f"patching-{Path(name).name}.json"
     rows = json.loads(out.read_text())["rows"] if out.is_file() else []
+    warm = prompts(model, "IOI", 4)
+    for _ in range(2): run_fast(model, *warm, "z", cells(model, "head", 4, 15)), model(warm[0])  # the first runs are slower, on both sides
     print(f"{'shape':6} {'N':>3} {'sweep':26} {'ours':>9} {'TransformerLens':>16} {'ratio':>7} {'goal':>5} {'rate':>5}  largest difference")
     for n in args.n:
         for shape in args.shapes:
             for sweep in args.sweeps:
                 site, by = SWEEPS[sweep]
-                if (site, by) == ("path", "heads"): n_now = min(n, args.n_pairs)
-                elif by == "head_position": n_now = min(n, 5 * args.n_pairs)
-                else: n_now = n
+                n_now = min(n, args.n_pairs) if (site, by) == ("path", "heads") else n
                 arguments = prompts(model, shape, n_now)
                 length, differ = SHAPES[shape]
+                part = args.every if n > 1 and sweep in HEAVY else 1
                 if site == "path":
                     flops = needed_paths(model.cfg, by, n_now, length, differ[0])
-                    ours = lambda: kept.__setitem__("ours", run_paths(model, *arguments, receivers=by)[0])
+                    def ours():
+                        s, kept["ours"] = seconds(lambda: run_paths(model, *arguments, receivers=by)[0])
+                        return s, None
                     def theirs():
                         t, values, kept["picked"] = lens_paths(model, by, *arguments, args.sample)
                         return t, None
                 else:
-                    todo = cells(model, by, n_now, length)
+                    whole = cells(model, by, n_now, length)
+                    todo = [c for c in whole if part == 1 or c.head % part == 0]
                     flops = needed(model.cfg, site, by, n_now, length, differ[0])
-                    ours = lambda: kept.__setitem__("ours", run_fast(model, *arguments, site, todo))
+                    def ours():
+                        s, kept["ours"] = seconds(lambda: run_fast(model, *arguments, site, todo))
+                        return s * len(whole) / len(todo), None
                     def theirs():
-                        t, kept["theirs"], kept["picked"] = lens(model, site, by, todo, *arguments, args.sample)
+                        t, kept["theirs"], kept["picked"] = lens(model, site, by, todo, *arguments, args.sample, len(whole))
                         return t, None
                 kept = {}
-                s, t, ratio, peak = pairs(ours, theirs, args.repeats)
+                s, t, ratio, peak, repeats = pairs(ours, theirs, args.repeats)
                 gap = None if site == "path" else float((kept["ours"].mean(-1)[kept["picked"]] - kept["theirs"]).abs().max())
                 sample = kept["picked"] if isinstance(kept["picked"], int) else len(kept["picked"])
                 column = {("MRS", True): 0, ("IOI", True): 1, ("worst", True): 2, ("MRS", False): 3}.get((shape, n > 1))
                 goal = None if column is None or name != "random" else GOALS[sweep][column]
                 rows = [r for r in rows if (r["shape"], r["n"], r["sweep"]) != (shape, n_now, sweep)]
                 rows.append({"shape": shape, "n": n_now, "sweep": sweep, "ours_seconds": s, "theirs_seconds": t, "ratio": ratio, "goal": goal, "theirs_sample": sample,
-                             "needed_flops": flops, "matmul_rate": peak, "share": flops / s / peak, "largest_difference": gap, "repeats": args.repeats, "threads": torch.get_num_threads(), "clock": args.clock})
+                             "needed_flops": flops, "matmul_rate": peak, "share": flops / s / peak, "largest_difference": gap, "repeats": repeats, "ours_every": part, "threads": torch.get_num_threads(), "clock": args.clock})
                 print(f"{shape:6} {n_now:3} {sweep:26} {s:8.2f}s {t:15.1f}s {ratio:6.1f}x {goal or '':>5} {flops / s / peak:5.0%}  {'' if gap is None else f'{gap:.1e}'}", flush=True)
                 out.write_text(json.dumps({"machine": machine(), "model": name, "rows": rows}, indent=1))
 
@@ -148,6 +156,7 @@ def main():
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time of one thread, for a busy machine")
     parser.add_argument("--n", type=int, nargs="*", default=[50, 1])
     parser.add_argument("--n-pairs", type=int, default=2, help="prompts of the sweep over all pairs of heads where n is larger")
+    parser.add_argument("--every", type=int, default=4, help="of the heaviest sweeps time only every so many heads of ours, and scale")
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), choices=list(SWEEPS))
     parser.add_argument("--sample", type=float, default=20, help="seconds of TransformerLens a measurement; inf for whole sweeps")

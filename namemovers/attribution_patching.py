@@ -9,8 +9,8 @@ __all__ = ['run_attribution', 'attribute', 'patch_screened']
 import torch
 import xarray as xr
 
-from .activation_patching import BY, METRICS, Cell, _label, cells, effect
-from .engine import STREAM_SITES, Reader, alike, embed, forward, ready, run_fast, run_sets, two_runs
+from .activation_patching import Cell, _label, cells, check_patch, effect
+from .engine import STREAM_SITES, Reader, alike, embed, exactly, forward, ready, run_fast, run_sets, two_runs
 from .results import provenance
 
 # %% ../nbs/core/attribution_patching.ipynb #0d36930f
@@ -35,7 +35,7 @@ def _estimate(change, site, cell, prompts, first): # change: difference times gr
     inside = (at >= 0) & (at < change.shape[1])
     return change[torch.arange(len(at), device=at.device), at.clamp(0, change.shape[1] - 1)] * inside
 
-@torch.no_grad()
+@exactly
 def run_attribution(
     model,                          # a `TransformerBridge`
     clean_tokens: torch.Tensor,     # [prompt, position]
@@ -84,16 +84,15 @@ def attribute(
     metric: str = "logit_diff",  # as in `patch`, but not "rank"
     steps: int = 1,              # backward passes; more than 1: integrated gradients
     memory_budget: int = 2**30,  # bytes of activations, about
+    neurons: list | None = None, # as in `patch`
 ) -> xr.Dataset:
     """Attribution patching: an estimate of `patch` from `steps` backward passes.
 
     Returns what `patch` returns, the estimate in place of the patched metric, and `approximation` among the attributes.
     Raises ValueError for an unknown argument, a metric without a gradient, and a model the engine is not right about.
     """
-    for argument, value, choices in (("site", site, BY), ("by", by, (None, *BY.get(site, ()))), ("direction", direction, ("denoise", "noise")), ("metric", metric, METRICS)):
-        if value not in choices: raise ValueError(f"{argument}={value!r} is not one of {', '.join(map(repr, choices))}")
-    by = by or BY[site][0]
-    todo, axes = cells(model, task, site, by)
+    by = check_patch(model, task, site, by, direction, metric, "fast")
+    todo, axes = cells(model, task, site, by, neurons)
     arguments = model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong
     values = run_attribution(*arguments, site, todo, direction, metric, memory_budget, steps)
     clean, corrupted = run_sets(*arguments, [[("resid_pre", Cell(0))], []], "denoise", metric, memory_budget)
@@ -113,11 +112,12 @@ def patch_screened(
     metric: str = "logit_diff",
     screen: int = 10,            # how many cells to compute exactly
     memory_budget: int = 2**30,
+    neurons: list | None = None,
 ) -> xr.Dataset:                 # as `patch`, with `exact` (True where a cell was computed, False where it is estimated)
     "Estimate every cell, then compute exactly the `screen` cells with the largest estimates."
     if not isinstance(screen, int) or screen < 1: raise ValueError(f"screen={screen!r}: give the number of cells to compute exactly, at least 1")
-    ds = attribute(model, task, site, by, direction, metric, memory_budget=memory_budget)
-    todo, axes = cells(model, task, site, ds.attrs["by"])
+    ds = attribute(model, task, site, by, direction, metric, memory_budget=memory_budget, neurons=neurons)
+    todo, axes = cells(model, task, site, ds.attrs["by"], neurons)
     alone = ds.corrupted if direction == "denoise" else ds.clean
     values = torch.from_numpy(ds[metric].values.reshape(len(todo), -1).copy())
     size = (values - torch.from_numpy(alone.values)).nanmean(1).abs().nan_to_num(-1)

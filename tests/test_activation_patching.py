@@ -14,7 +14,8 @@ from namemovers.activation_patching import (BY, DIRECTIONS, HEAD_SITES, METRICS,
 from namemovers.data import Task
 
 torch.set_num_threads(1)
-IN_TL = [s for s in BY if s != "resid_post"]  # TransformerLens has no sweep of resid_post
+IN_TL = [s for s in BY if s not in ("resid_post", "neurons")]  # TransformerLens has no sweep of these
+CHOSEN = {"neurons": {"neurons": [(0, 3), (2, 100)]}}  # what a site needs besides its name
 
 
 def made_task(model, n=4, lengths=9, differ=(4, 6), seed=0):
@@ -120,7 +121,7 @@ def test_nothing_different_changes_nothing(tiny):
     task = made_task(tiny)
     same = dataclasses.replace(task, corrupted_tokens=task.clean_tokens)
     for site in BY:
-        ds = patch(tiny, same, site, engine="hooks")
+        ds = patch(tiny, same, site, engine="hooks", **CHOSEN.get(site, {}))
         np.testing.assert_allclose(ds.logit_diff.values, np.broadcast_to(ds.clean.values, ds.logit_diff.shape), atol=1e-5)
         assert ds.effect.isnull().all()  # no distance between the runs, so no share of it
 
@@ -302,7 +303,7 @@ def test_bad_tasks_and_models(tiny):
 def test_engines_agree_and_auto_takes_the_fast_one(tiny):
     task = made_task(tiny, lengths=[9, 7, 8, 9], differ=(4, 5))
     for site in BY:
-        chosen, hooks = patch(tiny, task, site), patch(tiny, task, site, engine="hooks")
+        chosen, hooks = (patch(tiny, task, site, engine=engine, **CHOSEN.get(site, {})) for engine in ("auto", "hooks"))
         assert (chosen.attrs["engine"], hooks.attrs["engine"]) == ("fast", "hooks")
         np.testing.assert_allclose(chosen.logit_diff.values, hooks.logit_diff.values, atol=1e-5)
 

@@ -18,7 +18,7 @@ from namemovers.data import ioi_task, mrs_task
 from namemovers.engine import HEAD_SITES, STREAM_SITES, Layer, _weights, embed, forward, logits, ready, run_fast, run_sets, weights_of, why_not
 from namemovers.model import load_model
 from namemovers.path_patching import path_patch, run_paths
-from namemovers.sets import patch_neurons, patch_sets
+from namemovers.sets import patch_sets
 
 SITES = (*STREAM_SITES, *HEAD_SITES)
 
@@ -289,6 +289,61 @@ def test_neurons(model):
     assert (together - run_fast(model, *arguments, "mlp_out", [Cell(1)])[0]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_neurons_are_a_site_of_patch(model, direction):
+    arguments, chosen = prompts(model), [Cell(1, 5), Cell(2, 7), Cell(0, 31)]
+    fast, hooks = (run(model, *arguments, "neurons", chosen, direction) for run in (run_fast, run_hooks))
+    assert (fast - hooks).abs().max() < 1e-5
+
+
+def test_chosen_neurons_are_labelled_and_checked(tiny, tmp_path):
+    task = ioi_task(tiny.tokenizer, n=3)
+    chosen = [(2, 7), (1, 5), (1, 2)]
+    ds = patch(tiny, task, "neurons", neurons=chosen, checkpoint=tmp_path / "neurons")
+    assert list(ds.neuron.values) == ["L1N2", "L1N5", "L2N7"] and ds.effect.dims == ("neuron", "prompt")
+    assert abs(ds.logit_diff - patch(tiny, task, "neurons", neurons=chosen, engine="hooks").logit_diff).max() < 1e-5
+    screened = patch(tiny, task, "neurons", neurons=chosen, screen=1)
+    assert int(screened.exact.sum()) == 1 and bool(((abs(screened.logit_diff - ds.logit_diff) < 1e-5).all("prompt") | ~screened.exact).all())
+    for bad in (None, [], [(1, 999)], [(3, 0)], [(1, 5), (1, 5)]):
+        with pytest.raises(ValueError, match="neuron"): patch(tiny, task, "neurons", neurons=bad)
+    with pytest.raises(ValueError, match="site='neurons'"): patch(tiny, task, "z", neurons=chosen)
+
+
+def test_bfloat16_only_when_asked_for_and_labelled(model):
+    arguments = prompts(model)
+    for site in sites(model):
+        todo = every(model, site, "position" if site in STREAM_SITES else "head", *arguments[0].shape)
+        exact, coarse = run_fast(model, *arguments, site, todo), run_fast(model, *arguments, site, todo, dtype="bfloat16")
+        assert coarse.dtype == torch.float32
+        gap = (coarse - exact).abs().max()
+        assert 0 < gap < 0.1 * exact.abs().max(), site
+
+
+def test_what_bfloat16_does_not_go_with(tiny):
+    task = ioi_task(tiny.tokenizer, n=3)
+    assert patch(tiny, task, "z").attrs["dtype"] == "float32" and patch(tiny, task, "z", dtype="bfloat16").attrs["dtype"] == "bfloat16"
+    with pytest.raises(ValueError, match="dtype='half'"): patch(tiny, task, "z", dtype="half")
+    with pytest.raises(ValueError, match="engine='hooks'"): patch(tiny, task, "z", dtype="bfloat16", engine="hooks")
+    with pytest.raises(ValueError, match="screen"): patch(tiny, task, "z", dtype="bfloat16", screen=2)
+
+
+def test_float32_stays_float32_whatever_the_session_allows(tiny):
+    """A session may allow TF32 or bfloat16 in place of float32; the engine does not, and leaves the setting as it was."""
+    arguments = prompts(tiny)
+    todo = every(tiny, "z", "head", *arguments[0].shape)
+    usual, seen = run_fast(tiny, *arguments, "z", todo), []
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        loose = run_fast(tiny, *arguments, "z", todo, progress=lambda n: seen.append(torch.get_float32_matmul_precision()))
+        assert torch.get_float32_matmul_precision() == "medium" and set(seen) == {"highest"}
+        with pytest.raises(ValueError): run_fast(tiny, *arguments, "zz", todo)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert (loose - usual).abs().max() < 1e-6
+
+
 # Path patching
 
 
@@ -528,11 +583,8 @@ def test_on_a_gpu(tiny_folder, site):
     assert (fast - hooks).abs().max() < 1e-4
 
 
-def test_sets_and_neurons_are_labelled(tiny):
+def test_sets_are_labelled(tiny):
     task = ioi_task(tiny.tokenizer, n=3)
     ds = patch_sets(tiny, task, {"nothing": [], "everything": [("resid_pre", Cell(0))]}, direction="noise")
     assert abs(ds.logit_diff.sel(set="nothing") - ds.clean).max() < 1e-5 and abs(ds.logit_diff.sel(set="everything") - ds.corrupted).max() < 1e-5
     assert abs(float(ds.effect.sel(set="everything").mean()) - 1) < 1e-3
-    one = patch_neurons(tiny, task, [(1, 5), (2, 7)])
-    assert list(one.neuron.values) == ["L1N5", "L2N7"] and one.logit_diff.shape == (2, 3)
-    with pytest.raises(ValueError, match="head 999"): patch_neurons(tiny, task, [(1, 999)])
