@@ -7,18 +7,16 @@ __all__ = ['head_attribution', 'components', 'agreement', 'attention', 'name_pro
 
 # %% ../nbs/03_head_attribution.ipynb #1de936b2
 import re
-import warnings
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from scipy.stats import DegenerateDataWarning, bootstrap
 from plotly.subplots import make_subplots
 from .data import name_token
 from .model import answer_direction, logit_difference, run_at_end
 from .plots import COLOURS
 from .results import provenance
-from .stats import estimate, head_name, top_heads
+from .stats import correlation, estimate, head_name, top_heads
 
 # %% ../nbs/03_head_attribution.ipynb #a4be453e
 def _batches(n, size):
@@ -224,32 +222,10 @@ def name_projection(
                       torch.stack([torch.einsum("phk,hkd,pnd->hnp", at_end[n], w, d) for n, w in zip(z, model.W_O)]).float().cpu().numpy(),
                       at_end["ln_final.hook_scale"][:, 0].float().cpu().numpy()))
     x, y, scale = (np.concatenate(a, axis=-1) for a in zip(*parts))
-    r, low, high = _correlation(x, y, confidence, n_resamples)
     dims = ("layer", "head", "name", "prompt")
-    return xr.Dataset(dict(attention=(dims, x), projection=(dims, y), scale=("prompt", scale), correlation=(dims[:2], r), low=(dims[:2], low), high=(dims[:2], high)),
-                      coords=dict(**_coords(model, task), name=names), attrs=provenance(model, task, measurement="name_projection", confidence=confidence, n_resamples=n_resamples))
-
-# %% ../nbs/03_head_attribution.ipynb #e51ef30d
-def _correlation(x, y, confidence, n_resamples):
-    "Pearson correlation over [name, prompt] with a bootstrap interval over prompts: `x`, `y` [layer, head, name, prompt] -> three of [layer, head]."
-    x, y = x.astype(float), y.astype(float)
-    # centring first keeps the sums of squares from cancelling
-    x, y = x - x.mean((-2, -1), keepdims=True), y - y.mean((-2, -1), keepdims=True)
-    sums = [s.sum(-2) for s in (np.ones_like(x), x, y, x * x, y * y, x * y)]
-
-    def pearson(n, sx, sy, sxx, syy, sxy, axis=-1):
-        n, sx, sy, sxx, syy, sxy = (s.sum(axis) for s in (n, sx, sy, sxx, syy, sxy))
-        vx, vy = sxx - sx**2 / n, syy - sy**2 / n
-        flat = (vx <= 1e-12 * n) | (vy <= 1e-12 * n)
-        return np.where(flat, np.nan, (sxy - sx * sy / n) / np.sqrt(np.where(flat, 1, vx * vy)))
-
-    r = pearson(*sums)
-    if x.shape[-1] < 2: return r, np.full_like(r, np.nan), np.full_like(r, np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DegenerateDataWarning)  # a head that never varies has no correlation
-        ci = bootstrap(sums, pearson, paired=True, vectorized=True, axis=-1, method="percentile", batch=64,
-                       confidence_level=confidence, n_resamples=n_resamples, rng=np.random.default_rng(0)).confidence_interval
-    return r, ci.low, ci.high
+    ds = xr.Dataset(dict(attention=(dims, x), projection=(dims, y), scale=("prompt", scale)), coords=dict(**_coords(model, task), name=names))
+    found = correlation(ds.attention, ds.projection, over="name", confidence=confidence, n_resamples=n_resamples)
+    return ds.assign({k: found[k] for k in ("correlation", "low", "high")}).assign_attrs(provenance(model, task, measurement="name_projection", **found.attrs))
 
 # %% ../nbs/03_head_attribution.ipynb #6d11895c
 def name_figure(

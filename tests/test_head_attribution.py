@@ -170,26 +170,6 @@ def test_correlation(tiny):
     assert bool(one.low.isnull().all()) and bool(one.correlation.notnull().all())
 
 
-def test_correlation_interval_covers():
-    "Points that share a prompt's shift: intervals over prompts hold the truth about as often as they say."
-    from namemovers.head_attribution import _correlation
-
-    rng, n, cells = np.random.default_rng(0), 40, 200
-    shift = rng.normal(size=(cells, 1, 1, n))
-    x, y = shift + rng.normal(size=(cells, 1, 4, n)), shift + rng.normal(size=(cells, 1, 4, n))
-    _, low, high = _correlation(x, y, 0.95, 400)  # population correlation: 0.5
-    assert 0.88 <= ((low < 0.5) & (0.5 < high)).mean() <= 0.99
-
-
-def test_correlation_of_a_head_that_never_varies():
-    from namemovers.head_attribution import _correlation
-
-    x = np.ones((1, 1, 3, 5)) * 0.3
-    y = np.random.default_rng(0).normal(size=x.shape)
-    r, low, high = _correlation(x, y, 0.95, 50)
-    assert np.isnan(r).all() and np.isnan(low).all() and np.isnan(high).all()
-
-
 def summary(mean, significant):
     mean, significant = np.array(mean, float), np.array(significant)
     cells = ("layer", "head")
