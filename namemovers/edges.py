@@ -24,7 +24,7 @@ from .engine import MAX_ROWS, Reader, Run, alike, attention, check, embed, exact
 from .results import provenance
 from .stats import head_name
 
-# %% ../nbs/core/edges.ipynb #4de6773f
+# %% ../nbs/core/edges.ipynb #84971553
 class Edge(NamedTuple):
     "What `sender` writes, as far as `receiver` reads it."
     sender: str         # "embed", a head ("L9H6") or an MLP ("MLP 3")
@@ -90,10 +90,12 @@ class Graph:
         if isinstance(edges, xr.DataArray):
             if "edge" in edges.coords and list(edges.edge.values) != self.labels: raise ValueError("circuits: the edges of the mask are not those of this model, in the model's order; build it with `edges.graph(model)`")
             edges = edges.values
+        if isinstance(edges, torch.Tensor): edges = edges.cpu().numpy()
         if isinstance(edges, str | Edge): edges = [edges]
-        a = edges.cpu().numpy() if isinstance(edges, torch.Tensor) else np.asarray(edges) if isinstance(edges, np.ndarray | list) and len(edges) == len(self) else None
-        if a is not None and a.dtype == bool and a.shape == (len(self),): return a
-        if isinstance(edges, np.ndarray | torch.Tensor) and a is not None and a.dtype == bool: raise ValueError(f"circuits: a mask of shape {a.shape} does not fit the {len(self)} edges of this model")
+        edges = edges if isinstance(edges, np.ndarray) else list(edges)
+        if len(edges) and isinstance(edges[0], bool | np.bool_ | np.ndarray):
+            if np.shape(edges) != (len(self),): raise ValueError(f"circuits: a mask of shape {np.shape(edges)} does not fit the {len(self)} edges of this model")
+            return np.array(edges, bool)
         out = np.zeros(len(self), bool)
         for e in edges:
             number = e if isinstance(e, int | np.integer) else self.number.get(Edge(*e) if isinstance(e, tuple) and 2 <= len(e) <= 3 else e)
@@ -623,7 +625,7 @@ def top_edges(
         open_node(g.sender_of[e])
     return g.label(chosen)
 
-# %% ../nbs/core/edges.ipynb #c751721d
+# %% ../nbs/core/edges.ipynb #ccaef9d7
 RISES = {"kl": 1, "rank": 1, "logit_diff": -1, "logit": -1, "prob": -1} # with which sign a metric gets worse
 
 @exactly
@@ -656,22 +658,25 @@ def _search(job, threshold, sign, order, mask, decided, history, max_batch, memo
             else:
                 mask[e], decided[e] = False, True
                 bar.update()
-        todo, used, last, guess = batch + todo[seen:], 0, None, rate >= 0.5
+        todo, last, guess = batch + todo[seen:], None, rate >= 0.5
         if not batch: break
         masks = np.repeat(mask[None], len(batch), 0)
         for i, e in enumerate(batch): masks[i:, e] = masks[i:, e] & (not guess)
         masks[np.arange(len(batch)), batch] = False
         values, runs = evaluate(masks)
+        tests, used = len(history["edge"]), 0
         for e, value in zip(batch, values):
+            used, there = used + 1, reach[g.owner[g.input_of[e]]] # an earlier cut of this batch may have left its receiver idle
             rise = sign * (value - current)
-            cut = rise < threshold
-            if cut: current, last = value, used
-            mask[e], decided[e], used = not cut, True, used + 1
-            for key, v in (("edge", g.labels[e]), ("rise", rise), ("cut", cut), ("value", current), ("left", int(mask.sum()))): history[key].append(v)
-            rate = 0.9 * rate + 0.1 * cut
+            cut = bool(rise < threshold) or not there
+            mask[e], decided[e] = not cut, True
             bar.update()
+            if cut: current, last, reach = value, used - 1, np.append(_useful(g, g.dense(mask)), True)
+            if there:
+                rate = 0.9 * rate + 0.1 * cut
+                for key, v in (("edge", g.labels[e]), ("rise", rise), ("cut", cut), ("value", current), ("left", int(mask.sum()))): history[key].append(v)
             if cut != guess: break
-        history["discarded"] += len(batch) - used
+        history["discarded"] += len(batch) - (len(history["edge"]) - tests)
         todo = todo[used:]
         if last is not None:
             for (*_, state), run in zip(places, runs): state.take(run, last)
