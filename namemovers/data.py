@@ -17,16 +17,15 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from scipy.stats import binomtest
 
 from .results import provenance
-from .stats import summarise
+from .stats import proportion, summarise
 
 # %% auto #0
 __all__ = ['NAMES', 'DESCRIPTIONS', 'TITLES', 'CUES', 'PLACES', 'OBJECTS', 'MRS_TEMPLATES', 'PILOT_NAMES', 'NEUTRAL_SENTENCES',
            'IOI_TEMPLATES', 'MRS_CORRUPTIONS', 'IOI_CORRUPTIONS', 'KINDS', 'SURVEY', 'name_token', 'Task',
-           'token_table', 'align', 'mrs_task', 'ioi_task', 'survey_template', 'predictions', 'survey', 'wilson',
-           'survey_table', 'survey_figure']
+           'token_table', 'align', 'mrs_task', 'ioi_task', 'survey_template', 'predictions', 'survey', 'survey_table',
+           'survey_figure']
 
 # %% ../nbs/00_data.ipynb #6ae3dc4f
 # The order of the lists matters: where a word is fixed, `{D1}` is the first description, `{D2}` the second, and so on.
@@ -973,18 +972,9 @@ def survey(
     ds = xr.Dataset({"top": (("family", "kind", "prompt"), top), "probability": (("family", "kind", "prompt"), probability),
                      "text": (("family", "prompt"), np.array(text, dtype=object)), "token": (("family", "prompt"), np.array(token, dtype=object))},
                     coords={"family": list(families), "kind": KINDS, "prompt": np.arange(n), "subjects": ("family", count)}, attrs=attrs)
-    ds["share"] = ds.top.mean("prompt")
-    bounds = np.array([[wilson(int(v), n) if np.isfinite(v) else (np.nan, np.nan) for v in row] for row in ds.top.sum("prompt", skipna=False).values])
-    ds["share_low"], ds["share_high"] = (("family", "kind"), bounds[..., 0]), (("family", "kind"), bounds[..., 1])
+    shares = proportion(ds.top)
+    ds["share"], ds["share_low"], ds["share_high"] = shares["mean"], shares.low, shares.high
     return ds.merge(summarise(ds.probability, n_resamples=2000)[["mean", "low", "high"]])
-
-def wilson(
-    k:int, # prompts of a kind
-    n:int, # of this many
-)->tuple: # low, high
-    "Wilson's 95 % interval of a share."
-    interval = binomtest(k, n).proportion_ci(method="wilson")
-    return interval.low, interval.high
 
 def survey_table(
     ds:xr.Dataset, # of `survey`
