@@ -43,7 +43,7 @@ def _left_out(model, task):
     except ValueError as e: found["copy_scores"] = str(e)
     return found
 
-# %% ../nbs/core/task_study.ipynb #409222dc
+# %% ../nbs/core/task_study.ipynb #5f297bae
 #: what the column is called -> (result, its values [layer, head, prompt])
 METHODS = {
     "attribution (logits)": ("head_attribution", lambda ds: ds.attribution),
@@ -80,7 +80,7 @@ class Study(dict):
         looks = looks.sel(position=looks.position != "END")
         s = summarise(looks)
         if not looks.sizes["position"] or float(s["mean"].max()) < 0.1: return f"elsewhere {estimate(summarise(1 - looks.sum('position')))}"
-        most = str(s.position.values[int(s["mean"].argmax())])
+        most = str(s.position.values[s["mean"].values.argmax()])
         return f"{most} {estimate(s, position=most)}"
 
     def summary(self,
@@ -116,7 +116,9 @@ class Study(dict):
     def _attention_figure(self, ds):
         heads = leading_heads(self.heads("attribution (logits)"))
         looks = xr.concat([ds.attention.sel(layer=l, head=h, drop=True) for l, h in heads], "leading head").assign_coords({"leading head": [head_name(*h) for h in heads]})
-        return plots.heatmap(summarise(looks), title=f"{ds.attrs['model']} on {ds.attrs['task']}, N = {ds.sizes['prompt']}: attention from END of the heads that write most for and against the answer", unit="attention", limit=1)
+        s = summarise(looks)
+        # attention is above 0 by itself: a test against 0 says nothing
+        return plots.heatmap(s.assign(significant=xr.zeros_like(s.significant)), title=f"{ds.attrs['model']} on {ds.attrs['task']}, N = {ds.sizes['prompt']}: attention from END of the heads that write most for and against the answer", unit="attention", limit=1)
 
     def _leading(self, method, sign=1):
         "The leading heads of one sign, in words; those of attribution with where they look."
