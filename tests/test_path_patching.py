@@ -5,9 +5,16 @@ import pytest
 import torch
 from test_engine import model, neox, prompts  # noqa: F401  (fixtures)
 
-from namemovers.data import ioi_task
-from namemovers.path_patching import path_patch, run_paths
+from scipy.stats import false_discovery_control
+
+from namemovers import path_patching
+from namemovers.data import ioi_task, mrs_task
+from namemovers.edges import Edge
+from namemovers.model import load_model
+from namemovers.path_patching import _connected, against_truth, path_patch, path_table, paths_into, run_paths, say_inputs, say_paths, senders_of, trace, trace_roles
+from namemovers.planted import truth
 from namemovers.results import load, save
+from namemovers.stats import summarise
 
 SOME = [(2, 3), (0, 1), (1, 2), (0, 0)]  # in no order
 
@@ -40,8 +47,6 @@ def test_chosen_receivers_are_entries_of_the_full_sweep(model, component, sender
 
 def test_only_what_is_asked_for_is_computed(tiny, monkeypatch):
     """Rows that enter the packed forward: one a sender below the receiver, prompt and receiver."""
-    from namemovers import path_patching
-
     entered = []
     monkeypatch.setattr(path_patching, "carry", lambda w, groups, b, real=path_patching.carry: (entered.extend(g.P * g.C for g in groups), real(w, groups, b))[1])
     arguments = prompts(tiny, n=3)
@@ -84,3 +89,128 @@ def test_lists_that_make_no_sense(tiny):
             assert which in str(e.value) and "\n" not in str(e.value)
     ds = path_patch(tiny, task, [(np.int64(0), torch.tensor(1))])  # any integers
     assert list(ds.sender.values) == ["L0H1"]
+
+
+def test_paths_into_each_input(tiny):
+    task = ioi_task(tiny.tokenizer, n=6)
+    ds = paths_into(tiny, task, [(2, 1), (1, 0)], through_mlps=True)
+    assert ds.effect.dims == ("component", "layer", "head", "prompt") and list(ds.component.values) == ["q", "k", "v"]
+    for c in "qkv":
+        one = path_patch(tiny, task, receivers=[(2, 1), (1, 0)], component=c, through_mlps=True)
+        np.testing.assert_array_equal(ds.effect.sel(component=c), one.effect)
+        np.testing.assert_array_equal(ds.clean, one.clean)
+    assert ds.clean.dims == ("prompt",) and "component" not in ds.attrs and ds.attrs["receivers"] == "L2H1 L1H0"
+    s = summarise(ds.effect)
+    assert s.attrs["n_tests"] == 3 * 8, "one family of all inputs; layer 2 sends to nobody"
+    best = senders_of(s.assign(significant=s["mean"].notnull()), k=2)
+    flat = abs(s["mean"]).max("component")
+    assert best[0] == tuple(int(i) for i in np.unravel_index(np.nanargmax(flat.values), flat.shape)) and len(best) == 2
+    words = say_inputs(s)
+    assert words.count("through") == 3 and "queries" in words
+
+
+# Tracing
+
+
+@pytest.fixture(scope="module")
+def traced(mini):
+    task = mrs_task(mini.tokenizer, n=12)
+    return task, trace(mini, task, depth=3, k=2, least=0.0)
+
+
+def test_every_edge_of_a_trace_is_a_path(mini, traced):
+    task, ds = traced
+    assert ds.effect.dims == ("edge", "prompt") and len(set(ds.edge.values)) == ds.sizes["edge"]
+    pair = lambda n: (int(n[1]), int(n[3]))
+    for i in range(0, ds.sizes["edge"], 7):
+        e = ds.isel(edge=i)
+        sender, receiver, c = (str(e[k].item()) for k in ("sender", "receiver", "component"))
+        assert str(e.edge.item()) == str(Edge(sender, receiver, c)) and (c == "") == (receiver == "logits")
+        one = path_patch(mini, task, "embed" if sender == "embed" else [pair(sender)], receivers="logits" if receiver == "logits" else [pair(receiver)], component=c or "q", through_mlps=True)
+        np.testing.assert_allclose(one.effect.values.ravel(), e.effect.values, atol=1e-5)
+        np.testing.assert_allclose(one.logit_diff.values.ravel(), e.logit_diff.values, atol=1e-5)
+    np.testing.assert_array_equal(ds.clean, one.clean)
+
+
+def test_a_trace_tests_all_that_it_says(traced):
+    _, ds = traced
+    level = ds.level.values
+    assert (level == 0).sum() == 17 and set(ds.receiver.values[level == 0]) == {"logits"}
+    followed = ds.attrs["followed"]
+    assert len(followed) >= 2 and all(1 <= len(h) <= 2 for h in followed) and len({h for l in followed for h in l}) == sum(map(len, followed))
+    for depth, heads in enumerate(followed[:2], 1):
+        assert set(ds.receiver.values[level == depth]) == set(heads)
+        assert (level == depth).sum() == sum(3 * (4 * int(h[1]) + 1) for h in heads), "every head below and the embedding, into q, k and v"
+
+
+def test_significance_is_over_all_levels(traced):
+    _, ds = traced
+    s = summarise(ds.effect)
+    np.testing.assert_allclose(ds["mean"], s["mean"])
+    np.testing.assert_allclose(ds.q, false_discovery_control(ds.p.values))
+    assert ds.attrs["n_tests"] == ds.sizes["edge"] and np.array_equal(ds.significant, ds.q <= 0.05)
+    nodes = {"embed", *(h for level in ds.attrs["followed"] for h in level)}
+    assert not (ds.kept & ~ds.significant).any() and set(ds.sender.values[ds.kept.values]) <= nodes
+    first = ds.isel(edge=np.flatnonzero((ds.level.values == 0) & (ds.sender.values != "embed") & ds.significant.values))
+    assert ds.attrs["followed"][0] == list(first.sender.values[np.argsort(-abs(first["mean"].values), kind="stable")][:2])
+
+
+def test_what_is_kept_leads_to_the_logits():
+    edges = [Edge("L2H0", "logits"), Edge("L1H0", "L2H0", "q"), Edge("L0H0", "L1H0", "v"), Edge("embed", "L0H0", "k"), Edge("L0H1", "L2H1", "q"), Edge("L0H2", "L2H0", "q")]
+    nodes = {"embed", "L2H0", "L1H0", "L0H0", "L0H1"}
+    every = np.ones(6, bool)
+    assert list(_connected(edges, every, nodes)) == [True, True, True, True, False, False]
+    assert list(_connected(edges, every & (np.arange(6) != 1), nodes)) == [True, False, False, False, False, False]
+
+
+def test_a_trace_narrows_and_saves(mini, tiny, tmp_path):
+    task = ioi_task(mini.tokenizer, n=10)
+    ds = trace(mini, task, depth=2, k=1, components="q", senders=[(2, 0), (1, 3), (2, 2), (1, 1)], least=0.0, through_mlps=False)
+    assert set(ds.sender.values) == {"embed", "L2H0", "L1H3", "L2H2", "L1H1"} and set(ds.component.values) == {"", "q"} and ds.attrs["through_mlps"] is False
+    save(ds, "t", tmp_path)
+    assert load("t", tmp_path).identical(ds)
+    assert not trace(mini, task, depth=2, k=1, senders=SOME, least=1e9).kept.any()
+    alone = trace(tiny, ioi_task(tiny.tokenizer, n=1), depth=3)
+    assert alone.attrs["followed"] == [] and not alone.kept.any() and alone.attrs["n_tests"] == 0, "one prompt says nothing about others"
+    assert path_table(alone).empty and say_paths(alone, "logits") == "no edge is kept" and trace_roles(alone) == {"writes the answer": [], "writes against it": []}
+
+
+def test_a_trace_shows_how_far_it_is(mini, monkeypatch):
+    bars = []
+
+    class Bar(path_patching.tqdm):
+        def close(self):
+            bars.append((self.n, self.total))
+            super().close()
+
+    monkeypatch.setattr(path_patching, "tqdm", Bar)
+    trace(mini, ioi_task(mini.tokenizer, n=10), depth=3, k=2, least=0.0, progress=True)
+    assert bars and all(n == total > 0 for n, total in bars)
+
+
+@pytest.mark.parametrize("bad", [dict(depth=0), dict(k=0), dict(k=True), dict(depth=1.5), dict(least=-1), dict(least=float("nan")), dict(components=[]), dict(components=["z"]), dict(senders=[(0, 9)]), dict(direction="up")])
+def test_traces_that_make_no_sense(tiny, bad):
+    with pytest.raises(ValueError, match=next(iter(bad)).removesuffix("s")) as e:
+        trace(tiny, ioi_task(tiny.tokenizer, n=2), **bad)
+    assert "\n" not in str(e.value)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return load_model("planted", device="cpu")
+
+
+@pytest.mark.parametrize("make, tells", [(ioi_task, "S-inhibition"), (mrs_task, "recency")])
+def test_a_trace_finds_what_was_planted(planted, make, tells):
+    """Name movers and the negative one from the logits; from their queries who tells them; nothing that is not there."""
+    known, task = truth(), make(planted.tokenizer, n=12)
+    ds = trace(planted, task, depth=3, components=("q", "v"))
+    name = lambda part: {f"L{l}H{h}" for l, h in known.find(part)}
+    first, second, *_ = ds.attrs["followed"]
+    assert set(first) == name("name mover") | name("negative name mover") and set(second) == name(tells)
+    told = ds.isel(edge=np.flatnonzero(ds.kept.values & (ds.component.values == "q") & np.isin(ds.receiver.values, list(name("name mover"))) & (ds.sender.values != "embed")))
+    assert {(s, r) for s, r in zip(told.sender.values, told.receiver.values)} == {(s, r) for s in name(tells) for r in name("name mover")} and (told["mean"] > 0).all()
+    found = against_truth(ds, known.paths(task.name))
+    assert found["right"] == found["kept"] >= 12 and found["true"] >= found["right"]
+    assert set(path_table(ds, None)["from"]) <= {"embed", *first, *second, *(h for l in ds.attrs["followed"][2:] for h in l)}
+    assert "through its queries" in say_paths(ds, sorted(name("name mover"))[0])
