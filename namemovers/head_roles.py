@@ -417,7 +417,7 @@ EVIDENCE = {"effect": "effect of patching", "direct": "direct effect", "direct_a
             "answer_attention": "attention to the answer", "s2_attention": "attention to S2", "s_inhibition": "S-inhibition", "recency": "recency", "cue": "cue through queries", "cue_effect": "effect of the cue", "backup": "gain without the name movers", "direct_after": "direct effect without the name movers",
             "induction": "induction", "duplicate_token": "duplicate token", "previous_token": "previous token"}
 
-# %% ../nbs/06_head_roles.ipynb #47eb1e3e
+# %% ../nbs/06_head_roles.ipynb #66d91825
 _PATTERNS = ("induction", "duplicate_token", "previous_token")
 
 def _share(values, clean):
@@ -446,9 +446,10 @@ def _summaries(ds):
 
 _LEVELS = ("no", "possible", "likely", "clear")
 
-def _level(value, low, high, at_least):
-    "0 no, 1 possible, 2 likely, 3 clear, for arrays; what was not measured is no."
-    with np.errstate(invalid="ignore"): return np.select([(value >= at_least) & (low >= at_least), value >= at_least, high >= at_least], [3, 2, 1], 0)
+def _level(value, low, high, significant, at_least):
+    "0 no, 1 possible, 2 likely, 3 clear, for arrays; what was not measured is no. What may as well be zero is no more than possible."
+    reached = (value >= at_least) & significant.astype(bool)
+    with np.errstate(invalid="ignore"): return np.select([reached & (low >= at_least), reached, (high >= at_least) | (value >= at_least)], [3, 2, 1], 0)
 
 def _role_levels(found, thresholds):
     "Each role's level, that of its weakest requirement [candidate, layer, head]; a role that was not asked for is no."
@@ -456,7 +457,7 @@ def _role_levels(found, thresholds):
     for role in ROLES:
         asked = [t for t in thresholds if t.role == role]
         measured = [t for t in asked if t.evidence in found.evidence.values]
-        parts = [_level(*(found[v].sel(evidence=t.evidence).values for v in ("value", "low", "high")), t.at_least) for t in measured]
+        parts = [_level(*(found[v].sel(evidence=t.evidence).values for v in ("value", "low", "high", "significant")), t.at_least) for t in measured]
         levels.append(np.min(parts, 0) if asked and len(measured) == len(asked) else np.zeros(found.value.shape[1:], int))
     return np.stack(levels)
 
@@ -524,7 +525,7 @@ def role_evidence(
     ds.attrs = provenance(model, task, measurement="role_evidence", name_movers=" ".join(head_name(*h) for h in name_movers) or "none", ablation=ablation)
     return ds
 
-# %% ../nbs/06_head_roles.ipynb #4be1ba43
+# %% ../nbs/06_head_roles.ipynb #cedce681
 def classify(
     evidence: xr.Dataset, # from `role_evidence`
     thresholds=THRESHOLDS, # of `Threshold`
@@ -540,7 +541,7 @@ def classify(
     - `matters`: whether patching it (from the corrupted prompt, or for MRS from one without the cue), its direct effect, or its path into queries is significant
       (after Benjamini-Hochberg over heads) and at least `matters` in size
 
-    and `level` [candidate, layer, head] (0 no, 1 possible, 2 likely, 3 clear) with `value`, `low`, `high`, `n`, `significant` [evidence, layer, head]. A pattern's value is that of the period where the head does worst.
+    and `level` [candidate, layer, head] (0 no, 1 possible, 2 likely, 3 clear: the mean is beyond each threshold and significantly not zero, and each whole interval is) with `value`, `low`, `high`, `n`, `significant` [evidence, layer, head]. A pattern's value is that of the period where the head does worst.
     Raises ValueError for a threshold on evidence or for a role that does not exist.
     """
     thresholds = [Threshold(*t) for t in thresholds]
