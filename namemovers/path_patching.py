@@ -378,24 +378,30 @@ def say_paths(
         said.append(through + ", ".join(f"{one.sender.values[i]} {estimate(one.isel(edge=i))}" for i in largest))
     return "; ".join(said) or "no edge is kept"
 
-# %% ../nbs/05_path_patching.ipynb #fd677f14
-def senders_of(
-    into: xr.Dataset,   # summary [component, layer, head], of `paths_into`
-    k: int = 3,         # how many
-    components = None,  # through these only
-) -> list:              # of (layer, head), the largest effect first
-    "The heads with the largest significant effects through any input, of either sign."
-    some = into if components is None else into.sel(component=list(components))
-    return top_heads(abs(some["mean"]).where(some.significant.astype(bool)).max("component"), k)
+# %% ../nbs/05_path_patching.ipynb #9ae5bb4d
+def leading_senders(
+    summary: xr.Dataset,  # of an effect, [layer, head] or [component, layer, head]
+    k: int = 3,           # how many at most
+    sign: int | None = None, # +1: for the answer; -1: against it; None: either
+    share: float = 0.1,   # of the largest effect of the summary, either sign: those below it are left out
+) -> list:                # of (layer, head), the largest first
+    "The heads with the largest significant effects, through any input."
+    size = abs(summary["mean"]) if sign is None else sign * summary["mean"]
+    size = size.where(summary.significant.astype(bool) & (size > 0) & (size >= share * abs(summary["mean"]).max()))
+    return top_heads(size.max("component") if "component" in size.dims else size, k)
 
 def say_inputs(
     into: xr.Dataset, # summary [component, layer, head], of `paths_into`
     k: int = 3,       # heads of each sign and input
 ) -> str:
-    "Through which inputs which heads act, in words."
-    words = {"q": "queries", "k": "keys", "v": "values"}
-    one = lambda c: f"{heads_in_words(into.sel(component=c), k=k)} for the answer, {heads_in_words(into.sel(component=c), k=k, sign=-1)} against it"
-    return "; ".join(f"through {words[str(c)]}: {one(c)}" for c in into.component.values)
+    "Through which inputs which heads act, in words: the significant ones of at least a tenth of the largest."
+    words, said = {"q": "queries", "k": "keys", "v": "values"}, []
+    for c in into.component.values:
+        one = into.sel(component=c)
+        loud = one.assign(significant=one.significant.astype(bool) & (abs(one["mean"]) >= 0.1 * abs(into["mean"]).max()))
+        heads = {word: leading_senders(loud, k, sign, 0) for word, sign in (("for the answer", 1), ("against it", -1))}
+        said.append(f"through {words[str(c)]} " + (", and ".join(f"{heads_in_words(one, h)} {word}" for word, h in heads.items() if h) or "none"))
+    return "; ".join(said)
 
 def trace_roles(
     found: xr.Dataset, # from `trace`

@@ -11,7 +11,7 @@ from namemovers import path_patching
 from namemovers.data import ioi_task, mrs_task
 from namemovers.edges import Edge
 from namemovers.model import load_model
-from namemovers.path_patching import _connected, against_truth, path_patch, path_table, paths_into, run_paths, say_inputs, say_paths, senders_of, trace, trace_roles
+from namemovers.path_patching import _connected, against_truth, leading_senders, path_patch, path_table, paths_into, run_paths, say_inputs, say_paths, trace, trace_roles
 from namemovers.planted import truth
 from namemovers.results import load, save
 from namemovers.stats import summarise
@@ -102,9 +102,13 @@ def test_paths_into_each_input(tiny):
     assert ds.clean.dims == ("prompt",) and "component" not in ds.attrs and ds.attrs["receivers"] == "L2H1 L1H0"
     s = summarise(ds.effect)
     assert s.attrs["n_tests"] == 3 * 8, "one family of all inputs; layer 2 sends to nobody"
-    best = senders_of(s.assign(significant=s["mean"].notnull()), k=2)
+    every = s.assign(significant=s["mean"].notnull())
     flat = abs(s["mean"]).max("component")
+    best = leading_senders(every, k=2, share=0)
     assert best[0] == tuple(int(i) for i in np.unravel_index(np.nanargmax(flat.values), flat.shape)) and len(best) == 2
+    assert leading_senders(every, share=1.0) == best[:1] and leading_senders(every.assign(significant=s["mean"].isnull())) == []
+    down = leading_senders(every, k=1, sign=-1, share=0)[0]
+    assert float(s["mean"].min()) == float(s["mean"].sel(layer=down[0], head=down[1]).min())
     words = say_inputs(s)
     assert words.count("through") == 3 and "queries" in words
 
