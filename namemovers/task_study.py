@@ -43,7 +43,7 @@ def _left_out(model, task):
     except ValueError as e: found["copy_scores"] = str(e)
     return found
 
-# %% ../nbs/core/task_study.ipynb #5f297bae
+# %% ../nbs/core/task_study.ipynb #82728369
 #: what the column is called -> (result, its values [layer, head, prompt])
 METHODS = {
     "attribution (logits)": ("head_attribution", lambda ds: ds.attribution),
@@ -125,11 +125,12 @@ class Study(dict):
         s = self.heads(method)
         least = 0.02 * float(abs(s["mean"]).max())  # with many prompts a mean of almost nothing is significant too
         heads = [h for h in leading_heads(s) if sign * float(s["mean"].sel(layer=h[0], head=h[1])) > least]
-        if method != "attribution (logits)": return heads_in_words(s, heads)
-        return "; ".join(f"{heads_in_words(s, [h])} logits, looking at {self.looks(*h)}" for h in heads).replace("looking at elsewhere", "looking elsewhere") or "none"
+        if method != "attribution (logits)": said = heads_in_words(s, heads)
+        else: said = "; ".join(f"{heads_in_words(s, [h])} logits, looking at {self.looks(*h)}" for h in heads).replace("looking at elsewhere", "looking elsewhere") or "none"
+        return said if bool(s.significant.any()) or not heads else f"none significantly, the largest being {said}"
 
     def read(self)->str: # Markdown
-        "The results in sentences. Heads are significant ones with at least a fiftieth of the largest mean; with a single prompt, or where none is significant, the largest."
+        "The results in sentences. Heads are significant ones with at least a fiftieth of the largest mean; with a single prompt, or where none is significant, the largest, and it says so."
         lens, resid = self["logit_lens"], summarise(self["patch_resid_pre_named_position"].effect)
         parts = [read_baseline(lens), read_lens(lens),
                  f"Restored alone in the corrupted run, the residual stream moves the answer most in {say_positions(resid)}.",
