@@ -244,6 +244,15 @@ def test_token_label_keeps_what_cannot_be_seen():
     assert token_label(" a") == "·a" and token_label("  a b") == "··a b" and token_label("") == "∅" and token_label("<") == "&lt;"
 
 
+def test_nothing_unseen_is_left_in_a_label():
+    """Characters that reverse the direction, take no room, or look like a space are written out, in labels, titles and tables."""
+    strange = "a\u202eb\u2066\u200b\u200d\ufeff\u00ad\u3164\ufe0f\x1b\xa0\u2028c"
+    table_text = table(pd.DataFrame({strange: [strange]}), caption=strange).data.replace("\xa0", "")
+    for shown in (token_label(strange), heatmap(heads(), title=strange).layout.title.text, table_text):
+        assert shown.isascii() and "\\u202e" in shown
+    assert token_label("\ud800") == "\\ud800" and token_label(" né 🦜 مرحبا") == "·né 🦜 مرحبا" and token_label("\u0301") == "◌\u0301"
+
+
 def test_table_is_plain_and_safe():
     html = table(pd.DataFrame({"a": ["<script>"], "b": [-1.234], "c": [3], "d": [True], "e": [np.nan]}), caption="x & y").data
     assert "<script>" not in html and "&lt;script&gt;" in html and "−1.23" in html and ">3<" in html and ">yes<" in html and ">–<" in html and "x &amp; y" in html
