@@ -11,7 +11,7 @@ from namemovers import path_patching
 from namemovers.data import ioi_task, mrs_task
 from namemovers.edges import Edge
 from namemovers.model import load_model
-from namemovers.path_patching import _connected, against_truth, leading_senders, path_patch, path_table, paths_into, run_paths, say_inputs, say_paths, trace, trace_roles
+from namemovers.path_patching import _connected, against_truth, leading_senders, path_patch, path_table, run_paths, say_inputs, say_paths, trace, trace_roles
 from namemovers.planted import truth
 from namemovers.results import load, save
 from namemovers.stats import summarise
@@ -93,13 +93,21 @@ def test_lists_that_make_no_sense(tiny):
 
 def test_paths_into_each_input(tiny):
     task = ioi_task(tiny.tokenizer, n=6)
-    ds = paths_into(tiny, task, [(2, 1), (1, 0)], through_mlps=True)
+    ds = path_patch(tiny, task, receivers=[(2, 1), (1, 0)], component=path_patching.COMPONENTS, through_mlps=True)
     assert ds.effect.dims == ("component", "layer", "head", "prompt") and list(ds.component.values) == ["q", "k", "v"]
     for c in "qkv":
         one = path_patch(tiny, task, receivers=[(2, 1), (1, 0)], component=c, through_mlps=True)
-        np.testing.assert_array_equal(ds.effect.sel(component=c), one.effect)
+        np.testing.assert_allclose(ds.effect.sel(component=c), one.effect, atol=1e-5)
         np.testing.assert_array_equal(ds.clean, one.clean)
-    assert ds.clean.dims == ("prompt",) and "component" not in ds.attrs and ds.attrs["receivers"] == "L2H1 L1H0"
+    apart = path_patch(tiny, task, SOME, [(2, 1), (1, 0)], component=("v", "k"), together=False)
+    assert apart.effect.dims == ("component", "sender", "receiver", "prompt")
+    for c in "kv":
+        np.testing.assert_allclose(apart.effect.sel(component=c), path_patch(tiny, task, SOME, [(2, 1), (1, 0)], component=c, together=False).effect, atol=1e-5)
+    every = path_patch(tiny, task, "mlp", "heads", component=("q", "v"))
+    assert every.effect.dims == ("component", "sender_layer", "layer", "head", "prompt")
+    np.testing.assert_allclose(every.effect.sel(component="v"), path_patch(tiny, task, "mlp", "heads", component="v").effect, atol=1e-5)
+    assert path_patch(tiny, task, component=("q", "v")).effect.dims == ("layer", "head", "prompt"), "the logits have no inputs"
+    assert ds.clean.dims == ("prompt",) and ds.attrs["component"] == ["q", "k", "v"] and ds.attrs["receivers"] == "L2H1 L1H0"
     s = summarise(ds.effect)
     assert s.attrs["n_tests"] == 3 * 8, "one family of all inputs; layer 2 sends to nobody"
     every = s.assign(significant=s["mean"].notnull())
@@ -169,7 +177,7 @@ def test_what_is_kept_leads_to_the_logits():
 
 def test_a_trace_narrows_and_saves(mini, tiny, tmp_path):
     task = ioi_task(mini.tokenizer, n=10)
-    ds = trace(mini, task, depth=2, k=1, components="q", senders=[(2, 0), (1, 3), (2, 2), (1, 1)], least=0.0, through_mlps=False)
+    ds = trace(mini, task, depth=2, k=1, component="q", senders=[(2, 0), (1, 3), (2, 2), (1, 1)], least=0.0, through_mlps=False)
     assert set(ds.sender.values) == {"embed", "L2H0", "L1H3", "L2H2", "L1H1"} and set(ds.component.values) == {"", "q"} and ds.attrs["through_mlps"] is False
     save(ds, "t", tmp_path)
     assert load("t", tmp_path).identical(ds)
@@ -192,7 +200,7 @@ def test_a_trace_shows_how_far_it_is(mini, monkeypatch):
     assert bars and all(n == total > 0 for n, total in bars)
 
 
-@pytest.mark.parametrize("bad", [dict(depth=0), dict(k=0), dict(k=True), dict(depth=1.5), dict(least=-1), dict(least=float("nan")), dict(components=[]), dict(components=["z"]), dict(senders=[(0, 9)]), dict(direction="up")])
+@pytest.mark.parametrize("bad", [dict(depth=0), dict(k=0), dict(k=True), dict(depth=1.5), dict(least=-1), dict(least=float("nan")), dict(component=[]), dict(component=["z"]), dict(component="qk"), dict(component=["q", "q"]), dict(senders=[(0, 9)]), dict(direction="up")])
 def test_traces_that_make_no_sense(tiny, bad):
     with pytest.raises(ValueError, match=next(iter(bad)).removesuffix("s")) as e:
         trace(tiny, ioi_task(tiny.tokenizer, n=2), **bad)
@@ -208,7 +216,7 @@ def planted():
 def test_a_trace_finds_what_was_planted(planted, make, tells):
     """Name movers and the negative one from the logits; from their queries who tells them; nothing that is not there."""
     known, task = truth(), make(planted.tokenizer, n=12)
-    ds = trace(planted, task, depth=3, components=("q", "v"))
+    ds = trace(planted, task, depth=3, component=("q", "v"))
     name = lambda part: {f"L{l}H{h}" for l, h in known.find(part)}
     first, second, *_ = ds.attrs["followed"]
     assert set(first) == name("name mover") | name("negative name mover") and set(second) == name(tells)
