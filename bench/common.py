@@ -102,8 +102,8 @@ def needed(cfg, site, by, n, length, first):
     return n * total
 
 
-def needed_paths(cfg, receivers, n, length, first):
-    """The same for paths from every head: into the logits one vector each, into later heads' queries everything after the receiver."""
+def needed_paths(cfg, receivers, n, length, first, senders=None):
+    """The same for paths from every head, or from `senders` heads (layer, head) alone: into the logits one vector each, into later heads' queries everything after the receiver."""
     d, wide, layers, heads = cfg.d_model, cfg.d_mlp, cfg.n_layers, cfg.n_heads
     rows = length - first
     kv, q, o, mlp = 4 * d * d, 2 * d * d, 2 * d * d, 4 * d * wide
@@ -113,10 +113,10 @@ def needed_paths(cfg, receivers, n, length, first):
     total = whole(0, 0) + whole(0, first)
     write = 2 * d * d // heads
     if receivers == "logits": return n * (total + layers * heads * write)
+    senders = [(l, h) for l in range(layers) for h in range(heads)] if senders is None else senders
     for m in range(1, layers):
         r = 1 if m == layers - 1 else rows
-        senders = m * heads
-        total += senders * (r * (write + q) + attention(length - r, r) + heads * (r * (write + mlp) + whole(m + 1, first)))
+        total += sum(l < m for l, _ in senders) * (r * (write + q) + attention(length - r, r) + heads * (r * (write + mlp) + whole(m + 1, first)))
     return n * total
 
 

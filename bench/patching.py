@@ -25,7 +25,9 @@ SWEEPS = {  # name -> (site, by)
     "pattern by head": ("pattern", "head"), "z by head and position": ("z", "head_position"),
     "heads to logits": ("path", "logits"), "heads to later heads' q": ("path", "heads"),
 }
-HEAVY = {"q by head", "k by head", "v by head", "pattern by head", "z by head and position"}  # of ours too a part is timed where N is large
+# Of ours too a part is timed where N is large: every fourth head, scaled by their number; of the paths between heads, those from
+# one head of every other layer, scaled by the operations that they need.
+HEAVY = {"q by head", "k by head", "v by head", "pattern by head", "z by head and position", "heads to later heads' q"}
 # what to reach, in multiples of TransformerLens: MRS, IOI and worst at N = 50, MRS at N = 1
 GOALS = {"z by head": (7, 10, 4, 14), "resid_pre by position": (24, 40, 7, 35), "attn_out by position": (24, 40, 7, 35), "mlp_out by position": (24, 40, 7, 35),
          **{f"{s} by head": (6, 8, 3.5, 12) for s in ("q", "k", "v", "pattern")}, "z by head and position": (25, 40, 7, 35),
@@ -115,22 +117,23 @@ def sweep(name, args):
         for shape in args.shapes:
             for sweep in args.sweeps:
                 site, by = SWEEPS[sweep]
-                n_now = min(n, args.n_pairs) if (site, by) == ("path", "heads") else n
-                arguments = prompts(model, shape, n_now)
+                arguments = prompts(model, shape, n)
                 length, differ = SHAPES[shape]
                 part = args.every if n > 1 and sweep in HEAVY else 1
                 if site == "path":
-                    flops = needed_paths(model.cfg, by, n_now, length, differ[0])
+                    flops = needed_paths(model.cfg, by, n, length, differ[0])
+                    senders = "head" if part == 1 else [(l, l % model.cfg.n_heads) for l in range(0, model.cfg.n_layers, 2)]
+                    whole = flops / needed_paths(model.cfg, by, n, length, differ[0], None if part == 1 else senders)
                     def ours():
-                        s, kept["ours"] = seconds(lambda: run_paths(model, *arguments, receivers=by)[0])
-                        return s, None
+                        s, kept["ours"] = seconds(lambda: run_paths(model, *arguments, senders=senders, receivers=by)[0])
+                        return s * whole, None
                     def theirs():
                         t, values, kept["picked"] = lens_paths(model, by, *arguments, args.sample)
                         return t, None
                 else:
-                    whole = cells(model, by, n_now, length)
+                    whole = cells(model, by, n, length)
                     todo = [c for c in whole if part == 1 or c.head % part == 0]
-                    flops = needed(model.cfg, site, by, n_now, length, differ[0])
+                    flops = needed(model.cfg, site, by, n, length, differ[0])
                     def ours():
                         s, kept["ours"] = seconds(lambda: run_fast(model, *arguments, site, todo))
                         return s * len(whole) / len(todo), None
@@ -138,15 +141,15 @@ def sweep(name, args):
                         t, kept["theirs"], kept["picked"] = lens(model, site, by, todo, *arguments, args.sample, len(whole))
                         return t, None
                 kept = {}
-                s, t, ratio, peak, repeats = pairs(ours, theirs, args.repeats)
+                s, t, ratio, peak, repeats = pairs(ours, theirs, args.repeats, args.enough)
                 gap = None if site == "path" else float((kept["ours"].mean(-1)[kept["picked"]] - kept["theirs"]).abs().max())
                 sample = kept["picked"] if isinstance(kept["picked"], int) else len(kept["picked"])
                 column = {("MRS", True): 0, ("IOI", True): 1, ("worst", True): 2, ("MRS", False): 3}.get((shape, n > 1))
                 goal = None if column is None or name != "random" else GOALS[sweep][column]
-                rows = [r for r in rows if (r["shape"], r["n"], r["sweep"]) != (shape, n_now, sweep)]
-                rows.append({"shape": shape, "n": n_now, "sweep": sweep, "ours_seconds": s, "theirs_seconds": t, "ratio": ratio, "goal": goal, "theirs_sample": sample,
-                             "needed_flops": flops, "matmul_rate": peak, "share": flops / s / peak, "largest_difference": gap, "repeats": repeats, "ours_every": part, "threads": torch.get_num_threads(), "clock": args.clock})
-                print(f"{shape:6} {n_now:3} {sweep:26} {s:8.2f}s {t:15.1f}s {ratio:6.1f}x {goal or '':>5} {flops / s / peak:5.0%}  {'' if gap is None else f'{gap:.1e}'}", flush=True)
+                rows = [r for r in rows if (r["shape"], r["n"], r["sweep"]) != (shape, n, sweep)]
+                rows.append({"shape": shape, "n": n, "sweep": sweep, "ours_seconds": s, "theirs_seconds": t, "ratio": ratio, "goal": goal, "theirs_sample": sample,
+                             "needed_flops": flops, "matmul_rate": peak, "share": flops / s / peak, "largest_difference": gap, "repeats": int(repeats), "ours_every": part, "threads": torch.get_num_threads(), "clock": args.clock})
+                print(f"{shape:6} {n:3} {sweep:26} {s:8.2f}s {t:15.1f}s {ratio:6.1f}x {goal or '':>5} {flops / s / peak:5.0%}  {'' if gap is None else f'{gap:.1e}'}", flush=True)
                 out.write_text(json.dumps({"machine": machine(), "model": name, "rows": rows}, indent=1))
 
 
@@ -155,7 +158,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time of one thread, for a busy machine")
     parser.add_argument("--n", type=int, nargs="*", default=[50, 1])
-    parser.add_argument("--n-pairs", type=int, default=2, help="prompts of the sweep over all pairs of heads where n is larger")
+    parser.add_argument("--enough", type=float, default=60, help="seconds after which no further pair of a row is begun")
     parser.add_argument("--every", type=int, default=4, help="of the heaviest sweeps time only every so many heads of ours, and scale")
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), choices=list(SWEEPS))
