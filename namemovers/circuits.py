@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['OTHER', 'ABLATIONS', 'REFERENCE', 'METHODS', 'SHARES', 'Node', 'node', 'positions_of', 'nodes', 'everywhere',
            'heads_of', 'reference_task', 'Ablated', 'run_circuits', 'circuit_of', 'faithfulness', 'score_nodes',
-           'ranking', 'prune', 'grow', 'random_circuits', 'curve', 'trade_off', 'area', 'completeness', 'minimality',
-           'published_circuit', 'overlap']
+           'larger', 'ranking', 'prune', 'grow', 'random_circuits', 'curve', 'trade_off', 'area', 'completeness',
+           'minimality', 'published_circuit', 'overlap', 'AblatedEdges', 'edge_ranking', 'least_faithful', 'held_out',
+           'cross_task', 'search_again']
 
-# %% ../nbs/07_circuits.ipynb #99bdf5d7
+# %% ../nbs/07_circuits.ipynb #913639d8
 import itertools
 import re
 import sys
@@ -16,19 +17,22 @@ import weakref
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from scipy import stats
 from tqdm.auto import tqdm
 
 from .data import NAMES, IOI_TEMPLATES, MRS_TEMPLATES, Task, ioi_task, mrs_task, name_token
+from . import edges as edges_module
+from . import plots
 from .activation_patching import METRICS
 from .attribution_patching import attribute
 from .engine import MAX_ROWS, Reader, embed, exactly, forward, ready
 from .path_patching import _Repeated
 from .published import IOI_ACTS_AT, IOI_HEADS
 from .results import provenance
-from .stats import head_name
+from .stats import estimate, head_name, summarise
 from .stats import overlap as stats_overlap
 
 # %% ../nbs/07_circuits.ipynb #7f236b51
@@ -309,10 +313,10 @@ def circuit_of(
     member = ds.member if name is None else ds.member.sel(circuit=name)
     return frozenset(node(str(n)) for n in member.node.values[member.values.astype(bool)])
 
-# %% ../nbs/07_circuits.ipynb #da790286
+# %% ../nbs/07_circuits.ipynb #d99757a8
 def _bootstrap(statistic, n, confidence, n_resamples, seed):
     "Percentile interval of a statistic of prompts: a function of their indices [..., n]."
-    if n < 2: return np.nan, np.nan
+    if n < 2 or np.isnan(statistic(np.arange(n))): return np.nan, np.nan
     ci = stats.bootstrap((np.arange(n),), lambda i, axis=-1: statistic(i), method="percentile", vectorized=True, batch=max(1, int(1e6) // n),
                          n_resamples=n_resamples, confidence_level=confidence, rng=np.random.default_rng(seed)).confidence_interval
     return float(ci.low), float(ci.high)
@@ -321,15 +325,20 @@ def _share(values, model, empty):
     "Normalised faithfulness of means; NaN where the model does nothing that the empty circuit does not."
     with np.errstate(divide="ignore", invalid="ignore"): return (values - empty) / np.where(model == empty, np.nan, model - empty)
 
+def _size(value, low, high):
+    "A number with its interval without the sign: from 0 where the interval holds it."
+    return abs(value), 0. if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high))
+
 def _intervals(rows, dims, n, confidence, n_resamples, seed, attrs):
     "`value`, `low` and `high` of statistics; `rows` gives {coordinates: statistic} and `dims` the coordinates' names."
     found = {at: (float(f(np.arange(n))), *_bootstrap(f, n, confidence, n_resamples, seed)) for at, f in rows.items()}
+    found = {at: _size(*v) if at[-1] == "gap" else v for at, v in found.items()}
     axes = [list(dict.fromkeys(at[i] for at in found)) for i in range(len(dims))]
     cube = np.array(list(found.values())).reshape(*map(len, axes), 3)
     return xr.Dataset({k: (dims, cube[..., i]) for i, k in enumerate(("value", "low", "high"))}, coords=dict(zip(dims, axes)),
                       attrs=attrs | {"confidence": confidence, "n_resamples": n_resamples})
 
-# %% ../nbs/07_circuits.ipynb #286ecf51
+# %% ../nbs/07_circuits.ipynb #f0227f6b
 def faithfulness(
     ds: xr.Dataset,            # from `run_circuits`
     confidence: float = 0.95,  # of the interval
@@ -342,35 +351,36 @@ def faithfulness(
     - "ratio": F(C) / F(M), the share of the model's metric (the paper's 87 %)
     - "normalised": (m(C) - m(empty)) / (m(M) - m(empty)), as in the MIB benchmark (Mueller et al. 2025)
 
-    The interval is a percentile bootstrap over prompts, the same ones for circuit, model and empty circuit."""
+    The interval is a percentile bootstrap over prompts, the same ones for circuit, model and empty circuit. That of the gap is
+    the interval of F(M) - F(C) without its sign, from 0 on where it holds 0."""
     values, model, empty = ds[ds.attrs["metric"]].values, ds.model.values, ds.empty.values
     rows = {}
     for name, v in zip(ds.circuit.values.tolist(), values):
-        rows[name, "gap"] = lambda i, v=v: np.abs(model[i].mean(-1) - v[i].mean(-1))
+        rows[name, "gap"] = lambda i, v=v: model[i].mean(-1) - v[i].mean(-1)
         rows[name, "ratio"] = lambda i, v=v: _share(v[i].mean(-1), model[i].mean(-1), 0.)
         rows[name, "normalised"] = lambda i, v=v: _share(v[i].mean(-1), model[i].mean(-1), empty[i].mean(-1))
     return _intervals(rows, ("circuit", "measure"), len(model), confidence, n_resamples, seed, ds.attrs)
 
-# %% ../nbs/07_circuits.ipynb #860ab952
-METHODS = ("gates", "patching", "knockout")
+# %% ../nbs/07_circuits.ipynb #2814dad2
+METHODS = ("gates", "patching", "knockout", "larger")
 
 def score_nodes(
     model,                  # as in `run_circuits`
     task,
     method: str = "gates",  # one of `METHODS`
-    steps: int = 5,         # backward passes of "gates" and "patching"; 1: the gradient at the model, no integral
+    steps: int = 5,         # backward passes of "gates", "patching" and "larger"; 1: the gradient at the model, no integral
     **how,                  # ablation ("patching" is always into "resample"), reference, mlps, metric, seed, memory_budget: as in `run_circuits`
 ) -> xr.Dataset:
     """What each node adds to the metric: `score` over `node` and `prompt`, positive where the node helps.
 
-    "gates" and "patching" are first-order estimates, named in `attrs["approximation"]`; "knockout" is exact. The gates' scores
-    sum to the model's metric minus the empty circuit's, up to the number of steps. Raises ValueError for an unknown method,
+    "gates" and "patching" are first-order estimates, named in `attrs["approximation"]`; "knockout" is exact; "larger" is for each node the
+    one of gates and knockout whose mean is larger in size. The gates' scores sum to the model's metric minus the empty circuit's, up to the number of steps. Raises ValueError for an unknown method,
     fewer than one step and a metric without a gradient, and what `Ablated` raises."""
     if method not in METHODS: raise ValueError(f"method={method!r} is not one of {', '.join(map(repr, METHODS))}")
     if steps < 1: raise ValueError(f"steps={steps}: give at least 1")
     run = Ablated(model, task, **how | ({"ablation": "resample"} if method == "patching" else {}))
     if run.metric == "rank" and method != "knockout": raise ValueError("metric='rank' has no gradient: choose another, or method='knockout'")
-    values = {"gates": _by_gates, "patching": _by_patching, "knockout": _by_knockout}[method](run, steps)
+    values = {"gates": _by_gates, "patching": _by_patching, "knockout": _by_knockout, "larger": _by_larger}[method](run, steps)
     approximation = None if method == "knockout" else "first order" if steps == 1 else f"integrated gradients in {steps} steps"
     attrs = {"method": method, "measurement": "scores of nodes"} | ({"approximation": approximation} if approximation else {})
     return xr.Dataset({"score": (("node", "prompt"), values)}, coords={"node": [str(n) for n in run.universe], "prompt": np.arange(values.shape[1])}, attrs=run.attrs | attrs)
@@ -412,6 +422,18 @@ def _by_knockout(run, steps):
     values = run([everything, *(everything - {n} for n in run.universe)])
     return values[0] - values[1:]
 
+def _by_larger(run, steps): return _larger(_by_gates(run, steps), _by_knockout(run, steps))
+
+def _larger(gates, knockout): return np.where(np.abs(gates.mean(1, keepdims=True)) > np.abs(knockout.mean(1, keepdims=True)), gates, knockout)
+
+def larger(
+    gates: xr.Dataset,    # from `score_nodes`
+    knockout: xr.Dataset, # from `score_nodes`, of the same nodes and prompts
+) -> xr.Dataset:          # what method="larger" gives
+    "The larger of two scores that are there already, node by node."
+    if not gates.score.coords.equals(knockout.score.coords): raise ValueError("gates and knockout must be scores of the same nodes and prompts, in one order")
+    return gates.assign(score=(("node", "prompt"), _larger(gates.score.values, knockout.score.values))).assign_attrs(method="larger")
+
 def ranking(
     scores: xr.Dataset,    # from `score_nodes`, `grow` or `prune`
     signed: bool = False,  # the most helpful first, the most harmful last; False: by absolute value
@@ -421,11 +443,11 @@ def ranking(
     mean = scores.score.mean("prompt").values
     return [node(str(scores.node.values[i])) for i in np.argsort(-(mean if signed else np.abs(mean)), kind="stable")]
 
-# %% ../nbs/07_circuits.ipynb #72eeefb0
+# %% ../nbs/07_circuits.ipynb #41355945
 def prune(
     model,                         # as in `run_circuits`
     task,                          # the prompts to search on; report on others
-    scores: xr.Dataset | None = None, # from `score_nodes`: the order to try in; by default of "gates"
+    scores: xr.Dataset | None = None, # from `score_nodes`: the order to try in; by default "larger"
     tolerance: float = 0.1,        # how far normalised faithfulness may be from 1
     start=None,                    # the circuit to start from; by default all nodes
     progress: bool | None = None,  # a progress bar: True, False, or None for only on a terminal
@@ -435,12 +457,15 @@ def prune(
 
     Nodes are tried from the lowest |score| up, in blocks that are halved down to single nodes, and passes go on until no single
     node can be removed: the result is minimal in that sense (the thresholded removal of ACDC, Conmy et al. 2023, by node and
-    with one budget for the whole circuit). Returns `member` over `node`, the nodes in the order of importance that the search gives (kept
+    with one budget for the whole circuit). Nodes go together only if their |scores| sum to no more than the tolerance, so that two that
+    work against each other do not go because they cancel. Returns `member` over `node`, the nodes in the order of importance that the search gives (kept
     ones first, then the last removed); the metric [step, prompt] and `size` [step] after every removal; `model` and `empty`
     [prompt]. Raises ValueError if `start` is not within the tolerance, or model and empty circuit do the same."""
-    run, order, target = _search(model, task, scores, tolerance, how)
+    run, scores, order, target = _search(model, task, scores, tolerance, how)
     kept = order[::-1] if start is None else [n for n in order[::-1] if n in frozenset(start)] # the least important first
     value, removed = run([kept])[0], []
+    weight = dict.fromkeys(order, 0.) if "score" not in scores else dict(zip(map(node, scores.node.values.tolist()), np.abs(scores.score.mean("prompt").values)))
+    budget = tolerance * abs(float((run.ends[0] - run.ends[1]).mean()))
     path = [(len(kept), value)]
     if target(value) > tolerance: raise ValueError(f"start: it is {target(value):.2f} away from full faithfulness, more than tolerance={tolerance}; start from a larger circuit")
     with _bar(progress, len(kept), "pruning") as bar:
@@ -449,8 +474,9 @@ def prune(
             i, before = 0, len(kept)
             while i < len(kept):
                 block = kept[i:i + size]
-                value = run([kept, kept[:i] + kept[i + size:]])[1]
-                if target(value) <= tolerance:
+                together = len(block) == 1 or sum(weight[n] for n in block) <= budget
+                if together: value = run([kept, kept[:i] + kept[i + size:]])[1]
+                if together and target(value) <= tolerance:
                     del kept[i:i + size]
                     removed += block
                     path.append((len(kept), value))
@@ -463,7 +489,7 @@ def prune(
 def grow(
     model,                         # as in `run_circuits`
     task,                          # the prompts to search on; report on others
-    scores: xr.Dataset | None = None, # from `score_nodes`: the order in which nodes are candidates; by default of "gates"
+    scores: xr.Dataset | None = None, # from `score_nodes`: the order in which nodes are candidates; by default "larger"
     tolerance: float = 0.1,        # stop when normalised faithfulness is that close to 1
     width: int = 8,                # candidates a step
     limit: int | None = None,      # nodes at most; by default all
@@ -474,7 +500,7 @@ def grow(
 
     Returns what `prune` does, the nodes in the order in which they were added and then by score."""
     if width < 1: raise ValueError(f"width={width}: give at least 1")
-    run, order, target = _search(model, task, scores, tolerance, how)
+    run, _, order, target = _search(model, task, scores, tolerance, how)
     kept, rest, value = [], order, run([()])[0]
     path, limit = [(0, value)], len(order) if limit is None else limit
     with _bar(progress, limit, "growing") as bar:
@@ -490,12 +516,13 @@ def grow(
 def _search(model, task, scores, tolerance, how):
     if not 0 <= tolerance < 1: raise ValueError(f"tolerance={tolerance}: give a share from 0 up to 1")
     run = Ablated(model, task, **how)
-    order = ranking(score_nodes(model, task, **how) if scores is None else scores)
+    scores = score_nodes(model, task, "knockout" if how.get("metric") == "rank" else "larger", **how) if scores is None else scores
+    order = ranking(scores)
     if set(order) != set(run.universe): raise ValueError("scores are of other nodes than the task has: make them with score_nodes for this task, with the same mlps")
     run.ends = run([run.universe, ()])
     distance = float(run.ends[0].mean() - run.ends[1].mean())
     if abs(distance) < 1e-6: raise ValueError("task: the model and the empty circuit give the same metric, so there is nothing to find; choose another task or reference")
-    return run, order, lambda value: abs(float(run.ends[0].mean() - value.mean()) / distance)
+    return run, scores, order, lambda value: abs(float(run.ends[0].mean() - value.mean()) / distance)
 
 def _bar(progress, total, what): return tqdm(total=total, desc=what, unit="node", disable=not (sys.stderr.isatty() if progress is None else progress))
 
@@ -506,7 +533,7 @@ def _found(run, order, size, path, what, tolerance, **about):
     ds.attrs = run.attrs | {"measurement": "circuit search", "search": what, "tolerance": tolerance} | about
     return ds
 
-# %% ../nbs/07_circuits.ipynb #daff0a7f
+# %% ../nbs/07_circuits.ipynb #298acdb3
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) # MIB's grid: shares of all nodes (or edges)
 
 def random_circuits(
@@ -545,7 +572,7 @@ def curve(
     named = [frozenset(order[:k]) for order in rankings.values() for k in sizes]
     drawn = list(zip(*(random_circuits(run.universe, k, random, [seed, k]).values() for k in sizes)))
     values = run([frozenset(run.universe), frozenset(), *named, *itertools.chain(*drawn)])
-    n, shape = values.shape[1], lambda v, first: v.reshape(first, len(sizes), -1)
+    n, shape = values.shape[1], lambda v, first: v.reshape(first, len(sizes), n)
     ds = xr.Dataset({run.metric: (("ranking", "share", "prompt"), shape(values[2:2 + len(named)], len(rankings))),
                      "random": (("draw", "share", "prompt"), shape(values[2 + len(named):], random)),
                      "model": ("prompt", values[0]), "empty": ("prompt", values[1]), "size": ("share", sizes)},
@@ -707,3 +734,194 @@ def overlap(
     for name, members in (("a", a), ("b", b)):
         if stray := set(members) - set(universe): raise ValueError(f"{name}: {next(iter(stray))} is not in the universe of {len(universe)}; give circuits of one model and task")
     return stats_overlap(*(xr.DataArray([u in members for u in universe], dims="node") for members in (set(a), set(b))))
+
+# %% ../nbs/07_circuits.ipynb #792c4cea
+class AblatedEdges:
+    "As `Ablated`, for circuits of edges (labels such as \"L0H1 → L2H3 q\"): what `curve` takes as `run`."
+    def __init__(self,
+        model,                      # a `TransformerBridge`
+        task,                       # a `Task`
+        ablation: str = "mean",     # as in `edges.run_edges`
+        reference=None,             # a `Task` whose corrupted prompts are the reference
+        metric: str = "logit_diff", # as in `patch`
+    ):
+        self.model, self.task, self.how, self.metric = model, task, dict(ablation=ablation, reference=reference, metric=metric), metric
+        self.universe, self.attrs = edges_module.graph(model).labels, provenance(model, task, **self.how | {"reference": None if reference is None else f"{len(reference)} corrupted prompts of {reference.name} ({reference.corruption}, seed {reference.seed})"})
+
+    def __call__(self,
+        circuits, # sets of labels
+    ) -> np.ndarray: # the metric [circuit, prompt]
+        return edges_module.run_edges(self.model, self.task, list(circuits), progress=False, **self.how)[self.metric].values
+
+def edge_ranking(
+    scores: xr.Dataset,    # from `edges.attribute_edges`, `edges.ablate_edges` or `edges.acdc`
+    signed: bool = False,  # by the effect itself; False: by its absolute value
+) -> list[str]:            # labels of all edges, the most important first
+    "Edges by what they do: by effect, or, of ACDC, those it kept and then those it cut, each by how much worse the metric was when they were tried."
+    if "rise" in scores: # tested edges with their rise; the others were never read by anything
+        rise = dict(zip(scores.tested.values.tolist(), scores.rise.values))
+        size = np.array([rise.get(e, -np.inf) for e in scores.edge.values.tolist()])
+        order = np.lexsort((-size, ~scores.circuit.values.astype(bool)))
+    else:
+        mean = scores.effect.mean("prompt").values
+        order = np.argsort(-np.nan_to_num(mean if signed else np.abs(mean), nan=-np.inf), kind="stable")
+    return [str(e) for e in scores.edge.values[order]]
+
+def least_faithful(
+    ds: xr.Dataset,          # from `curve`, on the prompts of the search
+    name: str,               # of the ranking
+    tolerance: float = 0.1,  # how far normalised faithfulness may be from 1
+) -> int:                    # how many of the ranking's first
+    "The smallest size of a curve at which the circuit is faithful, within the tolerance, and stays so at all larger ones."
+    f = _share(ds[ds.attrs["metric"]].sel(ranking=name).mean("prompt").values, float(ds.model.mean()), float(ds.empty.mean()))
+    far = np.flatnonzero(~(np.abs(1 - f) <= tolerance))
+    if len(far) and far[-1] == len(f) - 1: raise ValueError(f"ds: at its largest share, {float(ds.share[-1])}, {name!r} is not faithful within {tolerance}; give shares up to 1")
+    return int(ds["size"].values[far[-1] + 1 if len(far) else 0])
+
+# %% ../nbs/07_circuits.ipynb #710e7637
+def held_out(
+    make,               # `ioi_task` or `mrs_task`
+    tokenizer,          # a Hugging Face tokenizer
+    n: int,             # prompts to report on
+    seed: int,          # of the drawing
+    search: int = 30,   # prompts to search on, at most n
+    n_reference: int = 200, # reference prompts of each
+    **more,             # further arguments of `make`
+) -> tuple:             # ((search, reference of it), (report, reference of it))
+    "Two tasks without a common name: half of the shipped names each, as far as they are one token. Raises ValueError where fewer than 20 are."
+    def whole(name):
+        try: return all(name_token(tokenizer, name, start) >= 0 for start in (True, False))
+        except ValueError: return False
+    names = [n for n in NAMES if whole(n)]
+    if len(names) < 20: raise ValueError(f"tokenizer: only {len(names)} of the shipped names are one token both at the start of a text and after a space; make the two tasks with names= of your own")
+    found, report = make(tokenizer, n=min(n, search), seed=seed + 1, names=names[::2], **more), make(tokenizer, n=n, seed=seed, names=names[1::2], **more)
+    return tuple((t, reference_task(t, n_reference, t.seed + 2, half)) for t, half in ((found, names[::2]), (report, names[1::2])))
+
+# %% ../nbs/07_circuits.ipynb #994711b0
+def cross_task(
+    model,           # as in `run_circuits`
+    heads: dict,     # {task: (layer, head) pairs}: the heads of its circuit
+    tasks: dict,     # {task: (a `Task`, its reference)}, the same names, as many prompts each
+    random: int = 10,# random sets of heads for each of `heads`
+    seed: int = 0,   # of their drawing
+    **how,           # ablation, mlps, metric, memory_budget: as in `run_circuits`
+) -> xr.Dataset:
+    """Each task's heads, at all positions, on each task.
+
+    Returns the metric over `on` (the task run), `circuit` and `prompt`, the circuits being each task's heads, "shared" (the heads of all) and "either";
+    `random` [on, like, draw, prompt], sets of as many heads as those of the task `like`; `model` and `empty` [on, prompt]; `n_heads` [circuit].
+    Raises ValueError where names differ, and what `run_circuits` raises."""
+    if set(heads) != set(tasks): raise ValueError(f"heads are of {sorted(heads)} and tasks of {sorted(tasks)}; give the same names")
+    sets = {t: set(map(tuple, h)) for t, h in heads.items()}
+    circuits = {f"{t} heads": h for t, h in sets.items()} | {"shared": set.intersection(*sets.values()), "either": set.union(*sets.values())}
+    every = list(itertools.product(range(model.cfg.n_layers), range(model.cfg.n_heads)))
+    drawn = {t: list(random_circuits(every, len(h), random, seed).values()) for t, h in sets.items()}
+    parts = []
+    for t, (task, reference) in tasks.items():
+        run = Ablated(model, task, reference=reference, **how)
+        values = run([run.universe, (), *(everywhere(h, task) for h in (*circuits.values(), *itertools.chain(*drawn.values())))])
+        n = 2 + len(circuits)
+        parts.append(xr.Dataset({run.metric: (("circuit", "prompt"), values[2:n]), "random": (("like", "draw", "prompt"), values[n:].reshape(len(sets), random, len(task))), "model": ("prompt", values[0]), "empty": ("prompt", values[1])},
+                                attrs=run.attrs))
+    ds = xr.concat(parts, dim=xr.DataArray(list(tasks), dims="on", name="on"), combine_attrs="override", join="exact")
+    ds = ds.assign_coords(circuit=list(circuits), like=list(sets), draw=np.arange(random), prompt=np.arange(ds.sizes["prompt"])).assign(n_heads=("circuit", [len(h) for h in circuits.values()]))
+    ds.attrs |= {"measurement": "circuits across tasks", "task": ", ".join(tasks), "random_seed": seed}
+    return ds
+
+def search_again(
+    make,                    # `ioi_task` or `mrs_task`
+    model,                   # as in `run_circuits`
+    seeds,                   # of the prompts, one a search
+    n: int = 20,             # prompts a search
+    tolerance: float = 0.1,  # as in `prune`
+    **more,                  # further arguments of `make`
+) -> xr.DataArray:           # true or false [draw, layer, head], with `seed` along `draw`
+    "The heads of the circuits that pruning finds on other prompts, a search for each seed."
+    out = np.zeros((len(seeds), model.cfg.n_layers, model.cfg.n_heads), bool)
+    for member, seed in zip(out, seeds):
+        (task, reference), _ = held_out(make, model.tokenizer, n=n, seed=int(seed), search=n, **more)
+        for l, h in heads_of(circuit_of(prune(model, task, tolerance=tolerance, reference=reference))): member[l, h] = True
+    return xr.DataArray(out, dims=("draw", "layer", "head"), coords={"seed": ("draw", list(seeds)), "layer": np.arange(out.shape[1]), "head": np.arange(out.shape[2])}, name="member")
+
+# %% ../nbs/07_circuits.ipynb #7d3f643d
+def nodes_in_words(
+    circuit, # nodes
+) -> str:    # such as "L0H3 (S1, S2), L2H0 (END)"
+    "A circuit by head, with the positions of each."
+    by = {}
+    for n in sorted(circuit, key=lambda n: (n.layer, n.head is None, n.head or 0, n.position)): by.setdefault(str(n).split("@")[0], []).append(n.position)
+    return ", ".join(f"{head} ({', '.join(at)})" for head, at in by.items())
+
+def draw(
+    effects: xr.Dataset,    # from `edges.attribute_edges` or `edges.ablate_edges`
+    circuit,                # nodes
+    k: int = 25,            # edges, the largest
+    title: str | None = None,
+): # a plotly Figure
+    "The heads of a circuit, coloured by the position they act at, with the largest edges among them, MLPs and logits."
+    heads = [head_name(*h) for h in heads_of(circuit)]
+    part = lambda n: n in heads or n.startswith("MLP") or n == "logits"
+    within = np.array([part(s) and part(r) for s, r in zip(effects.sender.values, effects.receiver.values)])
+    size = np.where(within, np.abs(effects.effect.mean("prompt").values), -1)
+    chosen = np.sort(np.argsort(-size, kind="stable")[:min(k, int(within.sum()))])
+    roles = {}
+    for l, h in heads_of(circuit): roles.setdefault("at " + ", ".join(p for p in dict.fromkeys(n.position for n in sorted(circuit, key=str)) if Node(l, h, p) in circuit), []).append((l, h))
+    return plots.graph(summarise(effects.effect.isel(edge=chosen)), roles, title=title, alone=True)
+
+def completeness_figure(
+    ds: xr.Dataset,            # from `completeness`
+    title: str | None = None,
+): # a plotly Figure
+    "F(M∖K) against F(C∖K), a point for each K with its intervals; on the diagonal circuit and model are alike."
+    ends = {v: summarise(ds[v]) for v in ("model_without", "without")}
+    kinds = dict.fromkeys(ds.kind.values.tolist())
+    by_kind = {v: xr.concat([s["mean"].where(s.kind == k) for k in kinds], dim=xr.DataArray(list(kinds), dims="kind_of_K", name="kind_of_K")) for v, s in ends.items()}
+    fig = plots.points(by_kind["model_without"], by_kind["without"], by="kind_of_K", title=title, x_label="F(M∖K), model without K (logits)", y_label="F(C∖K), circuit without K (logits)")
+    error = lambda s: dict(type="data", symmetric=False, array=(s.high - s["mean"]).values, arrayminus=(s["mean"] - s.low).values, thickness=0.8, width=0)
+    fig.update_traces(error_x=error(ends["model_without"]), error_y=error(ends["without"]))
+    low, high = (float(f([f(s["mean"].values) for s in ends.values()])) for f in (np.min, np.max))
+    return fig.add_shape(type="line", x0=low, y0=low, x1=high, y1=high, line=dict(color=plots.GREY, width=1, dash="dot"), layer="below")
+
+def faithfulness_table(
+    ds: xr.Dataset, # from `run_circuits`; circuits called "random ..." are one row
+) -> pd.DataFrame:  # a row a circuit
+    "Size and the three measures of each circuit, with 95 % intervals; of random circuits the mean and the range."
+    f, size, rows = faithfulness(ds), ds["size"].values, []
+    for c, n in zip(ds.circuit.values.tolist(), size):
+        if not c.startswith("random "): rows.append({"circuit": c, "nodes": str(int(n)), **{m: estimate(f, circuit=c, measure=m) for m in ("gap", "ratio", "normalised")}})
+    drawn = [c for c in ds.circuit.values.tolist() if c.startswith("random ")]
+    if drawn:
+        v = f.value.sel(circuit=drawn)
+        rows.append({"circuit": f"{len(drawn)} random circuits, mean (range)", "nodes": str(int(ds["size"].sel(circuit=drawn[0]))),
+                     **{m: f"{estimate(v.sel(measure=m).mean())} ({estimate(v.sel(measure=m).min())} to {estimate(v.sel(measure=m).max())})" for m in ("gap", "ratio", "normalised")}})
+    return pd.DataFrame(rows).rename(columns={"gap": "|F(M) − F(C)| (logits)", "ratio": "F(C) / F(M)"})
+
+def area_table(
+    ds: xr.Dataset, # from `area`
+) -> pd.DataFrame:  # a row a ranking, the highest CPR first
+    "CPR and CMD with 95 % intervals."
+    order = ds.value.sel(area="CPR").sortby(ds.value.sel(area="CPR"), ascending=False).ranking.values.tolist()
+    return pd.DataFrame([{"ranking": r, **{k: estimate(ds, ranking=r, area=k) for k in ("CPR", "CMD")}} for r in order])
+
+def areas_in_words(
+    ds: xr.Dataset, # from `area`
+) -> str:
+    "Which ranking comes out first by each area, whether its interval stands clear of the next, and by how much all beat chance."
+    said = []
+    for k, sign, what in (("CPR", -1, "Highest CPR"), ("CMD", 1, "Lowest CMD")):
+        v = ds.sel(area=k).drop_sel(ranking="random")
+        first, second = v.ranking.values[np.argsort(sign * v.value.values, kind="stable")[:2]]
+        clear = v.low.sel(ranking=first) > v.high.sel(ranking=second) if k == "CPR" else v.high.sel(ranking=first) < v.low.sel(ranking=second)
+        said.append(f"{what}: {first}, {estimate(v, ranking=first)}; next {second}, {estimate(v, ranking=second)} ({'their intervals are apart' if clear else 'their intervals overlap'}); random circuits {estimate(ds, ranking='random', area=k)}.")
+    if float(ds.value.sel(area="CPR").max()) > 1: said.append("A CPR above 1 is that of circuits which do more than the model, since they leave out what speaks against the answer.")
+    return " ".join(said)
+
+def incomplete_in_words(
+    ds: xr.Dataset, # from `completeness`
+    k: int = 3,     # how many K
+) -> str:
+    "The K with the largest incompleteness scores, and how many differ significantly."
+    s, f = summarise(ds.difference), {v: ds[v].mean("prompt") for v in ("without", "model_without")}
+    order = np.argsort(-np.abs(s["mean"].values), kind="stable")[:k]
+    at = lambda i: f"{ds.subset.values[i]} (K = {nodes_in_words(circuit_of(ds.isel(subset=i))) or 'nothing'}): F(C∖K) {estimate(f['without'][i])}, F(M∖K) {estimate(f['model_without'][i])}, difference {estimate(s.isel(subset=i))}"
+    return f"For {int(s.significant.sum())} of {s.sizes['subset']} sets K circuit and model differ significantly. The largest: " + "; ".join(map(at, order)) + "."

@@ -9,7 +9,8 @@ import xarray as xr
 from test_activation_patching import made_task
 
 from namemovers import results
-from namemovers.circuits import (ABLATIONS, Ablated, Node, area, circuit_of, completeness, curve, everywhere, faithfulness, grow, heads_of,
+from namemovers.circuits import (ABLATIONS, METHODS, Ablated, AblatedEdges, Node, area, circuit_of, completeness, curve, edge_ranking, everywhere,
+                                 faithfulness, grow, held_out, heads_of, least_faithful,
                                  minimality, node, nodes, overlap, positions_of, prune, published_circuit, random_circuits, ranking,
                                  reference_task, run_circuits, score_nodes, trade_off)
 from namemovers.data import ioi_task, mrs_task
@@ -180,6 +181,8 @@ def test_faithfulness_by_hand():
     assert at("half", "gap")[0] == 2 and at("half", "ratio")[0] == 0.5 and at("half", "normalised")[0] == 0.5
     assert at("over", "gap") == [1, 1, 1] and at("over", "normalised") == [1.25, 1.25, 1.25]
     assert at("half", "ratio")[1] < 0.5 < at("half", "ratio")[2]
+    even = faithfulness(of_values([2, 2, 2, 2], [0, 0, 0, 0], a=[1, 3, 1, 3.1])).sel(circuit="a", measure="gap")
+    assert float(even.value) == pytest.approx(0.025) and float(even.low) == 0 and 0.9 <= float(even.high) <= 1.1  # F(M) - F(C) may be of either sign
     g = faithfulness(of_values([4, 4], [2, 2], a=[3, 3]))
     assert float(g.value.sel(circuit="a", measure="normalised")) == 0.5 and float(g.value.sel(circuit="a", measure="ratio")) == 0.75
     nothing = faithfulness(of_values([1, 1], [1, 1], a=[1, 1]))
@@ -254,7 +257,7 @@ def silent(tiny_folder):
 def test_silenced_heads_score_nothing_and_are_pruned(silent, unequal):
     model, heads = silent
     task, reference = unequal
-    for method in ("gates", "knockout", "patching"):
+    for method in METHODS:
         scores = score_nodes(model, task, method, steps=3, reference=reference)
         mean = np.abs(scores.score).mean("prompt")
         there = np.array([node(str(n))[:2] in heads for n in scores.node.values])
@@ -318,6 +321,30 @@ def test_patching_scores_add_up_by_position(tiny, unequal):
     np.testing.assert_allclose(together, drop.fillna(0).sum("position"), atol=1e-5)
     mlp = attribute(tiny, task, "mlp_out", by="position", direction="noise", steps=2)
     np.testing.assert_allclose(scores.score.sel(node="MLP1@D1"), (mlp.clean - mlp.logit_diff).sel(layer=1, position=5), atol=1e-5)
+
+
+def test_the_larger_of_two_scores(tiny, unequal):
+    task, reference = unequal
+    gates, knockout, larger = (score_nodes(tiny, task, m, reference=reference).score for m in ("gates", "knockout", "larger"))
+    own = abs(gates.mean("prompt")) > abs(knockout.mean("prompt"))
+    np.testing.assert_allclose(larger, xr.where(own, gates, knockout).transpose("node", "prompt"), atol=1e-5)
+    assert 0 < int(own.sum()) < own.size
+
+
+def test_two_that_cancel_do_not_go_together(tiny, unequal):
+    "A block is not dropped because what it adds and what it takes away happen to be alike."
+    task, reference = unequal
+    run = Ablated(tiny, task, reference=reference)
+    every = run.universe
+    knockout = score_nodes(tiny, task, "knockout", reference=reference)
+    mean = knockout.score.mean("prompt").values
+    distance = abs(float(run([every]).mean() - run([()]).mean()))
+    for tolerance in (0.05, 0.2):
+        found = prune(tiny, task, knockout, tolerance=tolerance, reference=reference)
+        order = [str(n) for n in found.node.values]
+        for before, after in zip(found["size"].values, found["size"].values[1:]):
+            gone = order[after:before]
+            assert len(gone) == 1 or sum(abs(mean[[str(n) for n in every].index(n)]) for n in gone) <= tolerance * distance + 1e-6
 
 
 def test_ranking(tiny, unequal):
@@ -425,3 +452,65 @@ def test_bad_input(tiny, unequal):
     with pytest.raises(ValueError, match="rankings"): curve(tiny, task, {"short": nodes(tiny, task)[1:]}, reference=reference)
     for f in (completeness, minimality):
         with pytest.raises(ValueError, match="circuit holds no node"): f(tiny, task, (), reference=reference)
+
+
+# edges
+
+def test_edges_have_the_same_curve(tiny, unequal):
+    from namemovers.edges import attribute_edges, graph, run_edges, top_edges
+    task, reference = unequal
+    scores = attribute_edges(tiny, task, ablation="mean", reference=reference)
+    run, order = AblatedEdges(tiny, task, reference=reference), edge_ranking(scores)
+    ds = curve(tiny, task, {"EAP": order}, shares=(0, 0.1, 1), random=2, run=run)
+    assert len(order) == len(graph(tiny)) and set(order) == set(run.universe)
+    k = int(ds["size"].sel(share=0.1))
+    own = run_edges(tiny, task, {"top": top_edges(scores, k)}, ablation="mean", reference=reference)
+    np.testing.assert_allclose(ds.logit_diff.sel(ranking="EAP", share=0.1), own.logit_diff.sel(circuit="top"), atol=2e-5)
+    np.testing.assert_allclose(ds.model, own.clean, atol=2e-5)
+    np.testing.assert_allclose(ds.empty, own.ablated, atol=2e-5)
+    assert edge_ranking(scores, signed=True)[-1] == str(scores.edge.values[np.argmin(scores.effect.mean("prompt").values)])
+
+
+def test_acdc_ranks_what_it_kept_first(tiny, unequal):
+    from namemovers.edges import acdc
+    task, reference = unequal
+    found = acdc(tiny, task, 0.002, ablation="mean", reference=reference)
+    order, kept = edge_ranking(found), {str(e) for e, c in zip(found.edge.values, found.circuit.values) if c}
+    assert len(kept) > 0 and set(order[:len(kept)]) == kept and len(set(order)) == found.sizes["edge"]
+    rise = dict(zip(found.tested.values, found.rise.values))
+    tried = [rise[e] for e in order[:len(kept)]]
+    assert tried == sorted(tried, reverse=True)
+
+
+def test_the_smallest_faithful_size():
+    ds = xr.Dataset({"logit_diff": (("ranking", "share", "prompt"), [[[0.], [0.95], [0.5], [1.05], [1.]]]), "model": ("prompt", [1.]), "empty": ("prompt", [0.]), "size": ("share", [0, 1, 2, 3, 4])},
+                    coords={"ranking": ["r"], "share": [0, .25, .5, .75, 1]}, attrs={"metric": "logit_diff"})
+    assert least_faithful(ds, "r") == 3 and least_faithful(ds, "r", 0.01) == 4
+    with pytest.raises(ValueError, match="largest share"): least_faithful(ds.isel(share=slice(0, 3)), "r")
+
+
+def test_held_out_prompts_share_no_name():
+    from conftest import small_tokenizer
+    tokenizer = small_tokenizer()
+    (search, a), (report, b) = held_out(mrs_task, tokenizer, n=12, seed=4, search=8, n_reference=30)
+    said = lambda task, tokens: {int(tokens[i, task.positions[p][i]]) for p in ("S1", "S2", "S3", "S4") for i in range(len(task))}
+    assert (len(search), len(report), len(a), len(b)) == (8, 12, 30, 30)
+    assert not (said(search, search.clean_tokens) | said(a, a.corrupted_tokens)) & (said(report, report.clean_tokens) | said(b, b.corrupted_tokens))
+    assert len({search.seed, report.seed, a.seed, b.seed}) == 4
+
+
+# a known truth
+
+@pytest.mark.parametrize("make", [ioi_task, mrs_task])
+def test_the_search_finds_the_planted_heads(make):
+    from namemovers.model import load_model
+    from namemovers.planted import truth
+    model, known = load_model("planted", device="cpu"), truth()
+    (search, reference), (report, other) = held_out(make, model.tokenizer, n=10, seed=0, search=8, n_reference=72)
+    circuit = circuit_of(prune(model, search, tolerance=0.1, reference=reference))
+    true, found = set(known.find(task=search.name)), set(heads_of(circuit))
+    assert found <= true  # nothing that has no part in it
+    movers = set(known.find("name mover", "negative name mover", task=search.name))
+    assert movers <= found and len(found) >= 0.6 * len(true)
+    f = faithfulness(run_circuits(model, report, {"c": circuit}, reference=other), n_resamples=200)
+    assert abs(1 - float(f.value.sel(circuit="c", measure="normalised"))) < 0.2  # on prompts without a common name
