@@ -167,7 +167,7 @@ def nodes(
     there = set(g.sender_of[mask]) | set(g.owner[g.input_of[mask]])
     return [name for i, name in enumerate([*g.senders, "logits"]) if i in there]
 
-# %% ../nbs/core/edges.ipynb #b9597aa5
+# %% ../nbs/core/edges.ipynb #3afa7e16
 ABLATIONS = ("resample", "mean", "mean_over_positions", "zero")
 
 @dataclass
@@ -177,7 +177,8 @@ class Setting:
     first: int            # with `resample` the first position that differs, for before it nothing is cut
     end: int              # the position read
     before: Run | None    # keys and values of the positions before `first`
-    here: torch.Tensor    # the embedding in this run [prompt, row, d_model]
+    here: torch.Tensor    # the embedding in this run [prompt, row, d_model],
+    own: dict             # and what is not ablated: z, mlp_out, q, k, v, a layer
     embed: torch.Tensor   # ablated values: of the embedding [prompt, row, d_model],
     z: list               # of the heads, a layer [prompt, head, row, d_head],
     mlp: list             # and of the MLPs, a layer [prompt, row, d_model]
@@ -190,7 +191,8 @@ class Setting:
             x = mid + out
         return heads, mlps, x[:, -1:]
 
-def _side(t): return t.transpose(0, 1)[:, None] # [prompt, head, row, d_head] -> [head, 1, prompt, row, d_head]
+def _qkv(w, run): # name -> a layer [prompt, head, row, d_head] -> as a state keeps them; in the last layer only END asks
+    return {name: [(t[:, :, -1:] if name == "q" and l == w.n_layers - 1 else t).transpose(0, 1)[:, None].clone() for l, t in enumerate(run[name])] for name in "qkv"}
 
 # %% ../nbs/core/edges.ipynb #5823806f
 def _group_means(w, tokens, rows): # of prompts [prompt, position] of one kind
@@ -239,7 +241,17 @@ class _Means:
             return t.expand(P, *t.shape)
         return everywhere(self.one[0]), *([everywhere(v) for v in part] for part in self.one[1:])
 
-# %% ../nbs/core/edges.ipynb #164cfac1
+# %% ../nbs/core/edges.ipynb #a608c80f
+def _joined(groups):
+    """Prompts of one length in one group, from the earliest of their first differences, where the rows computed in vain are few
+    or the groups are so small that their number is what costs."""
+    by_end = {}
+    for first, end, members in groups: by_end.setdefault(end, []).append((min(first, end), members)) # prompts that do not differ: END stands for the difference
+    for end, parts in by_end.items():
+        first, needed = min(f for f, _ in parts), sum(len(m) * (end + 1 - f) for f, m in parts)
+        if sum(len(m) for _, m in parts) * (end + 1 - first) <= max(256, 1.25 * needed): parts = [(first, torch.cat([m for _, m in parts]))]
+        for f, members in parts: yield f, end, members
+
 class _Job:
     "What all measurements of this module start from. `alone` [3, prompt]: the metric of the clean, the corrupted and the ablated run."
     def __init__(self, model, task, direction, metric, ablation, reference, memory_budget):
@@ -264,19 +276,18 @@ class _Job:
         base, donor = (self.clean, self.corrupted) if noise else (self.corrupted, self.clean)
         same = base == donor if self.ablation == "resample" else torch.zeros_like(base, dtype=torch.bool)
         for some in torch.arange(len(base), device=base.device).split(n_prompts):
-            for first, end, members in alike(same, self.read_at, some):
-                first = min(first, end) # prompts that do not differ: END stands for the difference
-                pair = two_runs(w, base[members, :end + 1], donor[members, :end + 1], first, members, ("k", "v"), ("z", "mlp_out", "q", "k", "v") if self.ablation == "resample" else ())
+            for first, end, members in _joined(alike(same, self.read_at, some)):
+                pair = two_runs(w, base[members, :end + 1], donor[members, :end + 1], first, members, kept := ("z", "mlp_out", "q", "k", "v"), kept if self.ablation == "resample" else ())
                 clean, corrupted = (pair.base, pair.donor) if noise else (pair.donor, pair.base)
                 self.finals[members] = clean.final[:, -1]
                 for values, run in zip(self.alone, (clean, corrupted)): values[members] = self.read(run.final[:, -1], members)
-                here, at_end = embed(w, base[members, :end + 1], first), lambda name, t, l: t[..., -1:, :] if name == "q" and l == w.n_layers - 1 else t
+                here, own = embed(w, base[members, :end + 1], first), {name: [t[..., first:, :] for t in pair.base[name]] for name in kept}
                 if self.ablation == "resample":
                     other = embed(w, donor[members, :end + 1], first), pair.donor["z"], pair.donor["mlp_out"]
-                    qkv = {name: [_side(at_end(name, t, l)) for l, t in enumerate(pair.donor[name])] for name in "qkv"}
+                    qkv = _qkv(w, pair.donor)
                 else: other, qkv = self.means.at(members, end + 1), None
                 before = Run(0, {name: [t[:, :, :first] for t in pair.base[name]] for name in "kv"}) if first else None
-                yield Setting(members, first, end, before, here, *other, qkv)
+                yield Setting(members, first, end, before, here, own, *other, qkv)
 
     def measure(self, x, prompts): # the stream at END [circuit, prompt, d_model] -> [circuit, prompt]
         return self.read(x.flatten(0, 1), prompts.repeat(len(x))).view(len(x), -1)
@@ -286,7 +297,7 @@ class _Job:
         stay in memory whatever is computed."""
         w, g, T, d, H = self.w, self.g, self.length, self.w.d_model, self.w.n_heads
         S, L, wide = len(g.senders), w.n_layers, w.layers[0].W_in.shape[1]
-        still = 4 * T * (d * (2 * S + 13 * L + 12) + 3 * wide + 3 * H * T)
+        still = 4 * T * (d * (2 * S + 18 * L + 12) + 3 * wide + 3 * H * T)
         moving = 4 * T * (d * (S + 2 * H + 20) + 2 * wide + 3 * H * T) + 5 * len(g.inputs) * S
         need = max(1, kept) * (still + moving)
         if memory_budget < need:
@@ -344,7 +355,7 @@ def _plan(g, state, masks):
         inputs[i + 3 * H] = changed[s + H] = (moved[i + 3 * H] or (used[i + 3 * H] & changed).any()) and useful[s + H]
     return inputs, changed
 
-# %% ../nbs/core/edges.ipynb #e12160d3
+# %% ../nbs/core/edges.ipynb #a3c65fe6
 def _project(w, l, name, heads, x, first, end): # x [head, circuit, prompt, row, d_model] -> [head, circuit, prompt, row, d_head]
     L, (h, C, P, Q, d) = w.layers[l], x.shape
     W, b = (getattr(L, f"{kind}_{name.upper()}").view(-1, w.n_heads, w.d_head).transpose(0, 1)[heads] for kind in "Wb")
@@ -405,14 +416,15 @@ def _nothing(w, g, s, sums):
     else: state.qkv = {name: list(layers) for name, layers in s.qkv.items()}
     return state
 
-def _all(w, g, s, sums):
-    "The state of the circuit of all edges."
-    state, full = _nothing(w, g, s, sums), g.dense(np.ones((1, len(g)), bool))
-    state.qkv = {name: [t.clone() for t in layers] for name, layers in state.qkv.items()}
-    state.take(_run(w, g, s, sums, state, full, everything=True))
-    return state
+def _all(w, g, s):
+    "The state of the circuit of all edges: the run in which nothing is ablated."
+    D = [(s.here - s.embed)[None]]
+    for L, z, z_ablated, out, out_ablated in zip(w.layers, s.own["z"], s.z, s.own["mlp_out"], s.mlp):
+        D += [torch.einsum("phrc,hcd->hprd", z - z_ablated, L.W_O.view(w.n_heads, w.d_head, -1)), (out - out_ablated)[None]]
+    E = torch.cat([t[:, :, -1] for t in D]).flatten(1)
+    return State(g.dense(np.ones(len(g), bool)), np.arange(len(g.senders)), torch.cat(D[:-2]).flatten(1), E, _qkv(w, s.own))
 
-# %% ../nbs/core/edges.ipynb #8a9277bd
+# %% ../nbs/core/edges.ipynb #c86315e9
 @exactly
 def _circuits(job, pick, near_all, memory_budget, progress):
     "The metric [circuit, prompt] of circuits: `near_all` [circuit] says which differ little from all edges; pick(numbers) gives their masks [circuit, edge]."
@@ -423,7 +435,7 @@ def _circuits(job, pick, near_all, memory_budget, progress):
         job.alone[2, s.prompts] = job.measure(_run(w, g, s, sums, state := _nothing(w, g, s, sums), state.mask[None]).final, s.prompts)[0]
         for start in (False, True):
             numbers = np.flatnonzero(near_all == start)
-            if start and len(numbers): state = _all(w, g, s, sums)
+            if start and len(numbers): state = _all(w, g, s)
             for i in range(0, len(numbers), size):
                 now = numbers[i:i + size]
                 out[torch.from_numpy(now).to(out.device)[:, None], s.prompts] = job.measure(_run(w, g, s, sums, state, g.dense(pick(now))).final, s.prompts)
@@ -443,7 +455,7 @@ def _bar(total, desc, progress, unit="run"): return tqdm(total=total, desc=desc,
 def run_edges(
     model,                        # a `TransformerBridge` that the fast engine is right about
     task,                         # a `Task`
-    circuits,                     # {name: circuit}, a list of circuits, or masks [circuit, edge]; a circuit is a mask [edge], or edges (see `Graph.mask`)
+    circuits,                     # {name: circuit}, a list of circuits, masks [circuit, edge] or one mask; a circuit is a mask [edge], or edges (see `Graph.mask`)
     ablation: str = "resample",   # what cut edges carry: one of `ABLATIONS`
     direction: str = "noise",     # "noise": the clean run, cut edges carry the corrupted run's values; "denoise": the two runs change places
     metric: str = "logit_diff",   # as in `patch`
@@ -462,7 +474,8 @@ def run_edges(
     model that the engine is not right about, and a budget too small for one circuit in one prompt.
     """
     g = graph(model)
-    if isinstance(circuits, xr.DataArray) and circuits.ndim == 2:
+    if isinstance(circuits, xr.DataArray | np.ndarray) and circuits.ndim == 1: circuits = [circuits]
+    if isinstance(circuits, xr.DataArray):
         axis = next(d for d in circuits.dims if d != "edge")
         circuits = {name: circuits.isel({axis: i}) for i, name in enumerate(circuits[axis].values if axis in circuits.coords else range(circuits.sizes[axis]))}
     named = circuits if isinstance(circuits, dict) else dict(enumerate(circuits))
@@ -501,7 +514,7 @@ def ablate_edges(
     coords = {k: [v[i] for i in chosen] if k == "edge" else ("edge", [v[1][i] for i in chosen]) for k, v in g.coords.items()}
     return _dataset(job, model, task, values, alone, "edge", coords, metric, reference, measurement="single edges")
 
-# %% ../nbs/core/edges.ipynb #571f0a88
+# %% ../nbs/core/edges.ipynb #4f1b2b4b
 def _through_norm(w, x, g): # the gradient g [prompt, ..., row, d_model] at norm(x) -> at x [prompt, row, d_model]
     shape = (len(x), *[1] * (g.dim() - 3), *x.shape[1:])
     h, scale = norm(w, x).view(shape), (x.var(-1, correction=0, keepdim=True) + w.eps).rsqrt().view(*shape[:-1], 1)
@@ -519,9 +532,9 @@ def _scores(w, g, s, state, x, read): # -> [prompt, input, sender]
     (P, n, d), H, S = x.shape, g.n_heads, len(g.senders)
     with torch.enable_grad():
         run = forward(w, x.detach().requires_grad_(), before=s.before, start=s.first, keep=("resid_pre", "resid_mid", "q", "k", "v", "mlp_out"))
-        at = [t for name in ("q", "k", "v", "mlp_out") for t in run[name]]
-        found = iter(torch.autograd.grad(read(run.final[:, -1], s.prompts).sum(), [*at, run.final]))
-    grads = {name: [next(found) for _ in w.layers] for name in ("q", "k", "v", "mlp_out")}
+        kinds = ("q", "k", "v", "mlp_out", "resid_pre" if w.parallel else "resid_mid")
+        found = torch.autograd.grad(read(run.final[:, -1], s.prompts).sum(), [t for name in kinds for t in run[name][:w.n_layers]] + [run.final])
+    grads = {name: found[i * w.n_layers:(i + 1) * w.n_layers] for i, name in enumerate(kinds)}
     out, positions = x.new_zeros(P, len(g.inputs), S), torch.arange(s.first, s.end + 1, device=x.device)
     def score(where, grad, at_end): # grad [prompt, input, row, d_model]
         if at_end: grad = grad[:, :, -1:]
@@ -529,17 +542,15 @@ def _scores(w, g, s, state, x, read): # -> [prompt, input, sender]
         values = (state.E if at_end else state.D)[:width].view(width, P, -1)
         out[:, where, :width] = grad.flatten(2) @ values.permute(1, 2, 0)
     for l, L in enumerate(w.layers):
-        i, last = l * (3 * H + 1), l == g.n_layers - 1
-        stream = run["resid_pre"][l].detach()
+        i, last, stream = l * (3 * H + 1), l == g.n_layers - 1, run["resid_pre"][l].detach()
+        rest = grads[kinds[-1]][l] - grads["mlp_out"][l] # what the MLP reads also goes on as it is, and where parallel to the heads
         for j, name in enumerate("qkv"):
             grad = grads[name][l] if name == "v" else _turned_back(w, grads[name][l], positions)
-            grad = torch.einsum("phrc,dhc->phrd", grad, getattr(L, f"W_{name.upper()}").view(d, H, -1))
-            score(slice(i + j * H, i + j * H + H), _through_norm(w, stream, grad), last and name == "q")
-        with torch.enable_grad():
-            stream = (stream if w.parallel else run["resid_mid"][l].detach()).requires_grad_()
-            grad, = torch.autograd.grad(mlp(w, L, stream), stream, grads["mlp_out"][l])
-        score(slice(i + 3 * H, i + 3 * H + 1), grad[:, None], last)
-    score(slice(len(g.inputs) - 1, len(g.inputs)), next(found)[:, None], True)
+            grad = _through_norm(w, stream, torch.einsum("phrc,dhc->phrd", grad, getattr(L, f"W_{name.upper()}").view(d, H, -1)))
+            if w.parallel: rest = rest - grad.sum(1)
+            score(slice(i + j * H, i + j * H + H), grad, last and name == "q")
+        score(slice(i + 3 * H, i + 3 * H + 1), rest[:, None], last)
+    score(slice(len(g.inputs) - 1, len(g.inputs)), found[-1][:, None], True)
     return out
 
 @exactly
@@ -554,7 +565,7 @@ def _attribution(job, steps, memory_budget, progress):
         sums = s.sums(w)
         nothing = _nothing(w, g, s, sums)
         job.alone[2, s.prompts] = job.measure(_run(w, g, s, sums, nothing, nothing.mask[None]).final, s.prompts)[0]
-        state, total = _all(w, g, s, sums), 0
+        state, total = _all(w, g, s), 0
         for i in range(steps):
             x = s.here + (0 if steps == 1 else (i + 0.5) / steps) * (s.embed - s.here)
             total = total + _scores(w, g, s, state, x, job.read) / steps
@@ -616,7 +627,7 @@ def top_edges(
         open_node(g.sender_of[e])
     return g.label(chosen)
 
-# %% ../nbs/core/edges.ipynb #ccaef9d7
+# %% ../nbs/core/edges.ipynb #3b797799
 RISES = {"kl": 1, "rank": 1, "logit_diff": -1, "logit": -1, "prob": -1} # with which sign a metric gets worse
 
 @exactly
@@ -627,7 +638,7 @@ def _search(job, threshold, sign, order, mask, decided, history, max_batch, memo
     places = []
     for s in job.settings(prompts):
         sums = s.sums(w)
-        state = _all(w, g, s, sums)
+        state = _all(w, g, s)
         if not mask.all(): state.take(_run(w, g, s, sums, state, g.dense(mask[None])))
         places.append((s, sums, state))
     largest = min(max_batch, *(circuits(len(s.prompts)) for s, *_ in places))

@@ -18,6 +18,7 @@ from namemovers.edges import ABLATIONS, Edge, Graph, ablate_edges, acdc, attribu
 from namemovers.engine import _weights, ready
 from namemovers.model import load_model
 from namemovers.path_patching import path_patch
+from namemovers.planted import truth
 from namemovers.results import load, save
 from namemovers.stats import overlap
 
@@ -426,6 +427,31 @@ def test_acdc_goes_on_where_it_was_interrupted(tiny, monkeypatch, tmp_path):
         acdc(tiny, task, 0.03, resume=part)
     with pytest.raises(ValueError, match="seed"):
         acdc(tiny, ioi_task(tiny.tokenizer, n=3, seed=1), 0.02, resume=part)
+
+
+# The truth
+
+
+@pytest.mark.parametrize("make", [ioi_task, mrs_task])
+def test_planted_edges_are_found(make):
+    """`planted` has a circuit that is known; what the estimates rank high and what ACDC keeps is planted."""
+    m = load_model("planted", device="cpu")
+    task, g, built = make(m.tokenizer, n=6), graph(m), truth()
+    planted, seen = ({g.number[Edge(e["sender"], e["receiver"], e["component"])] for e in some} for some in (built.paths(), built.paths(task.name, task.corruption)))
+    assert len(planted) < len(g) / 5
+    scores = {steps: attribute_edges(m, task, steps) for steps in (1, 5)}
+    for ds in scores.values():
+        assert set(np.flatnonzero(top_edges(ds, 20))) <= planted
+        size = abs(ds.effect.mean("prompt")).values
+        inside, outside = size[list(seen)], np.delete(size, list(planted))
+        assert (inside[:, None] > outside).mean() > 0.95  # the area under the curve
+    found = acdc(m, task, 0.03)
+    kept = set(np.flatnonzero(found.circuit))
+    assert len(kept) >= 10 and kept <= planted
+    assert {e for e in kept if g.edges[e].sender != "embed"} <= seen
+    exact = ablate_edges(m, task, sorted(seen))
+    strongest = sorted(seen)[int(abs(exact.effect.mean("prompt").values).argmax())]
+    assert strongest in kept
 
 
 # Results and bad input
