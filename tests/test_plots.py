@@ -157,7 +157,7 @@ def paths(n=30):
 
 def published_table():
     heads = sorted(h for members in IOI_HEADS.values() for h in members)
-    return pd.DataFrame([dict(sender=a, receiver=b, component="qkv"[(i + j) % 3], mean=(-1) ** i * (j + 1)) for i, a in enumerate(heads) for j, b in enumerate(heads) if a[0] < b[0] and (i * j) % 5 == 0]
+    return pd.DataFrame([dict(sender=a, receiver=b, component="qkv"[(i + j) % 3], mean=(-1) ** i * (j + 1)) for i, a in enumerate(heads) for j, b in enumerate(heads) if a[0] < b[0] and (i * j) % 9 == 0]
                         + [dict(sender=h, receiver="logits", component="", mean=1.0) for h in heads[-9:]])
 
 
