@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-__all__ = ["load_model"]
+__all__ = ["explore", "load_model"]
 
 
 def __getattr__(name):
@@ -11,4 +11,8 @@ def __getattr__(name):
         from .model import load_model
 
         return load_model
+    if name == "explore":
+        from .explorer import explore
+
+        return explore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
