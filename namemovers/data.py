@@ -505,7 +505,8 @@ def _place(tokenizer, wanted, text, ids, said, i):
     if which is None and len(stops) > 1: raise ValueError(f"{said}: {piece!r} is {len(stops)} times in prompt {i}, {text!r}; say which one, from ({piece!r}, 1) to ({piece!r}, {len(stops)}).")
     if which is not None and not 1 <= which <= len(stops): raise ValueError(f"{said}: prompt {i} has {piece!r} {len(stops)} times, so there is no occurrence {which!r}; they count from 1.")
     before = _encode(tokenizer, [text[:stops[(which or 1) - 1]]])[0]
-    if ids[:len(before)] != before: raise ValueError(f"{said}: {piece!r} ends within a token of prompt {i} ({tokenizer.decode([ids[len(before) - 1]])!r}); let it end where the token does.")
+    parted = next((t for t, b in zip(ids, before) if t != b), None if len(before) <= len(ids) else ids[-1])
+    if parted is not None: raise ValueError(f"{said}: {piece!r} ends within a token of prompt {i} ({tokenizer.decode([parted])!r}); let it end where the token does.")
     return len(before) - 1
 
 def _places(tokenizer, positions, clean, clean_ids):
