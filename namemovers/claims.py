@@ -26,7 +26,7 @@ from .settings import settings
 from .stability import agreement
 from .stats import estimate, head_name, heads_in_words, proportion, rank_correlation, summarise, top_heads
 
-# %% ../nbs/core/claims.ipynb #86860a8e
+# %% ../nbs/core/claims.ipynb #e4a44933
 class Verdict(NamedTuple):
     "What a test says."
     holds: bool
@@ -56,9 +56,10 @@ STATUSES = ("holds", "does not hold", "not evaluated")
 class Results:
     "The saved results of a folder by name, each loaded once, when asked for; and their summaries."
     def __init__(self,
-        folder=None, # of the model in the settings by default
+        folder=None,               # of the model in the settings by default
+        n_resamples: int = 9999,   # of intervals and tests
     ):
-        self.folder = Path(folder) if folder else settings().results
+        self.folder, self.n_resamples = Path(folder) if folder else settings().results, n_resamples
         self._loaded, self._summaries, self.asked = {}, {}, []
 
     def __getitem__(self, name):
@@ -79,7 +80,7 @@ class Results:
         "A variable of a result, summarised over prompts."
         key = name, var, dim, *at.items()
         ds = self[name]
-        if key not in self._summaries: self._summaries[key] = summarise(ds[var].sel(at), dim=dim)
+        if key not in self._summaries: self._summaries[key] = summarise(ds[var].sel(at), dim=dim, n_resamples=self.n_resamples)
         return self._summaries[key]
 
     def model(self):
@@ -179,7 +180,7 @@ def agrees(
         return _verdict(float(worst) <= tolerance, f"{far.size} cells, furthest {at}: {estimate(ours.sel(place), 3)}, published {estimate(theirs.sel(place), 3)}; tolerance {tolerance:g}", float(worst))
     return test
 
-# %% ../nbs/core/claims.ipynb #d1a40895
+# %% ../nbs/core/claims.ipynb #42218f4f
 def _total(task): return lambda r: r.summary(f"{task}_logit_lens", "clean")
 def _right(task): return lambda r: proportion(r[f"{task}_logit_lens"].clean > 0)
 def _attribution(task): return lambda r: r.summary(f"{task}_head_attribution", "attribution")
@@ -220,7 +221,7 @@ def writers(
 
 def _names(heads): return ", ".join(head_name(*h) for h in heads) or "none"
 
-def _some(heads, r, task, extra=""):
+def _some(heads, extra=""):
     "That there are heads of a kind."
     return Verdict(bool(heads), (f"{len(heads)}: {_names(heads)}" if heads else "none") + extra, len(heads))
 
@@ -231,7 +232,7 @@ def _role(task, role, matter=True):
         found = heads_of_role(roles, role, also=True)
         mine = [h for h in found if not matter or bool(roles.matters.sel(layer=h[0], head=h[1]))]
         idle = [h for h in found if h not in mine]
-        return _some(mine, r, task, f"; with the pattern but without an effect: {_names(idle)}" if idle else "")
+        return _some(mine, f"; with the pattern but without an effect: {_names(idle)}" if idle else "")
     return test
 
 def _in_top_tenth(kind, heads):
@@ -290,7 +291,7 @@ def measure_published(
                                         attrs=provenance(model, measurement="prompts of the pilot study"))
     return found
 
-# %% ../nbs/core/claims.ipynb #7b06daa0
+# %% ../nbs/core/claims.ipynb #192bb7ca
 _W, _P, _A, _I, _S, _R, _C, _D, _L = ("nbs/writeup.ipynb", "nbs/02_activation_patching.ipynb", "nbs/03_head_attribution.ipynb", "ioi_nbs/", "nbs/stability.ipynb",
                                       "nbs/06_head_roles.ipynb", "nbs/07_circuits.ipynb", "nbs/00_data.ipynb", "nbs/01_logit_lens.ipynb")
 
@@ -311,10 +312,10 @@ def _values_into_inhibition(r):
     return Verdict(bool(mine) and max(through, key=through.get) == "v", "sum of the significant paths from induction and duplicate token heads, through " + ", ".join(f"{w} {estimate(through[c])}" for c, w in zip("vqk", ("values", "queries", "keys"))), through["v"])
 
 def _through_queries(r):
-    s = r.summary("ioi_paths_movers")
+    mean = r["ioi_paths_movers"].effect.mean("prompt")
     roles = heads_of_role(r["ioi_roles"], "S-inhibition", also=True)
     if not roles: raise Untold("no head has the role S-inhibition in IOI")
-    total = {c: float(sum(abs(s["mean"].sel(component=c, layer=l, head=h).fillna(0)) for l, h in roles)) for c in "qkv"}
+    total = {c: float(sum(abs(mean.sel(component=c, layer=l, head=h).fillna(0)) for l, h in roles)) for c in "qkv"}
     return Verdict(max(total, key=total.get) == "q", f"{_names(roles)}, sum of the size of their paths into the name movers' queries {estimate(total['q'])}, keys {estimate(total['k'])}, values {estimate(total['v'])}", total["q"])
 
 def _backups(r):
@@ -326,7 +327,7 @@ def _takes_over(task):
     def test(r):
         s = _evidence(task, "backup")(r)
         gains = [h for h in top_heads(s["mean"].where(s.significant), 5) if float(s["mean"].sel(layer=h[0], head=h[1])) >= 0.05]
-        return _some(gains, r, task, f" gain a twentieth of the logit difference or more: {heads_in_words(s, gains)}" if gains else f"; highest gain {heads_in_words(s, top_heads(s, 1))}")
+        return _some(gains, f" gain a twentieth of the logit difference or more: {heads_in_words(s, gains)}" if gains else f"; highest gain {heads_in_words(s, top_heads(s, 1))}")
     return test
 
 def _signals(r):
@@ -365,17 +366,17 @@ def _cue(other):
 
 def _recency_of_attention(r, heads=None):
     heads = writers(r, "mrs", k=1) if heads is None else heads
-    s = r.summary("mrs_attention", "attention")
-    names = [p for p in ("S1", "S2", "S3", "S4") if p in s.position.values]
+    l, h = heads[0]
+    one = r.summary("mrs_attention", "attention", layer=l, head=h)
+    names = [p for p in ("S1", "S2", "S3", "S4") if p in one.position.values]
     if len(names) < 4: raise Untold("the prompts have not all of S1 to S4")
-    one = s.sel(layer=heads[0][0], head=heads[0][1])
     mean = [float(one["mean"].sel(position=p)) for p in names]
-    return _verdict(all(a < b + 0.01 for a, b in zip(mean, mean[1:])) and float(one.low.sel(position="S4")) > float(one.high.sel(position="S3")), f"{head_name(*heads[0])}, from END to " + ", ".join(f"{p} {estimate(one, position=p)}" for p in names[::-1]), one.sel(position="S4"))
+    return _verdict(all(a < b + 0.01 for a, b in zip(mean, mean[1:])) and float(one.low.sel(position="S4")) > float(one.high.sel(position="S3")), f"{head_name(l, h)}, from END to " + ", ".join(f"{p} {estimate(one, position=p)}" for p in names[::-1]), one.sel(position="S4"))
 
 def _looks_most_at(head_of, position):
     def test(r):
         l, h = head_of(r)
-        s = r.summary("mrs_attention", "attention").sel(layer=l, head=h)
+        s = r.summary("mrs_attention", "attention", layer=l, head=h)
         named = s.sel(position=[p for p in s.position.values if p != "END"])
         most = str(named.position.values[np.argmax(named["mean"].values)])
         return _verdict(most == position, f"{head_name(l, h)} looks most at {most}, {estimate(named, position=most)}", named.sel(position=position))
@@ -411,7 +412,7 @@ def _silent(task):
         top = float(moved["mean"].max())
         quiet = moved.significant.astype(bool) & (moved["mean"] >= 0.05 * top) & (abs(direct["mean"]) < 0.2 * abs(moved["mean"]))
         found = top_heads(moved["mean"].where(quiet), 5)
-        return _some(found, r, task, f" (restored {heads_in_words(moved, found)}; straight into the logits less than a fifth of it)" if found else "")
+        return _some(found, f" (restored {heads_in_words(moved, found)}; straight into the logits less than a fifth of it)" if found else "")
     return test
 
 def _late(task):
@@ -425,17 +426,18 @@ def _late(task):
     return test
 
 def _matters_in(role, task):
+    "Heads with a pattern, other than name movers, help the answer: an intervention on one shows a twentieth or more, significantly."
     def test(r):
         roles = r[f"{task}_roles"]
         found = heads_of_role(roles, role, also=True)
         if not found: return Verdict(False, f"no head has the {role} pattern", 0)
         movers = [h for h in found if roles.role.sel(layer=h[0], head=h[1]).item() == "name mover"]
-        serving = [h for h in found if h not in movers and bool(roles.matters.sel(layer=h[0], head=h[1]))]
-        def say(l, h): # by the intervention that shows most of it
-            by = [e for e in ("effect", "s_inhibition", "recency", "cue_effect", "cue") if e in roles.evidence.values]
-            most = max(by, key=lambda e: np.nan_to_num(abs(float(roles.value.sel(evidence=e, layer=l, head=h)))))
-            return f"{head_name(l, h)} {evidence_in_words(roles, l, h, [most])}"
-        return Verdict(bool(serving), f"{len(serving)} of {len(found)} heads with the pattern: {'; '.join(say(*h) for h in serving) or 'none'}" + (f" (not counted, since they are name movers: {_names(movers)})" if movers else ""), len(serving))
+        others = [h for h in found if h not in movers]
+        causal = roles.sel(evidence=[e for e in ("effect", "direct", "s_inhibition", "recency", "cue_effect", "cue") if e in roles.evidence.values])
+        serving = [(l, h) for l, h in others if bool((causal.significant.astype(bool) & (causal.value >= 0.05)).sel(layer=l, head=h).any())]
+        most = {(l, h): causal.evidence.values[int(np.nan_to_num(abs(causal.value.sel(layer=l, head=h).values)).argmax())] for l, h in others}
+        said = "; ".join(f"{head_name(*h)} {evidence_in_words(roles, *h, [most[h]])}" for h in serving or others) or "none"
+        return Verdict(bool(serving), f"{len(serving)} of {len(found)} heads with the pattern" + (" help: " if serving else " help, largest effects: ") + said + (f" (not counted, since they are name movers: {_names(movers)})" if movers else ""), len(serving))
     return test
 
 def _same_roles(r):
@@ -568,7 +570,7 @@ CLAIMS = [
     Claim("mrs-cue-word", "With another cue word the latest subject is not named.", "pilot", "test prompts, for any model", ("survey",), _cue("cue word changed"), _D),
     Claim("mrs-handover", "The choice sits on S4 first, and at END from some later layer on.", "pilot", "residual patching, for any model", ("mrs_patch_resid_pre_named_position",), _stands("mrs", "S4"), _P),
     Claim("mrs-s3-hurts", "Restoring S3 moves the answer further away.", "pilot", "residual patching, for any model", ("mrs_patch_resid_pre_named_position",), _hurts, _P),
-    Claim("mrs-negative-writers", "Some heads write against the answer.", "pilot", "direct logit attribution, for any model", ("mrs_head_attribution",), lambda r: _some(writers(r, "mrs", -1), r, "mrs"), _A),
+    Claim("mrs-negative-writers", "Some heads write against the answer.", "pilot", "direct logit attribution, for any model", ("mrs_head_attribution",), lambda r: _some(writers(r, "mrs", -1)), _A),
     Claim("mrs-recency-attention", "The head that writes most attends the more to a subject the more recent it is (differences below 0.01 aside).", "pilot", "attention, for any model", ("mrs_head_attribution", "mrs_attention"), _recency_of_attention, _A),
     Claim("mrs-negative-looks", "The head that writes most against the answer looks at S4 too.", "pilot", "attention, for any model", ("mrs_head_attribution", "mrs_attention"), _looks_most_at(lambda r: writers(r, "mrs", -1, 1)[0], "S4"), _A),
     *[Claim(f"{t}-one-prompt", f"One prompt and fifty give much the same heads on {t.upper()} (ours: four of five of the top heads by patching, on average).", "pilot", "head patching, N = 1 and N = 50, for any model", (f"{t}_one_prompt",), _one_prompt(t), _S) for t in ("mrs", "ioi")],
@@ -593,10 +595,11 @@ CLAIMS = [
 ]
 assert len({c.id for c in CLAIMS}) == len(CLAIMS)
 
-# %% ../nbs/core/claims.ipynb #aa6cc4c4
+# %% ../nbs/core/claims.ipynb #08672b7c
 def evaluate(
-    folder=None,   # where the results are; those of the model in the settings by default
-    claims=CLAIMS, # of `Claim`
+    folder=None,             # where the results are; those of the model in the settings by default
+    claims=CLAIMS,           # of `Claim`
+    n_resamples: int = 9999, # of intervals and tests
 ) -> pd.DataFrame: # a row a claim, index `id`
     """Judge claims on saved results.
 
@@ -604,7 +607,7 @@ def evaluate(
     hold" or "not evaluated"), `figure` (the numbers behind it, or the reason why it was not evaluated), `value`, `low`, `high` (the
     number that decides, with its 95 % interval, NaN where there is none) and `page`. A claim about GPT-2 small's own heads is not evaluated on
     results of another model, whatever they are; nor is one whose results are missing, or are not all of the same weights."""
-    r, rows = Results(folder), []
+    r, rows = Results(folder, n_resamples), []
     attrs = r.model() or {}
     for c in claims:
         try:
