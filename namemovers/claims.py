@@ -263,7 +263,7 @@ def demo_task(
             io = 1 - s
             clean.append(template.format(*names, names[s]))
             answers.append((" " + names[io], " " + names[s]))
-            for place, piece in (("IO", names[io]), ("S1", names[s]), ("S2", (names[s], 2)), ("S2+1", "gave")): places[place].append(piece)
+            for place, piece in (("IO", names[io]), ("S1", (names[s], 1)), ("S2", (names[s], 2)), ("S2+1", "gave")): places[place].append(piece)
     corrupted = [clean[i ^ 1] for i in range(len(clean))]
     return Task.from_pairs(clean, corrupted, answers, tokenizer, positions=places, name="ioi", corruption="switch_s2")
 

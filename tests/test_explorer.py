@@ -158,7 +158,7 @@ def run_code(session, state, monkeypatch):
     monkeypatch.setattr(go.Figure, "show", lambda self: self.to_json() and None)
     names = {}
     exec(session.code(state), names)
-    return names["result"], names["task"]
+    return names["result"]
 
 
 @pytest.mark.parametrize("typed", [False, True])
@@ -175,11 +175,11 @@ def test_a_figure_is_what_its_code_gives(session, start, change, typed, monkeypa
         state = session.state(replace(state, task="", prompt=0))
     found = session.figure(state)
     assert "problem" not in found, found
-    result, task = run_code(session, state, monkeypatch)
+    result = run_code(session, state, monkeypatch)
     panel, (l, h) = found["panels"][0], state.head
     if state.view == "predictions":
         for run, one in zip(("clean", "corrupted"), found["panels"]):
-            close([r[2] for r in one["rows"]], result[result.prompt == getattr(task, run)[0]].probability)
+            close([r[2] for r in one["rows"]], result[result.prompt == getattr(state, run)].probability)
     elif state.view == "lens":
         close(panel["values"], result.logit_diff.isel(prompt=0))
         close(array(found["panels"][1]), result.top_probability.isel(prompt=0))
@@ -406,6 +406,7 @@ def test_a_newer_question_takes_the_place_of_an_older(mini):
     settled(app)
     assert slow.asked[0] == "lens" and slow.asked.count("lens") == 1 and app.figure["of"]["view"] == "attention" and app.head["name"] == "L3H3"
     change(app, view="patching")
+    settled(app)
     slow.go.clear(), slow.begun.clear()
     change(app, view="predictions")
     assert slow.begun.wait(30)

@@ -62,7 +62,7 @@ def test_what_is_too_small_or_left_out_does_not_count(case):
 def test_methods_find_what_they_can_see(case, name):
     method = next(m for m in methods() if method_name(m) == name)
     found = score(method, case)
-    assert found["auroc"][0] == 1 and found["recall"][0] > 0.9
+    assert found["auroc"][0] > (0.99 if method.unit == "edge" else 0.9999) and found["recall"][0] > 0.9
 
 
 def test_what_attribution_cannot_see(case):
