@@ -223,7 +223,7 @@ def _scale(direction, metric):
 METRIC_WORDS = {"logit_diff": "the logit difference", "logit": "the right answer's logit", "prob": "the right answer's probability", "rank": "the right answer's rank",
                 "kl": "the divergence from the clean run"}
 
-# %% ../nbs/explorer.ipynb #bb4ff7cc
+# %% ../nbs/explorer.ipynb #49fe39be
 class Session:
     """A model, its tasks, and the answers given so far.
 
@@ -236,7 +236,7 @@ class Session:
         tasks=None,                # a `Task`, a list of them, or None: MRS and IOI where the tokenizer has the names
         prompts: int = 20,         # of each task that is made here
         seed: int = 0,             # of these
-        keep: int = 400,           # figures remembered
+        keep: int = 1000,          # figures remembered
     ):
         self.source = model if isinstance(model, (str, Path)) else None
         self.model = load_model(model) if self.source is not None else model
