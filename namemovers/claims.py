@@ -26,7 +26,7 @@ from .settings import settings
 from .stability import agreement
 from .stats import estimate, head_name, heads_in_words, proportion, rank_correlation, summarise, top_heads
 
-# %% ../nbs/core/claims.ipynb #e4a44933
+# %% ../nbs/core/claims.ipynb #a998b1f0
 class Verdict(NamedTuple):
     "What a test says."
     holds: bool
@@ -87,7 +87,7 @@ class Results:
         "The model that the results are of, and its attrs; None where there is no result."
         for path in sorted(self.folder.glob("*.nc")) if self.folder.is_dir() else []:
             attrs = load(path.stem, self.folder).attrs
-            if "model" in attrs: return attrs
+            if "weights_hash" in attrs: return attrs  # what is of planted and random models has none
         return None
 
 # %% ../nbs/core/claims.ipynb #6763e660
@@ -291,7 +291,7 @@ def measure_published(
                                         attrs=provenance(model, measurement="prompts of the pilot study"))
     return found
 
-# %% ../nbs/core/claims.ipynb #192bb7ca
+# %% ../nbs/core/claims.ipynb #53249c85
 _W, _P, _A, _I, _S, _R, _C, _D, _L = ("nbs/writeup.ipynb", "nbs/02_activation_patching.ipynb", "nbs/03_head_attribution.ipynb", "ioi_nbs/", "nbs/stability.ipynb",
                                       "nbs/06_head_roles.ipynb", "nbs/07_circuits.ipynb", "nbs/00_data.ipynb", "nbs/01_logit_lens.ipynb")
 
@@ -503,6 +503,18 @@ def _pilot_tokens(r):
     far = float(abs(ds.probability - ds.expected_probability).max())
     return Verdict(bool(right.all()) and far <= 0.01, f"{int(right.sum())} of {right.size} first tokens as published; probabilities off by {far:.3f} at most, tolerance 0.01", float(right.mean()))
 
+def _finds_what_is_planted(r):
+    ds = r["validation"].sel(question="what it can see").auroc
+    mine = [m for m in ds["method"].values if str(m).startswith(("direct logit attribution", "patching z", "path patching"))]
+    mean = ds.sel({"method": mine}).mean("variant")
+    least = str(mean["method"].values[np.argmin(mean.values)])
+    return _verdict(float(mean.min()) >= 0.95, f"mean area under the ROC curve over {ds.sizes['variant']} planted models, {len(mine)} methods: {estimate(mean.min(), 3)} at least, of {least}", float(mean.min()))
+
+def _silent_on_nothing(r):
+    ds = r["validation_controls"]["any"].sel(control="shuffled answers")
+    shares = {str(m): proportion(ds.sel({"method": m}).dropna("study"), dim="study") for m in ds["method"].values}
+    return Verdict(all(float(v.low) <= 0.05 for v in shares.values()), "share of studies with shuffled answers that call any head significant: " + ", ".join(f"{m} {estimate(v)}" for m, v in shares.items()), max(float(v["mean"]) for v in shares.values()))
+
 def _swapped(name):
     "A result of the pilot's own corruption; Untold for another."
     def get(r):
@@ -592,6 +604,8 @@ CLAIMS = [
     Claim("ioi-circuit-does-mrs", "The heads of the IOI circuit do nine tenths of MRS or more.", "write-up", "Circuits", ("circuit_overlap",), bounded(_crosses("ioi heads", "mrs"), 0.9, what="normalised faithfulness"), _I + "07_circuits.ipynb"),
     Claim("mrs-circuit-does-ioi", "The heads of the MRS circuit do nine tenths of IOI or more.", "write-up", "Circuits", ("circuit_overlap",), bounded(_crosses("mrs heads", "ioi"), 0.9, what="normalised faithfulness"), _I + "07_circuits.ipynb"),
     Claim("circuits-differ", "Two searches of different tasks agree less than any two searches of the same.", "write-up", "Circuits", ("circuit_overlap",), _tasks_differ, _I + "07_circuits.ipynb"),
+    Claim("validation-finds", "Where a circuit is written into the weights, direct attribution, patching and path patching rank the heads that they can see above the rest (a mean area under the ROC curve of 0.95 or more).", "write-up", "Validation", ("validation",), _finds_what_is_planted, "nbs/validation.ipynb"),
+    Claim("validation-silence", "Where answers are shuffled, no more than 5 % of studies call any head significant (as far as the intervals can tell).", "write-up", "Validation", ("validation_controls",), _silent_on_nothing, "nbs/validation.ipynb"),
 ]
 assert len({c.id for c in CLAIMS}) == len(CLAIMS)
 
