@@ -14,14 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from scipy.stats import false_discovery_control
 from tqdm.auto import tqdm
 
 from .activation_patching import effect
 from .edges import Edge
 from .engine import MAX_ROWS, Buffers, Group, Reader, alike, attention, carry, exactly, forward, mlp, norm, ready, rotate, two_runs
 from .results import provenance
-from .stats import estimate, head_name, heads_in_words, summarise, top_heads
+from .stats import estimate, head_name, heads_in_words, q_values, summarise, top_heads
 
 # %% ../nbs/05_path_patching.ipynb #df12a2d5
 SENDERS = ("head", "mlp", "embed")
@@ -331,10 +330,7 @@ def trace(
     return ds
 
 def _corrected(parts): # q values over all levels, NaN where there was no test
-    p = np.concatenate([s.p.values for s in parts])
-    q, tested = np.full(len(p), np.nan), ~np.isnan(p)
-    if tested.any(): q[tested] = false_discovery_control(p[tested])
-    return q
+    return q_values(xr.DataArray(np.concatenate([s.p.values for s in parts]), dims="edge")).values
 
 def _connected(edges, good, nodes): # bool [edge]: the good edges from `nodes` that lie on a way to the logits over such edges
     good, reached = [bool(g) and e.sender in nodes for e, g in zip(edges, good)], {"logits"}
