@@ -128,6 +128,7 @@ def test_a_state_must_fit_the_model(session, start):
     typed = session.state(replace(start, clean="Mary is"))
     assert typed.task == "" and typed.clean == "Mary is", "another text is no prompt of the task"
     assert session.state(replace(start, task="nothing")).task == ""
+    assert session.state({"view": "lens"}) == replace(start, view="lens"), "without prompts, the first one"
     with pytest.raises(ValueError, match="there is no prompt 99 of 'mrs'"):
         session.choose(start, "mrs", 99)
 
@@ -341,6 +342,20 @@ def test_the_widget_follows_its_state(mini):
     old = app.state
     change(app, head=[9, 9])
     assert app.state == old and "L9H9" in app.note, "what cannot be is refused in a sentence"
+
+
+def test_a_head_comes_in_two_steps(mini):
+    app, told = explore(mini), []
+    assert app.head["pending"] and fact(app.head, "copy score") == "…" and fact(app.head, "effect, this prompt") != "…", "the rest is asked for when it is shown"
+    app._message(None, {"type": "again"}, [])
+    assert not settled(app).head["pending"] and "…" not in [f["value"] for f in app.head["facts"]]
+    app.observe(lambda change: told.append(change["new"]["pending"]), "head")
+    change(app, head=[1, 0])
+    settled(app)
+    assert told == [True, False] and app.head == app.session.head(app.session.state(app.state))
+    change(app, head=[0, 0])
+    change(app, head=[1, 0])
+    assert settled(app).head["name"] == "L1H0" and not app.head["pending"]
 
 
 def test_the_widget_opens_what_was_saved(mini, tmp_path):

@@ -319,6 +319,7 @@ function render({ model, el }) {
   for (const [event, handler] of handlers) model.on(event, handler)
   for (const show of [showPrompts, showOptions, showFigure, showHead]) show()
   if (model.get("note")) say(model.get("note"))
+  if (live && model.get("head").pending) model.send({ type: "again" }) // the rest of it
   return () => { clearTimeout(typing); clearTimeout(late); for (const [event, handler] of handlers) model.off(event, handler) }
 }
 
