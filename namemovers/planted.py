@@ -392,16 +392,24 @@ def _sound(folder, parameters) -> bool:
         return found["parameters"] == parameters and found["maker"] == _maker() and all(_sha(folder / f) == sha for f, sha in found["files"].items())
     return False
 
+def _tokenizer():
+    from transformers import PreTrainedTokenizerFast
+    return PreTrainedTokenizerFast.from_pretrained(_tokenizer_file().parent)
+
+@functools.cache
+def _exam(file) -> dict: # the tokenizer's file; all variants have the same, and so the same prompts
+    return {f"ioi, {o}": ioi_task(_tokenizer(), 40, 7, order=o) for o in ("ABBA", "BABA")} | {"mrs": mrs_task(_tokenizer(), 40, 7)}
+
 @torch.no_grad()
-def _accuracy(model, tokenizer) -> dict:
+def _accuracy(model) -> dict:
     "Task -> share of prompts in which the right name is the most likely token."
-    tasks = {f"ioi, {o}": ioi_task(tokenizer, 60, 7, order=o) for o in ("ABBA", "BABA")} | {"mrs": mrs_task(tokenizer, 60, 7)}
+    tasks = _exam(_tokenizer_file())
     rows = {k: model(t.clean_tokens).logits[torch.arange(len(t)), t.positions["END"]].argmax(-1) for k, t in tasks.items()}
     return {k: float((top == tasks[k].correct).float().mean()) for k, top in rows.items()}
 
 def _write(folder, parameters):
     "All files of a variant into an empty folder."
-    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     w = _weights(**parameters)
     rng = torch.random.get_rng_state()
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(w["transformer.wte.weight"]), n_positions=N_CTX, n_embd=D_MODEL, n_layer=parameters["n_layers"],
@@ -409,13 +417,12 @@ def _write(folder, parameters):
     torch.random.set_rng_state(rng)
     model.load_state_dict(w | {"lm_head.weight": w["transformer.wte.weight"]})
     model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=0, pad_token_id=0)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(_tokenizer_file().parent)
-    right = _accuracy(model.eval(), tokenizer)
+    right = _accuracy(model.eval())
     if min(right.values()) < PASSES:
         low = min(right, key=right.get)
         raise ValueError(f"noise={parameters['noise']} with seed={parameters['seed']} makes a model that fails its task ({low}: {right[low]:.0%} right); give less noise, such as {NOISE[0]}, or another seed.")
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
     found = truth(**parameters)
     files = {f.name: _sha(f) for f in sorted(folder.iterdir())}
     (folder / CIRCUIT).write_text(json.dumps(asdict(found) | dict(accuracy=right, maker=_maker(), files=files), indent=1), encoding="utf-8")

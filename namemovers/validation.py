@@ -30,7 +30,7 @@ from .copy_scores import copy_scores
 from .data import ioi_task, mrs_task
 from .head_attribution import head_attribution
 from .head_roles import MATTERS, THRESHOLDS, attention_scores, backup, pattern_scores, s_inhibition, signal_tasks
-from .model import load_model
+from .model import _quiet, load_model
 from .path_patching import path_patch
 from .results import provenance
 from .stats import estimate, head_name, proportion, summarise
@@ -141,7 +141,8 @@ def _readers(key, *components, tokens=False):
 def _searched(key):
     "Heads that are left when nodes are removed as long as nine tenths of the behaviour stay; the rest gives its mean over other prompts."
     def values(c):
-        left = circuits.heads_of(circuits.circuit_of(circuits.prune(c.model, c.tasks[key].subset(slice(0, FEW)), progress=False)))
+        task = c.tasks[key].subset(slice(0, FEW))
+        left = circuits.heads_of(circuits.circuit_of(circuits.prune(c.model, task, progress=False, reference=circuits.reference_task(task, n=48))))
         out = c.truth.mask() & False
         for l, h in left: out[l, h] = True
         return out
@@ -314,8 +315,9 @@ def random_checkpoint(
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=planted.N_CTX, n_embd=planted.D_MODEL, n_layer=planted.N_LAYERS, n_head=planted.N_HEADS, bos_token_id=0, eos_token_id=0))
     torch.random.set_rng_state(rng)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with _quiet():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return Path(folder)
 
 def controls(

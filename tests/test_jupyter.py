@@ -21,7 +21,8 @@ from conftest import small_tokenizer, write_checkpoint
 ROOT = Path(__file__).parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT = 240_000  # ms; a busy machine is slow, and nothing here waits longer than it must
-STARTED = "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
+STARTED = """name => { const shown = window.jupyterapp?.shell?.currentWidget
+    return shown?.context?.path === name && shown.sessionContext.session?.kernel?.status === 'idle' }"""
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +86,8 @@ class Lab:
         self.page.set_default_timeout(WAIT)
         self.page.on("pageerror", lambda e: self.wrong.append(str(e)))
         self.page.on("request", lambda r: r.url.startswith((self.url, "data:", "blob:")) or self.wrong.append(f"request outside: {r.url}"))
-        self.page.goto(f"{self.url}lab/tree/{name}")
-        self.page.wait_for_function(STARTED)
+        self.page.goto(f"{self.url}lab/workspaces/{Path(name).stem}/tree/{name}")  # one each: JupyterLab opens again what a workspace had open
+        self.page.wait_for_function(STARTED, arg=name)
 
     def command(self, name):
         self.page.evaluate("name => window.jupyterapp.commands.execute(name)", name)
@@ -98,7 +99,7 @@ class Lab:
     def saved(self):
         "The notebook as it is on disk, once all that was asked for has run."
         self.page.evaluate("() => window.ran")
-        self.page.wait_for_function(STARTED)
+        self.page.wait_for_function(STARTED, arg=self.name)
         self.page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
         return nbformat.read(self.folder / self.name, 4)
 
