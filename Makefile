@@ -64,6 +64,7 @@ bench: install ## measure the patching engine against TransformerLens (an hour; 
 	@$(PY) bench/patching.py
 	@$(PY) bench/patching.py --model mini
 	@$(PY) bench/scaling.py
+	@$(PY) bench/study.py
 
 lock: ## write requirements.lock anew from the newest versions that pyproject.toml allows
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
