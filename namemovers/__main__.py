@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Model', 'N', 'Seed', 'Corruption', 'Device', 'Out', 'Top', 'Heads', 'Task', 'study', 'patch', 'attribute',
-           'copy_scores', 'models', 'site', 'main']
+           'copy_scores', 'models', 'site', 'export', 'main']
 
 # %% ../nbs/core/cli.ipynb #5263e105
 import os
@@ -237,6 +237,35 @@ def site(
     from namemovers import study as st
     s = _use(model)
     typer.echo(f"Home page: {st.aside(st.site, s.root, out.resolve())}")
+
+# %% ../nbs/core/cli.ipynb #9d1c44e7
+@app.command(epilog="Examples: python -m namemovers export writeup --to writeup.pdf      python -m namemovers export ioi_nbs/comparison --to comparison.html")
+def export(
+    notebook: Annotated[str, typer.Argument(help="A notebook of the study, e.g. writeup, or the path of any executed notebook.", show_default=False)],
+    to: Annotated[Path, typer.Option("--to", "-t", help="The file to write: x.html (figures interactive) or x.pdf (needs Chromium).", show_default=False)],
+    paper: Annotated[str, typer.Option(help="Of a PDF: a4 or letter.")] = "a4",
+    model: Model = None,
+) -> None:
+    """Write a page as one file, complete by itself: HTML or PDF.
+
+    Of a notebook of the study, as the study last executed it with this model, or else as it is in the repository. Nothing is computed."""
+    s = _use(model)
+    from namemovers.publish import export_page
+    from namemovers.results import load
+    from namemovers.study import notebooks
+    path = Path(notebook)
+    if not (path.suffix == ".ipynb" and path.is_file()):
+        wanted = path.with_suffix("").as_posix()
+        there = [p for p in notebooks(s.root) if f"/{p.with_suffix('').as_posix()}".endswith(f"/{wanted}")]
+        if len(there) != 1: raise ValueError(f"NOTEBOOK must name one notebook, such as writeup, but {wanted!r} names " + (f"{len(there)}: {', '.join(map(str, there))}." if there else "none."))
+        executed = s.results / "notebooks" / there[0]
+        path = executed if executed.is_file() else s.root / there[0]
+    shown = []  # what a page reports has the provenance of the study's first results
+    for task in ("mrs", "ioi"):
+        try: shown.append(load(f"{task}_logit_lens", s.results))
+        except FileNotFoundError: pass
+    try: typer.echo(f"Page: {export_page(path, to, paper=paper, result=shown)}")
+    except (RuntimeError, ImportError) as e: raise ValueError(str(e)) from e
 
 # %% ../nbs/core/cli.ipynb #576d37d0
 def main(
