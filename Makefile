@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 # The first suitable Python on the PATH; `make PYTHON=/path/to/python3.12` takes another.
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help install export study notebooks site lab test mini bench lock clean
+.PHONY: help install export study notebooks site paper lab test mini bench lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -45,6 +45,11 @@ notebooks: export ## run every notebook and put the outputs into the notebooks t
 site: install ## build _site/ again, from the notebooks as they were last executed
 	@$(PY) -m namemovers site
 
+paper: install ## the write-up as last executed, as one file each: build/writeup.html and build/writeup.pdf (needs Chromium)
+	@mkdir -p build
+	@$(PY) -m namemovers export writeup --to build/writeup.html
+	@$(PY) -m namemovers export writeup --to build/writeup.pdf
+
 lab: export ## open the notebooks in JupyterLab
 	@$(VENV)/bin/jupyter lab --notebook-dir=. nbs
 
@@ -68,7 +73,7 @@ bench: install ## measure the patching engine against TransformerLens (an hour; 
 
 lock: ## write requirements.lock anew from the newest versions that pyproject.toml allows
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
-	@build/lock/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 'setuptools>=77' '.[notebooks,site,test]'
+	@build/lock/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 'setuptools>=77' '.[notebooks,site,figures,test]'
 	@{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --all | grep -v -E '^(namemovers|pip|wheel)\b' | sed 's/+cpu$$//'; } > build/lock.txt
 	@mv build/lock.txt requirements.lock && rm -rf build/lock
 

@@ -8,7 +8,7 @@ import xarray as xr
 
 from namemovers.__main__ import app, main
 
-COMMANDS = ["study", "patch", "attribute", "copy-scores", "models", "site"]
+COMMANDS = ["study", "patch", "attribute", "copy-scores", "models", "site", "export"]
 
 
 @pytest.fixture(autouse=True)
