@@ -12,7 +12,7 @@ from namemovers import study
 from namemovers.data import NAMES, Task
 
 FOLDER = Path(__file__).parents[1] / "nbs" / "tutorials"
-PAGES = ["first_patch", "own_task", "gpt2_task", "from_transformer_lens", "pitfalls"]
+PAGES = ["first_patch", "own_task", "gpt2_task", "from_transformer_lens", "pitfalls", "paper_figure"]
 
 
 def cells(page, kind="code"):
@@ -62,7 +62,7 @@ def test_it_teaches_and_tests(page):
     outputs = [o for c in nb["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
     assert any(re.search(r"^\s*assert |assert_close", s, re.M) for s in cells(page)), "no inline test"
     assert any(s.startswith("#| echo: false") and "Markdown(" in s for s in cells(page)), "no figure is read in words"
-    assert page == "gpt2_task" or sum("application/vnd.plotly.v1+json" in o.get("data", {}) for o in outputs) >= 3
+    assert page in ("gpt2_task", "paper_figure") or sum("application/vnd.plotly.v1+json" in o.get("data", {}) for o in outputs) >= 3
     assert not any(re.search(r"^#\|\s*(export|default_exp)", s, re.M) for s in cells(page)), "tutorials export nothing"
 
 
