@@ -74,7 +74,7 @@ def _font_script() -> str:
     "The font as a script, after which text can be measured at once."
     return "".join(f"document.fonts.add(new FontFace('Inter',Uint8Array.from(atob('{_letters(f)}'),c=>c.charCodeAt(0)),{{weight:'{w}',style:'{s}'}}));" for f, (w, s) in _FACES.items())
 
-# %% ../nbs/core/publish.ipynb #dc647905
+# %% ../nbs/core/publish.ipynb #713ae6fa
 def _size(columns, width, height, aspect) -> float | None:
     "Check a size; the width in inches, or None where none is given."
     if columns is not None and (isinstance(columns, bool) or columns not in COLUMNS): raise ValueError(f"columns must be 1 or 2, but it is {columns!r}; for another width give width= in inches.")
@@ -92,11 +92,11 @@ def _laid_out(fig, inches, height=None, aspect=None, title=True) -> tuple[go.Fig
     "A copy of a figure for a canvas of this width, and the factor from its pixels to CSS pixels."
     fig = go.Figure(fig)
     own, canvas = fig.layout.width, inches * 96 / _SCALE
-    whole = own is not None and own > canvas and not any(t.type == "heatmap" for t in fig.data)
-    if whole: canvas = own
+    # Cells may become narrower, if what is written in them is short.
+    whole = own is not None and own > canvas and not any(t.type == "heatmap" and max((len(str(v)) for v in np.ravel(t.text if t.text is not None else "")), default=0) < 3 for t in fig.data)
+    canvas = round(own if whole else canvas)
     scale = inches * 96 / canvas
-    if scale < 0.6 * _SCALE: warnings.warn(f"Scaled to {inches:g} inches, the text of this figure is {13 * scale * 0.75:.1f} points high; use columns=2, or draw fewer heads.", stacklevel=3)
-    fixed = height is not None or aspect is not None
+    if scale < 0.7 * _SCALE: warnings.warn(f"Scaled to {inches:g} inches, the text of this figure is {13 * scale * 0.75:.1f} points high; use columns=2, or draw fewer heads.", stacklevel=3)
     tall, top = fig.layout.height or 450, fig.layout.margin.t
     text = fig.layout.title.text
     if text and not re.search(r"<(?!br>)", text):
@@ -113,8 +113,16 @@ def _laid_out(fig, inches, height=None, aspect=None, title=True) -> tuple[go.Fig
     if fig.layout.xaxis.tickangle == 0 and longest > 2 and 7.5 * longest + 6 > (canvas - 160) / len(names):
         fig.layout.xaxis.tickangle = -60
         tall += min(110, round(6.5 * longest))
-    if fixed: tall = (height if height is not None else inches / aspect) * 96 / scale
-    fig.update_layout(width=round(canvas), height=round(tall), autosize=False, paper_bgcolor="white", plot_bgcolor="white", font=dict(family="Inter, sans-serif", color=INK))
+    name = fig.layout.xaxis.title.text
+    if name and "<" not in name and 8.4 * len(name) > canvas - 90:
+        lines = textwrap.wrap(html.unescape(name), max(12, int((canvas - 90) / 8.4)))
+        fig.layout.xaxis.title.text = "<br>".join(html.escape(line, quote=False) for line in lines)
+        tall += 20 * (len(lines) - 1)
+    if height is not None or aspect is not None: tall = (height if height is not None else inches / aspect) * 96 / scale
+    name = fig.layout.yaxis.title.text
+    if name and "<" not in name and 8.4 * len(name) > (room := tall - (fig.layout.margin.t or 100) - 40):
+        fig.layout.yaxis.title.text = "<br>".join(html.escape(line, quote=False) for line in textwrap.wrap(html.unescape(name), max(12, int(room / 8.4))))
+    fig.update_layout(width=canvas, height=round(tall), autosize=False, paper_bgcolor="white", plot_bgcolor="white", font=dict(family="Inter, sans-serif", color=INK))
     return fig, scale
 
 # %% ../nbs/core/publish.ipynb #c48952ff
