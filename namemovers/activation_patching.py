@@ -31,7 +31,8 @@ from .stats import estimate, head_name
 # %% ../nbs/02_activation_patching.ipynb #a4f1cc54
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") # [prompt, position, d_model]
 HEAD_SITES = ("z", "q", "k", "v", "pattern")                                    # one slice a head
-DIRECTIONS = ("denoise", "noise")
+DIRECTIONS = ("denoise", "noise") # clean into corrupted, corrupted into clean
+#: site -> what it can be swept by
 BY = {**{site: ("position", "named_position") for site in STREAM_SITES},
       **{site: ("head", "head_position") for site in HEAD_SITES}, "neurons": ("neuron",)}
 
@@ -52,7 +53,7 @@ def cells(
     "All cells of one sweep. Grouped-query models have fewer heads for `k` and `v`; the axis is then shorter."
     if (site == "neurons") != (neurons is not None): raise ValueError(f"neurons={neurons!r} goes with site='neurons', and that with a list of (layer, neuron), but site={site!r}")
     if site == "neurons":
-        chosen = sorted((int(l), int(i)) for l, i in neurons)
+        chosen = sorted((int(l), int(i)) for l, i in neurons or ())
         there = lambda l, i: 0 <= l < model.cfg.n_layers and 0 <= i < model.cfg.d_mlp
         wrong = next((c for c in chosen if not there(*c)), None)
         if wrong: raise ValueError(f"neurons: there is no neuron {wrong}; the model has layers 0 to {model.cfg.n_layers - 1} of neurons 0 to {model.cfg.d_mlp - 1}")
@@ -86,7 +87,12 @@ METRICS: dict[str, Callable] = {
 }
 
 # %% ../nbs/02_activation_patching.ipynb #d64e4da5
-def hook_point(site, layer): return get_act_name("post" if site == "neurons" else site, layer)
+def hook_point(
+    site: str,  # as in `patch`
+    layer: int, # counted from 0
+) -> str:
+    "TransformerLens's name of an activation."
+    return get_act_name("post" if site == "neurons" else site, layer)
 
 def _overwrite(value, saved, cell, site, prompts):
     "Write the part `cell` of `saved` into `value`; both [prompt, ...], for the prompts with the indices `prompts`."
@@ -132,9 +138,9 @@ def run_hooks(
         clean = run_at_end(model, clean_tokens[prompts], read_at[prompts])[0] if metric == "kl" else None
         per_forward = max(1, rows // len(prompts))
         for layer, group in groupby(range(len(cells)), key=lambda i: cells[i].layer):
-            group, name = list(group), hook_point(site, layer)
-            for i in range(0, len(group), per_forward):
-                chunk = group[i:i + per_forward]
+            members, name = list(group), hook_point(site, layer)
+            for i in range(0, len(members), per_forward):
+                chunk = members[i:i + per_forward]
                 def overwrite(value, hook):
                     # In place, for resid_mid's hook point is on the way into the MLP: the skip connection shares the tensor.
                     for part, c in zip(value.split(len(prompts)), chunk): _overwrite(part, saved[name], cells[c], site, prompts)
@@ -153,7 +159,7 @@ def effect(
     clean,                       # the clean run's metric [prompt]
     corrupted,                   # the corrupted run's metric [prompt]
     direction: str = "denoise",  # one of `DIRECTIONS`
-):                               # [..., prompt]: 0 as the run patched into, 1 as the run patched from
+) -> xr.DataArray:               # [..., prompt] (an array for arrays): 0 as the run patched into, 1 as the run patched from
     "Normalised effect of a patch, per prompt. NaN where the two runs do not differ on average, for there is nothing to restore."
     source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
     distance = float((source - target).mean())

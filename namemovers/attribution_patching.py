@@ -45,8 +45,8 @@ def run_attribution(
     wrong: torch.Tensor,            # token id [prompt]
     site: str,                      # as in `patch`
     cells: list,                    # where: objects with `layer`, `head` and `position`
-    direction: str = "denoise",
-    metric: str = "logit_diff",
+    direction: str = "denoise",     # as in `patch`
+    metric: str = "logit_diff",     # as in `patch`, but one that has a gradient
     memory_budget: int = 2**30,     # bytes of activations, about
     steps: int = 1,                 # backward passes; more than 1: integrated gradients
 ) -> torch.Tensor:                  # the estimated metric of the patched runs [cell, prompt]
@@ -104,15 +104,15 @@ def attribute(
 
 # %% ../nbs/core/attribution_patching.ipynb #483f8f36
 def patch_screened(
-    model,
-    task,
-    site: str,                   # these are as in `patch`
-    by: str | None = None,
-    direction: str = "denoise",
-    metric: str = "logit_diff",
+    model,                       # this and what has no other comment: as in `patch`
+    task,                        # as in `patch`
+    site: str,                   # as in `patch`
+    by: str | None = None,       # as in `patch`
+    direction: str = "denoise",  # as in `patch`
+    metric: str = "logit_diff",  # as in `attribute`
     screen: int = 10,            # how many cells to compute exactly
-    memory_budget: int = 2**30,
-    neurons: list | None = None,
+    memory_budget: int = 2**30,  # bytes of activations, about
+    neurons: list | None = None, # as in `patch`
 ) -> xr.Dataset:                 # as `patch`, with `exact` (True where a cell was computed, False where it is estimated)
     "Estimate every cell, then compute exactly the `screen` cells with the largest estimates."
     if not isinstance(screen, int) or screen < 1: raise ValueError(f"screen={screen!r}: give the number of cells to compute exactly, at least 1")

@@ -14,6 +14,7 @@ import itertools
 import re
 import sys
 import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -106,7 +107,7 @@ def _masks(circuits, task, n_layers, n_heads, mlps):
     return masks
 
 # %% ../nbs/07_circuits.ipynb #bb6cf999
-ABLATIONS = ("mean", "resample", "random", "zero")
+ABLATIONS = ("mean", "resample", "random", "zero") # what a node outside the circuit gives
 REFERENCE = {"ioi": "abc", "mrs": "no_cue"} # the corruption whose corrupted prompts are the reference
 
 def reference_task(
@@ -116,7 +117,8 @@ def reference_task(
     names=None,              # names to draw from; by default all that are shipped
 ) -> Task:                   # its corrupted prompts are the reference distribution
     "Reference prompts for ablation: the same templates with other names, and without what tells the answer. Raises ValueError for another task."
-    make, shipped = {"ioi": (ioi_task, IOI_TEMPLATES), "mrs": (mrs_task, MRS_TEMPLATES)}.get(task.name, (None, ()))
+    known: dict[str, tuple[Callable, dict]] = {"ioi": (ioi_task, IOI_TEMPLATES), "mrs": (mrs_task, MRS_TEMPLATES)}
+    make, shipped = known.get(task.name, (None, {}))
     titles = list(dict.fromkeys(task.templates))
     if make is None or any(t not in shipped and "{" not in t for t in titles):
         raise ValueError(f"task: no reference prompts can be made for {task.name!r} with templates {titles}; give reference=, a Task whose corrupted prompts are the reference")
@@ -137,10 +139,10 @@ def _reference_means(w, reference):
     if found is None or found[0] is not w:
         kinds = {kind: i for i, kind in enumerate(dict.fromkeys(_kinds(reference)))}
         which = torch.tensor([kinds[kind] for kind in _kinds(reference)], device=w.W_E.device)
-        tokens, values = reference.corrupted_tokens.to(w.W_E.device), None
+        tokens, values = reference.corrupted_tokens.to(w.W_E.device), {}
         for some in torch.arange(len(tokens)).split(max(1, MAX_ROWS // tokens.shape[1])):
             part = _kept(w, tokens[some])
-            if values is None: values = {name: t.new_zeros(len(t), len(kinds), *t.shape[2:]) for name, t in part.items()}
+            if not values: values = {name: t.new_zeros(len(t), len(kinds), *t.shape[2:]) for name, t in part.items()}
             for name, t in part.items(): values[name].index_add_(1, which[some], t)
         count = which.bincount(minlength=len(kinds))
         values = {name: t / count.view(-1, *[1] * (t.dim() - 2)) for name, t in values.items()}
@@ -204,7 +206,9 @@ class Ablated:
         values, rows = exactly(_replacements)(w, task, ablation, reference, seed)
         self.values, self.rows = values, rows.to(w.W_E.device)
         self.tokens, self.owner, self.end = (t.to(w.W_E.device) for t in (task.clean_tokens, _owner(task), task.positions["END"]))
-        self.universe, self._base = nodes(model, task, mlps), None
+        self.universe = nodes(model, task, mlps)
+        self._base: tuple = () # what `_base_run` keeps
+        self.ends: np.ndarray  # what a search compares with: the metric of the model and of the empty circuit [2, prompt]
         self.unread = ~torch.isin(torch.arange(len(positions_of(task))), self.owner[torch.arange(len(task)), self.end].cpu()) # past the last attention only END counts
         finals = self._clean() if metric == "kl" else None
         self.read = Reader(w, metric, task.correct.to(w.W_E.device), task.wrong.to(w.W_E.device), finals)
@@ -362,11 +366,11 @@ def faithfulness(
     return _intervals(rows, ("circuit", "measure"), len(model), confidence, n_resamples, seed, ds.attrs)
 
 # %% ../nbs/07_circuits.ipynb #2814dad2
-METHODS = ("gates", "patching", "knockout", "larger")
+METHODS = ("gates", "patching", "knockout", "larger") # of scoring a node
 
 def score_nodes(
     model,                  # as in `run_circuits`
-    task,
+    task,                   # a `Task`
     method: str = "gates",  # one of `METHODS`
     steps: int = 5,         # backward passes of "gates", "patching" and "larger"; 1: the gradient at the model, no integral
     **how,                  # ablation ("patching" is always into "resample"), reference, mlps, metric, seed, memory_budget: as in `run_circuits`
@@ -463,7 +467,8 @@ def prune(
     [prompt]. Raises ValueError if `start` is not within the tolerance, or model and empty circuit do the same."""
     run, scores, order, target = _search(model, task, scores, tolerance, how)
     kept = order[::-1] if start is None else [n for n in order[::-1] if n in frozenset(start)] # the least important first
-    value, removed = run([kept])[0], []
+    removed: list = []
+    value = run([kept])[0]
     weight = dict.fromkeys(order, 0.) if "score" not in scores else dict(zip(map(node, scores.node.values.tolist()), np.abs(scores.score.mean("prompt").values)))
     budget = tolerance * abs(float((run.ends[0] - run.ends[1]).mean()))
     path = [(len(kept), value)]
@@ -540,7 +545,7 @@ def random_circuits(
     universe,      # all nodes, or edges
     size: int,     # of each circuit
     n: int = 10,   # how many
-    seed: int = 0, # of the drawing
+    seed: int | list[int] = 0, # of the drawing
 ) -> dict:         # {name: frozenset}
     "Circuits drawn at random, all nodes alike. Raises ValueError for a size that is impossible."
     universe = list(universe)
@@ -817,7 +822,7 @@ def cross_task(
     every = list(itertools.product(range(model.cfg.n_layers), range(model.cfg.n_heads)))
     drawn = {t: list(random_circuits(every, len(h), random, seed).values()) for t, h in sets.items()}
     parts = []
-    for t, (task, reference) in tasks.items():
+    for task, reference in tasks.values():
         run = Ablated(model, task, reference=reference, **how)
         values = run([run.universe, (), *(everywhere(h, task) for h in (*circuits.values(), *itertools.chain(*drawn.values())))])
         n = 2 + len(circuits)

@@ -51,7 +51,7 @@ class Claim(NamedTuple):
 
 #: who says it
 SOURCES_OF_CLAIMS = {"paper": SOURCES["paper"], "demo": SOURCES["demo"], "pilot": SOURCES["pilot"], "write-up": "the write-up of this project"}
-STATUSES = ("holds", "does not hold", "not evaluated")
+STATUSES = ("holds", "does not hold", "not evaluated") # of a claim for a model
 
 class Results:
     "The saved results of a folder by name, each loaded once, when asked for; and their summaries."
@@ -74,7 +74,7 @@ class Results:
     def summary(self,
         name:str,         # of the result
         var:str="effect", # which of its variables
-        dim:str="prompt",
+        dim:str="prompt", # the dimension to summarise
         **at,             # where, e.g. position="END"
     )->xr.Dataset:
         "A variable of a result, summarised over prompts."
@@ -83,7 +83,7 @@ class Results:
         if key not in self._summaries: self._summaries[key] = summarise(ds[var].sel(at), dim=dim, n_resamples=self.n_resamples)
         return self._summaries[key]
 
-    def model(self):
+    def model(self) -> dict | None:
         "The model that the results are of, and its attrs; None where there is no result."
         for path in sorted(self.folder.glob("*.nc")) if self.folder.is_dir() else []:
             attrs = load(path.stem, self.folder).attrs
@@ -103,7 +103,7 @@ def near(
     expected: float,  # the published number
     tolerance: float, # how far the mean may be from it
     what: str = "",   # what it is, for the figure
-    digits: int = 2,
+    digits: int = 2,  # decimals, in the figure
 ) -> Callable:        # the test of a claim
     "The mean is within a tolerance of a published number."
     def test(r):
@@ -113,10 +113,10 @@ def near(
 
 def bounded(
     get: Callable,            # f(Results) -> the summary of one cell, or a number
-    at_least: float = -np.inf,
-    at_most: float = np.inf,
-    what: str = "",
-) -> Callable:
+    at_least: float = -np.inf, # the lower bound
+    at_most: float = np.inf,   # the upper bound
+    what: str = "",            # what it is, for the figure
+) -> Callable:                 # the test of a claim
     "The mean lies within bounds."
     def test(r):
         s = get(r)
@@ -140,11 +140,11 @@ def first(
 
 def each(
     get: Callable,            # f(Results) -> summary [layer, head]
-    heads: list,
-    at_least: float = -np.inf,
-    at_most: float = np.inf,
+    heads: list,               # of (layer, head)
+    at_least: float = -np.inf, # the lower bound
+    at_most: float = np.inf,   # the upper bound
     significant: bool = False, # and it differs significantly from zero
-) -> Callable:
+) -> Callable:                 # the test of a claim
     "Every one of these heads has a mean within bounds."
     def test(r):
         s = get(r)
@@ -167,7 +167,7 @@ def agrees(
         ours = get(r)
         ours = ours.mean("prompt") if "prompt" in ours.dims else ours
         if scale: ours = ours / abs(ours).max()
-        over = [d for d in theirs.dims if d != "layer"][0]
+        over = next(d for d in theirs.dims if d != "layer")
         if theirs.sizes["layer"] != ours.sizes["layer"] or (over == "head" and theirs.sizes["head"] != ours.sizes["head"]):
             raise Untold(f"the result has {dict(ours.sizes)} where the published grid has {dict(theirs.sizes)}")
         ours, theirs = xr.align(ours, theirs, join="inner")
@@ -206,10 +206,10 @@ def _mean_of(get, heads, var="mean"):
     return lambda r: summarise(xr.concat([get(r).sel(layer=l, head=h) for l, h in heads], dim="heads").mean("heads"))
 
 def writers(
-    r: Results,
+    r: Results,     # of one model
     task: str,      # "mrs" or "ioi"
     sign: int = 1,  # +1: those for the answer; -1: those against it
-    k: int = 3,
+    k: int = 3,     # at most
     least: float = 0.05, # share of the largest mean; with many prompts the smallest is significant
 ) -> list:          # of (layer, head)
     "The significant heads that write most for or against the answer, by direct attribution. Raises Untold where there is none."
@@ -247,7 +247,7 @@ def _in_top_tenth(kind, heads):
 # template, the two names in the order in which they stand, and which of the two acts again in the first prompt of the pair
 _DEMO = [("When {} and {} went to the shops, {} gave the bag to", "John", "Mary", 0), ("When {} and {} went to the park, {} gave the ball to", "Tom", "James", 1),
          ("When {} and {} went to the shops, {} gave an apple to", "Dan", "Sid", 1), ("After {} and {} went to the park, {} gave a drink to", "Martin", "Amy", 1)]
-DEMO_SITES = ("z", "q", "k", "v", "pattern")
+DEMO_SITES = ("z", "q", "k", "v", "pattern") # whose effects the demo prints
 
 def demo_task(
     tokenizer, # a Hugging Face tokenizer, or a model that has one
@@ -309,14 +309,14 @@ def _values_into_inhibition(r):
     mine = [i for i in range(edges.sizes["edge"]) if edges.receiver.values[i] in inhibit and edges.sender.values[i] in before and edges.significant.values[i] and edges["mean"].values[i] > 0]
     through = {c: sum(float(edges["mean"].values[i]) for i in mine if edges.component.values[i] == c) for c in "qkv"}
     if not any(e in inhibit for e in edges.receiver.values): raise Untold("the trace of paths followed no S-inhibition head")
-    return Verdict(bool(mine) and max(through, key=through.get) == "v", "sum of the significant paths from induction and duplicate token heads, through " + ", ".join(f"{w} {estimate(through[c])}" for c, w in zip("vqk", ("values", "queries", "keys"))), through["v"])
+    return Verdict(bool(mine) and through["v"] == max(through.values()), "sum of the significant paths from induction and duplicate token heads, through " + ", ".join(f"{w} {estimate(through[c])}" for c, w in zip("vqk", ("values", "queries", "keys"))), through["v"])
 
 def _through_queries(r):
     mean = r["ioi_paths_movers"].effect.mean("prompt")
     roles = heads_of_role(r["ioi_roles"], "S-inhibition", also=True)
     if not roles: raise Untold("no head has the role S-inhibition in IOI")
     total = {c: float(sum(abs(mean.sel(component=c, layer=l, head=h).fillna(0)) for l, h in roles)) for c in "qkv"}
-    return Verdict(max(total, key=total.get) == "q", f"{_names(roles)}, sum of the size of their paths into the name movers' queries {estimate(total['q'])}, keys {estimate(total['k'])}, values {estimate(total['v'])}", total["q"])
+    return Verdict(total["q"] == max(total.values()), f"{_names(roles)}, sum of the size of their paths into the name movers' queries {estimate(total['q'])}, keys {estimate(total['k'])}, values {estimate(total['v'])}", total["q"])
 
 def _backups(r):
     s = _evidence("ioi", "backup")(r)
@@ -436,7 +436,7 @@ def _matters_in(role, task):
         causal = roles.sel(evidence=[e for e in ("effect", "direct", "s_inhibition", "recency", "cue_effect", "cue") if e in roles.evidence.values])
         serving = [(l, h) for l, h in others if bool((causal.significant.astype(bool) & (causal.value >= 0.05)).sel(layer=l, head=h).any())]
         most = {(l, h): causal.evidence.values[int(np.nan_to_num(abs(causal.value.sel(layer=l, head=h).values)).argmax())] for l, h in others}
-        said = "; ".join(f"{head_name(*h)} {evidence_in_words(roles, *h, [most[h]])}" for h in serving or others) or "none"
+        said = "; ".join(f"{head_name(l, h)} {evidence_in_words(roles, l, h, [most[l, h]])}" for l, h in serving or others) or "none"
         return Verdict(bool(serving), f"{len(serving)} of {len(found)} heads with the pattern" + (" help: " if serving else " help, largest effects: ") + said + (f" (not counted, since they are name movers: {_names(movers)})" if movers else ""), len(serving))
     return test
 
@@ -529,6 +529,7 @@ def _s(name, var="effect"): # a summary of a result of the pilot's corruption
         return r.summary(name, var)
     return get
 
+#: every claim of the ledger, in its order
 CLAIMS = [
     # --- Wang et al. on GPT-2 small: its own heads and figures
     Claim("paper-logit-diff", "The mean logit difference on IOI is 3.56.", "paper", "section 2", ("ioi_logit_lens",), near(_total("ioi"), published_figure("ioi", "logit_diff"), 0.5, "mean"), _I + "01_logit_lens.ipynb", True),

@@ -6,7 +6,6 @@
 __all__ = ['TASKS', 'MEASURES', 'evidence', 'headline', 'tasks_in_words', 'head_table', 'is_gpt2_small']
 
 # %% ../nbs/core/compare.ipynb #91da34d6
-import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -14,7 +13,9 @@ from .results import load
 from .stats import estimate, head_name, heads_in_words, overlap, rank_correlation, summarise, top_heads
 
 # %% ../nbs/core/compare.ipynb #07233ff3
+#: in the order of the tables
 TASKS = ("mrs", "ioi")
+#: measure -> (result, its variable)
 MEASURES = {"attribution": ("head_attribution", "attribution"), "patching": ("patch_z_head", "effect")}
 
 def evidence(
@@ -62,7 +63,8 @@ def tasks_in_words(
     """How far the two tasks use the same heads: rank correlation over heads (prompts resampled), overlap of the
     significant ones against chance, and which of the three highest significant ones are common."""
     name, var = MEASURES[measure]
-    rho = rank_correlation(*(load(f"{t}_{name}", folder)[var] for t in TASKS))
+    mrs, ioi = (load(f"{t}_{name}", folder)[var] for t in TASKS)
+    rho = rank_correlation(mrs, ioi)
     seen = {t: found.sel(task=t, measure=measure) for t in TASKS}
     both = overlap(*(seen[t].significant for t in TASKS))
     best = {t: top_heads(seen[t]["mean"].where(seen[t].significant.astype(bool) & (seen[t]["mean"] > 0)), 3) for t in TASKS}

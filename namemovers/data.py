@@ -11,7 +11,9 @@ import itertools
 import re
 import string
 import warnings
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -20,6 +22,8 @@ import xarray as xr
 
 from .results import provenance
 from .stats import proportion, summarise
+
+if TYPE_CHECKING: import plotly.graph_objects as go
 
 # %% auto #0
 __all__ = ['NAMES', 'DESCRIPTIONS', 'TITLES', 'CUES', 'PLACES', 'OBJECTS', 'MRS_TEMPLATES', 'PILOT_NAMES', 'NEUTRAL_SENTENCES',
@@ -38,25 +42,31 @@ Martin Matt Matthew Max Michael Michelle Mike Morgan Neil Nick Patrick Peter Phi
 Ron Ross Roy Ryan Sam Sarah Scott Sean Simon Stephen Steve Steven Susan Ted Terry Thomas Tim Todd Tom Tony
 Tyler William""".split()
 
+#: what a subject is, `{D}`
 DESCRIPTIONS = """teacher student doctor lawyer writer singer dancer painter farmer soldier driver baker nurse pilot
 sailor judge poet chef clerk guard priest scientist banker manager director coach player runner reporter journalist
 photographer designer builder waiter hunter musician drummer historian professor secretary detective sheriff merchant
 tourist volunteer surgeon dentist mechanic""".split()
 
+#: the titles of a subject
 TITLES = """king queen prince princess captain president mayor governor emperor pope lord chief chairman treasurer
 minister bishop""".split()
 
+#: the word of the cue, `{cue_word}`
 CUES = """child lion bear tiger wolf fox dog cat bird fish horse snake winner loser hero villain boss thief
 killer suspect witness stranger guest visitor neighbor friend enemy rival partner owner buyer seller speaker patient
 victim champion fool ghost giant dragon robot monster twin baby boy girl parent adult human pet""".split()
 
+#: `{PLACE}` of IOI
 PLACES = """store park school office hospital restaurant station market garden library museum theater beach church
 hotel airport zoo farm kitchen bank""".split()
 
+#: `{OBJECT}` of IOI
 OBJECTS = """drink book ring ball computer necklace gift letter key phone ticket map flower coat hat watch bag bottle
 camera toy pen cookie sandwich box""".split()
 
 # %% ../nbs/00_data.ipynb #5f5d2b00
+#: name -> template of MRS, as far as the cue word the second time
 MRS_TEMPLATES = {
     "pilot": "{S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S3} is a {D1}. {S4} is a {D2}. The {cue_word} is",
     "other_descriptions": "{S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S3} is a {D3}. {S4} is a {D4}. The {cue_word} is",
@@ -83,6 +93,7 @@ NEUTRAL_SENTENCES = ["It was late.", "The day was long.", "The day was very long
                      "It was the end of a very long day."]
 
 # %% ../nbs/00_data.ipynb #e3d60791
+#: name -> template of IOI, as far as the answer
 IOI_TEMPLATES = {
     "went": "When {IO} and {S} went to the {PLACE}, {S} gave a {OBJECT} to",
     "left": "After {IO} and {S} left the {PLACE}, {S} handed a {OBJECT} to",
@@ -168,10 +179,10 @@ def _listed(values, argument):
         raise ValueError(f"{argument}: expected words, got {values!r}; give a word or a list of words.")
     return values
 
-def _forms(literals, keys, exchanged=(), alias={}):
+def _forms(literals, keys, exchanged=(), alias=None):
     "For each name placeholder: does it stand at the start of the text (True), after a space (False)? A set of these."
     forms = {}
-    for i, key in enumerate(alias.get(k, k) for k in keys):
+    for i, key in enumerate((alias or {}).get(k, k) for k in keys):
         if _group(key) == "S": forms.setdefault(key, set()).add(i == 0 and literals[0] == "")
     for key in (k for k in exchanged if k in forms): forms[key] = set().union(*(forms[k] for k in exchanged))
     return forms
@@ -190,7 +201,7 @@ def _name_pools(tokenizer, names, forms):
             pools[key] = _listed(given[key], "names")
             if len(_whole(tokenizer, pools[key], starts)) < len(pools[key]):
                 for name, start in itertools.product(pools[key], starts): name_token(tokenizer, name, start)  # says which
-    if dropped: warnings.warn(f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out, {sorted(dropped)[0]!r} among them.")
+    if dropped: warnings.warn(f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out, {sorted(dropped)[0]!r} among them.", stacklevel=4)
     return pools
 
 # %% ../nbs/00_data.ipynb #904f00e7
@@ -287,8 +298,10 @@ class Task:
     seed: int
     templates: list # the template's name, per prompt
     names: list # placeholder -> word, per prompt
-    tokenizer: object = None
-    subjects: tuple = None # the positions that hold a name; None for those of MRS and IOI
+    tokenizer: Any = None
+    from_pairs: ClassVar[Callable[..., Task]] # defined below
+    from_template: ClassVar[Callable[..., Task]]
+    subjects: tuple | None = None # the positions that hold a name; None for those of MRS and IOI
 
     def __len__(self): return len(self.clean)
 
@@ -297,11 +310,11 @@ class Task:
         tokens = f"{low} tokens" if low == high else f"{low} to {high} tokens, right-padded"
         return f"Task({self.name}: n={len(self)}, {tokens}, corruption={self.corruption!r}, seed={self.seed}; {self.clean[0]!r} -> {self.answer(0)!r})"
 
-    def answer(self, i=0, wrong=False):
+    def answer(self, i: int = 0, wrong: bool = False) -> str:
         "The right (or wrong) answer to prompt `i` as text, with its leading space."
         return self.tokenizer.decode([int((self.wrong if wrong else self.correct)[i])])
 
-    def subset(self, index):
+    def subset(self, index) -> Task:
         "The task of some of its prompts: an index, a slice or a list of indices."
         keep = list(range(len(self)))[index] if isinstance(index, slice) else np.atleast_1d(np.asarray(index)).tolist()
         if not keep: raise ValueError(f"index: {index!r} leaves no prompt of {len(self)}.")
@@ -538,7 +551,7 @@ def _from_pairs(
     corrupted, # as many, each with as many tokens as its clean one
     answers, # a (right, wrong) pair of texts, such as (" Mary", " John"), or of token ids; or a list of these, one a prompt
     tokenizer, # a Hugging Face tokenizer with a BOS token, or a model that has one
-    positions:dict=None, # name -> piece of the clean prompt, or (piece, which occurrence), or a list of these, one a prompt; the token it ends with is meant
+    positions:dict|None=None, # name -> piece of the clean prompt, or (piece, which occurrence), or a list of these, one a prompt; the token it ends with is meant
     subjects=None, # names of the positions that hold a name; found if not given
     name:str="own", # the task's name
     corruption:str="pairs", # what the corruption is called
@@ -567,7 +580,7 @@ def _from_pairs(
     return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places, corruption, 0, ["pairs"] * len(clean),
                   [{s: said[p[s]] for s in subjects} for said, p in zip(says, places)], tuple(subjects))
 
-Task.from_pairs = classmethod(_from_pairs)
+Task.from_pairs = classmethod(_from_pairs) # type: ignore[assignment]
 
 # %% ../nbs/00_data.ipynb #04d3f1af
 def _mentions(parsed):
@@ -577,7 +590,7 @@ def _mentions(parsed):
 
 def _corruption(corrupt, placeholders, mentions):
     "What replaces what, as a dict place or placeholder -> placeholder, word, list of words or None; and in words."
-    if isinstance(corrupt, (tuple, list)) and len(corrupt) == 2: rule, said = dict([corrupt, corrupt[::-1]]), f"{corrupt[0]} <-> {corrupt[1]}"
+    if isinstance(corrupt, (tuple, list)) and len(corrupt) == 2: rule, said = {corrupt[0]: corrupt[1], corrupt[1]: corrupt[0]}, f"{corrupt[0]} <-> {corrupt[1]}"
     elif isinstance(corrupt, dict) and corrupt: rule, said = corrupt, ", ".join(f"{k} <- {v if isinstance(v, str) else 'another'}" for k, v in corrupt.items())
     else: raise ValueError(f"corrupt: {corrupt!r} says no corruption; give two placeholders that change places, such as ('A', 'B'), or a dict such as {{'B.2': 'A'}}.")
     known = list(dict.fromkeys([*placeholders, *itertools.chain(*mentions)]))
@@ -668,9 +681,10 @@ def _from_template(
     return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places, said, seed, [list(chosen)[i] for i, lookup in drawn],
                   [lookup for i, lookup in drawn], tuple(p for p in places[0] if p.split(".")[0] in subjects and not p.endswith("+1")))
 
-Task.from_template = classmethod(_from_template)
+Task.from_template = classmethod(_from_template) # type: ignore[assignment]
 
 # %% ../nbs/00_data.ipynb #13b9e88d
+#: name -> how a corrupted MRS prompt differs
 MRS_CORRUPTIONS = {
     "switch_subjects": "the right and the wrong answer's names are exchanged; nothing else changes",
     "new_subjects": "the subjects of the target part become names that the prompt does not hold",
@@ -767,7 +781,7 @@ def mrs_task(
     descriptions=None, # None: the same in every prompt; "vary": drawn from the shipped lists; or a list to draw {D1}, {D2}, ... from
     cue_words=None, # None: the same in every prompt; "vary"; or a list
     cue_subject:str="last", # which source subject the cue names: "last", "first" or a placeholder
-    words:dict=None, # placeholder -> word or words, for placeholders of your own or to fix one such as D1
+    words:dict|None=None, # placeholder -> word or words, for placeholders of your own or to fix one such as D1
 )->Task:
     """The most-recent-subject task: after a cue that was seen once before, the model names the subject mentioned last.
 
@@ -801,6 +815,7 @@ def mrs_task(
     return _make_task(tokenizer, "mrs", records, corruption, seed, after=("S3",))
 
 # %% ../nbs/00_data.ipynb #f1505a21
+#: name -> how a corrupted IOI prompt differs
 IOI_CORRUPTIONS = {
     "switch_s2": "the second mention of the subject becomes the indirect object, so that the answers swap",
     "new_s2": "the second mention of the subject becomes a third name",
@@ -824,7 +839,7 @@ def ioi_task(
     templates=None, # None or "all" (all shipped ones), a shipped template's name, a template, a list of these, or a dict name -> template
     corruption:str="switch_s2", # one of IOI_CORRUPTIONS
     names=None, # None (NAMES), a list of names, or a dict such as {"IO": "Mary", "S": "John"}
-    words:dict=None, # placeholder -> word or words, for placeholders of your own, PLACE or OBJECT
+    words:dict|None=None, # placeholder -> word or words, for placeholders of your own, PLACE or OBJECT
 )->Task:
     """The indirect object identification task: two people are introduced, one acts again, the other is named.
 
@@ -862,7 +877,7 @@ def ioi_task(
     return _make_task(tokenizer, "ioi", records, corruption, seed, repeated="S", after=("S1",))
 
 # %% ../nbs/00_data.ipynb #728b7357
-KINDS = ["latest", "another", "earliest", "none"]
+KINDS = ["latest", "another", "earliest", "none"] # of subjects, in a survey
 
 def survey_template(
     source:int=2, # subjects before the cue
@@ -932,8 +947,8 @@ def _kinds(k):
 def survey(
     model, # as from load_model
     n:int=20, # prompts a family
-    seed:int=0,
-    families:dict=None, # family -> template, or (template, subject that the cue names); None for SURVEY
+    seed:int=0, # of the prompts
+    families:dict|None=None, # family -> template, or (template, subject that the cue names); None for SURVEY
     descriptions="vary", # as in mrs_task
     cue_words="vary", # as in mrs_task
     names=None, # as in mrs_task
@@ -950,7 +965,7 @@ def survey(
     shape = (len(families), len(KINDS), n)
     top, probability = np.zeros(shape), np.full(shape, np.nan)
     text, token, count = [], [], []
-    for f, (family, entry) in enumerate(families.items()):
+    for f, entry in enumerate(families.values()):
         template, cue_subject = (entry, "last") if isinstance(entry, str) else entry
         literals, keys = _parse(template)
         alias = _alias(template, keys, cue_subject)
@@ -984,20 +999,20 @@ def survey_table(
     rows = []
     for f in ds.family.values:
         one = ds.sel(family=f)
-        share = {k: "" if np.isnan(one.share.sel(kind=k)) else _interval(*(100 * float(one[v].sel(kind=k)) for v in ("share", "share_low", "share_high")), 0) for k in KINDS}
-        p = _interval(*(float(one[v].sel(kind="latest")) for v in ("mean", "low", "high")), 2)
+        share = {k: "" if np.isnan(one.share.sel(kind=k)) else _interval(*(100 * float(one[v].sel(kind=k)) for v in ("share", "share_low", "share_high")), digits=0) for k in KINDS}
+        p = _interval(*(float(one[v].sel(kind="latest")) for v in ("mean", "low", "high")), digits=2)
         rows.append({"family": str(f), "for example": one.text.values[0], **{f"{k} (%)": v for k, v in share.items()}, "p(latest)": p})
     return pd.DataFrame(rows)
 
-def _interval(value, low, high, digits):
+def _interval(value, low, high, *, digits):
     "A value with its interval that no line break divides."
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace(" ", "\u00a0")
 
 # %% ../nbs/00_data.ipynb #c69c22c1
 def survey_figure(
     ds:xr.Dataset, # of `survey`
-    title:str=None, # what is shown
-): # a plotly Figure
+    title:str|None=None, # what is shown
+) -> go.Figure: # bars and whiskers
     "A survey as bars of shares, a bar a family; share, interval, mean probability and n on hover."
     import plotly.graph_objects as go
     from namemovers.plots import COLOURS, GREY

@@ -12,7 +12,7 @@ import sys
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from .activation_patching import METRICS, effect
-from .engine import MAX_ROWS, Reader, Run, alike, attention, check, embed, exactly, forward, mlp, norm, ready, rotate, two_runs
+from .engine import MAX_ROWS, Reader, Run, Weights, alike, attention, check, embed, exactly, forward, mlp, norm, ready, rotate, two_runs
 from .results import provenance
 from .stats import head_name
 
@@ -43,7 +43,7 @@ class Graph:
     parallel: bool # the MLP reads what the layer read (GPT-NeoX)
 
     @cached_property
-    def senders(self) -> list[str]:
+    def senders(self) -> list[str]: # names of what writes: embedding, heads and MLPs, in the order of the computation
         return ["embed", *(name for l in range(self.n_layers) for name in (*(head_name(l, h) for h in range(self.n_heads)), f"MLP {l}"))]
 
     @cached_property
@@ -68,7 +68,7 @@ class Graph:
     def sender_of(self) -> np.ndarray: return np.concatenate([np.arange(n) for n in self.reads]) # [edge]: the number of its sender
 
     @cached_property
-    def edges(self) -> list[Edge]: return [Edge(self.senders[s], *self.inputs[i]) for i, s in zip(self.input_of, self.sender_of)]
+    def edges(self) -> list[Edge]: return [Edge(self.senders[s], *self.inputs[i]) for i, s in zip(self.input_of, self.sender_of)] # all, in the order of results
 
     @cached_property
     def labels(self) -> list[str]: return [str(e) for e in self.edges] # such as "L0H1 → L2H3 q"
@@ -113,7 +113,7 @@ class Graph:
         return out
 
     def label(self, circuit) -> xr.DataArray: # bool [edge], with names
-        "A mask, or edges, as a labelled array."
+        "A `circuit`, as for `Graph.mask`, as a labelled array."
         return xr.DataArray(self.mask(circuit), dims="edge", coords=self.coords, name="circuit")
 
 def graph(
@@ -149,7 +149,7 @@ def _fed(g, used): # [input, sender] -> [sender]: to whom there is a path from t
     return reach
 
 def connected(
-    g: Graph,
+    g: Graph, # of the model
     circuit, # as for `Graph.mask`
 ) -> xr.DataArray: # bool [edge]
     "The edges of a circuit that lie on a path from the embedding to the logits."
@@ -159,7 +159,7 @@ def connected(
     return g.label(mask & _fed(g, used)[g.sender_of] & to_logits[g.owner[g.input_of]])
 
 def nodes(
-    g: Graph,
+    g: Graph, # of the model
     circuit, # as for `Graph.mask`
 ) -> list[str]: # in the order of the computation
     "The names that the edges of a circuit join: embedding, heads, MLPs, logits."
@@ -168,7 +168,7 @@ def nodes(
     return [name for i, name in enumerate([*g.senders, "logits"]) if i in there]
 
 # %% ../nbs/core/edges.ipynb #3afa7e16
-ABLATIONS = ("resample", "mean", "mean_over_positions", "zero")
+ABLATIONS = ("resample", "mean", "mean_over_positions", "zero") # what a cut edge carries
 
 @dataclass
 class Setting:
@@ -183,7 +183,7 @@ class Setting:
     z: list               # of the heads, a layer [prompt, head, row, d_head],
     mlp: list             # and of the MLPs, a layer [prompt, row, d_model]
     qkv: dict | None      # what the heads make of ablated inputs, name -> a layer [head, 1, prompt, row, d_head], where it is known
-    def sums(self, w): # the stream of ablated values: where heads read it and where MLPs do, a layer [prompt, row, d_model]; at END
+    def sums(self, w: Weights) -> tuple: # in the model w, the stream of ablated values: where heads read it and where MLPs do, a layer [prompt, row, d_model]; at END
         x, heads, mlps = self.embed, [], []
         for L, z, out in zip(w.layers, self.z, self.mlp):
             mid = x + z.transpose(1, 2).flatten(2) @ L.W_O + L.b_O
@@ -197,12 +197,12 @@ def _qkv(w, run): # name -> a layer [prompt, head, row, d_head] -> as a state ke
 # %% ../nbs/core/edges.ipynb #5823806f
 def _group_means(w, tokens, rows): # of prompts [prompt, position] of one kind
     "What embedding, heads and MLPs write on average: [position, d_model], a layer [head, position, d_head], a layer [position, d_model]."
-    total = None
+    total: list = []
     for part in tokens.split(rows):
         x = embed(w, part)
         run = forward(w, x, keep=("z", "mlp_out"))
         sums = [t.sum(0) / len(tokens) for t in (x, *run["z"], *run["mlp_out"])]
-        total = sums if total is None else [a + b for a, b in zip(total, sums)]
+        total = [a + b for a, b in zip(total, sums)] if total else sums
     return total[0], total[1:1 + w.n_layers], total[1 + w.n_layers:]
 
 def _kinds(task): return [(str(template), int(end)) for template, end in zip(task.templates, task.positions["END"])]
@@ -264,7 +264,7 @@ class _Job:
         if ablation == "resample" and reference is not None: raise ValueError("reference is for the means, and ablation='resample' takes none: leave it out, or choose ablation='mean'")
         self.ablation, self.direction = ablation, direction
         self.clean, self.corrupted, self.read_at, correct, wrong = (t.to(w.W_E.device) for t in (task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong))
-        self.means = None if ablation == "resample" else exactly(_Means)(w, task, task if reference is None else reference, ablation, memory_budget)
+        self.means: Any = None if ablation == "resample" else exactly(_Means)(w, task, task if reference is None else reference, ablation, memory_budget)
         self.finals = w.W_E.new_zeros(len(self.clean), w.d_model)
         self.read = Reader(w, metric, correct, wrong, self.finals)
         self.alone = w.W_E.new_empty(3, len(self.clean))
@@ -287,7 +287,7 @@ class _Job:
                     qkv = _qkv(w, pair.donor)
                 else: other, qkv = self.means.at(members, end + 1), None
                 before = Run(0, {name: [t[:, :, :first] for t in pair.base[name]] for name in "kv"}) if first else None
-                yield Setting(members, first, end, before, here, own, *other, qkv)
+                yield Setting(members, first, end, before, here, own, *other, qkv) # type: ignore[call-arg]
 
     def measure(self, x, prompts): # the stream at END [circuit, prompt, d_model] -> [circuit, prompt]
         return self.read(x.flatten(0, 1), prompts.repeat(len(x))).view(len(x), -1)
@@ -315,8 +315,8 @@ class State:
     E: torch.Tensor  # the same at END [sender, prompt * d_model]
     qkv: dict        # name -> a layer [head, 1, prompt, row, d_head]
 
-    def take(self, run, c=0):
-        "Become the run's circuit number `c`."
+    def take(self, run: "Ran", c: int = 0) -> None:
+        "Become the circuit number `c` of `run`."
         live = np.union1d(self.live, run.new)
         if len(live) > len(self.live):
             at, below = np.searchsorted(live, self.live), int((live < run.below).sum())
@@ -486,15 +486,15 @@ def run_edges(
     return _dataset(job, model, task, values, alone, "circuit", {"circuit": list(named), "n_edges": ("circuit", sizes)}, metric, reference, measurement="circuits of edges")
 
 def ablate_edges(
-    model,                        # these are as in `run_edges`
-    task,
+    model,                        # this and what has no other comment: as in `run_edges`
+    task,                         # a `Task`
     edges=None,                   # which edges, as for `Graph.mask`; by default all
-    ablation: str = "resample",
-    direction: str = "noise",
-    metric: str = "logit_diff",
-    reference=None,
-    memory_budget: int = 2**30,
-    progress: bool | None = None,
+    ablation: str = "resample",   # one of `ABLATIONS`
+    direction: str = "noise",     # as in `run_edges`
+    metric: str = "logit_diff",   # as in `run_edges`
+    reference=None,               # as in `run_edges`
+    memory_budget: int = 2**30,   # bytes of activations, about
+    progress: bool | None = None, # a progress bar: True, False, or None for only on a terminal
 ) -> xr.Dataset:
     """Cut each edge alone, all others staying: the exact effect of every edge.
 
@@ -529,7 +529,7 @@ def _turned_back(w, t, positions): # the gradient at turned queries or keys [pro
 
 def _scores(w, g, s, state, x, read): # -> [prompt, input, sender]
     "Differences of all senders times the metric's gradients at all inputs, in the run whose embeddings from `first` on are x."
-    (P, n, d), H, S = x.shape, g.n_heads, len(g.senders)
+    (P, _, d), H, S = x.shape, g.n_heads, len(g.senders)
     with torch.enable_grad():
         run = forward(w, x.detach().requires_grad_(), before=s.before, start=s.first, keep=("resid_pre", "resid_mid", "q", "k", "v", "mlp_out"))
         kinds = ("q", "k", "v", "mlp_out", "resid_pre" if w.parallel else "resid_mid")
@@ -565,7 +565,7 @@ def _attribution(job, steps, memory_budget, progress):
         sums = s.sums(w)
         nothing = _nothing(w, g, s, sums)
         job.alone[2, s.prompts] = job.measure(_run(w, g, s, sums, nothing, nothing.mask[None]).final, s.prompts)[0]
-        state, total = _all(w, g, s), 0
+        state, total = _all(w, g, s), w.W_E.new_zeros(())
         for i in range(steps):
             x = s.here + (0 if steps == 1 else (i + 0.5) / steps) * (s.embed - s.here)
             total = total + _scores(w, g, s, state, x, job.read) / steps
@@ -574,15 +574,15 @@ def _attribution(job, steps, memory_budget, progress):
     return out.cpu(), job.alone.cpu()
 
 def attribute_edges(
-    model,                        # these are as in `run_edges`
-    task,
+    model,                        # this and what has no other comment: as in `run_edges`
+    task,                         # a `Task`
     steps: int = 1,               # backward passes; 1: EAP, more: EAP-IG
-    ablation: str = "resample",
-    direction: str = "noise",
+    ablation: str = "resample",   # one of `ABLATIONS`
+    direction: str = "noise",     # as in `run_edges`
     metric: str = "logit_diff",   # as in `run_edges`, but not "rank"
-    reference=None,
-    memory_budget: int = 2**30,
-    progress: bool | None = None,
+    reference=None,               # as in `run_edges`
+    memory_budget: int = 2**30,   # bytes of activations, about
+    progress: bool | None = None, # as in `ablate_edges`
 ) -> xr.Dataset:
     """Edge attribution patching: an estimate of `ablate_edges`, all edges, from `steps` backward passes.
 

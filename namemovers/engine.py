@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['GELU', 'ARCHITECTURES', 'STREAM_SITES', 'HEAD_SITES', 'MAX_ROWS', 'DTYPES', 'Layer', 'Weights', 'exactly',
-           'weights_of', 'why_not', 'norm', 'embed', 'rotate', 'attention', 'Run', 'forward', 'mlp', 'logits', 'Reader',
-           'Block', 'Group', 'Buffers', 'carry', 'chunks', 'alike', 'two_runs', 'check', 'ready', 'sweep', 'run_fast',
-           'run_sets']
+           'weights_of', 'why_not', 'Run', 'forward', 'mlp', 'logits', 'Reader', 'alike', 'two_runs', 'check', 'ready',
+           'sweep', 'run_fast', 'run_sets']
 
 # %% ../nbs/core/engine.ipynb #a05ad598
 import functools
 import weakref
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -51,11 +50,11 @@ class Weights:
     n_heads: int
     eps: float                   # of all LayerNorms
     @property
-    def n_layers(self): return len(self.layers)
+    def n_layers(self) -> int: return len(self.layers) # layers
     @property
-    def d_model(self): return self.W_E.shape[1]
+    def d_model(self) -> int: return self.W_E.shape[1] # width of the residual stream
     @property
-    def d_head(self): return self.layers[0].W_Q.shape[1] // self.n_heads
+    def d_head(self) -> int: return self.layers[0].W_Q.shape[1] // self.n_heads # width of a head
 
 # %% ../nbs/core/engine.ipynb #9253c2ec
 def _folded(norm, W, b):
@@ -68,7 +67,7 @@ def _layer(block, d_model):
     a, m = block.attn, block.mlp
     per_head = [(W.detach().permute(1, 0, 2).reshape(d_model, -1), b.detach().reshape(-1))
                 for W, b in ((a.W_Q, a.b_Q), (a.W_K, a.b_K), (a.W_V, a.b_V))]
-    return Layer(*(t for W, b in per_head for t in _folded(block.ln1, W, b)),
+    return Layer(*(t for W, b in per_head for t in _folded(block.ln1, W, b)), # type: ignore[call-arg]
                  a.W_O.detach().reshape(-1, d_model), a.b_O.detach(),
                  *_folded(block.ln2, m.W_in.detach(), m.b_in.detach()), m.W_out.detach(), m.b_out.detach())
 
@@ -80,8 +79,9 @@ def _rotary(model):
     return cos[0], sin[0]
 
 # %% ../nbs/core/engine.ipynb #01009968
+#: a model's activation function -> `approximate` of torch's gelu
 GELU = {"gelu_new": "tanh", "gelu_fast": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
-ARCHITECTURES = ("GPT2LMHeadModel", "GPTNeoXForCausalLM")
+ARCHITECTURES = ("GPT2LMHeadModel", "GPTNeoXForCausalLM") # that the engine knows, by Hugging Face's names
 
 def _unlike(cfg) -> str | None:
     "In what a configuration is unlike the models below, or None."
@@ -95,9 +95,14 @@ def _unlike(cfg) -> str | None:
                         ("output_logits_soft_cap", -1.0), ("scale_attn_by_inverse_layer_idx", False)):
         if get(name, usual) not in (usual, None): return f"its {name} is {get(name)}"
     if (get("rope_parameters") or {}).get("rope_type", "default") != "default": return "its rotary positions are scaled"
+    return None
 
 # %% ../nbs/core/engine.ipynb #abacd40a
-def exactly(f):
+_F = TypeVar("_F", bound=Callable)
+
+def exactly(
+    f: _F, # what computes with tensors
+) -> _F:   # the same, protected
     """Run `f` without gradients, and with float32 multiplied as float32 whatever was set for the session: with TF32 (on a
     GPU) or bfloat16 (on a CPU) in its place, three digits are left."""
     @functools.wraps(f)
@@ -107,7 +112,7 @@ def exactly(f):
         try:
             with torch.no_grad(): return f(*arguments, **more)
         finally: torch.set_float32_matmul_precision(before)
-    return run
+    return run # type: ignore[return-value]
 
 _weights = weakref.WeakKeyDictionary() # model -> (Weights, the state of its parameters), for models that passed the comparison
 
@@ -143,6 +148,7 @@ def why_not(
         gap = (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)
         if gap > 1e-4: return f"its logits differ from the engine's by {float(gap):.1e} of their size"
         _weights[model] = w, _state(model)
+    return None
 
 # %% ../nbs/core/engine.ipynb #04fe04db
 def norm(w, x): return F.layer_norm(x, (x.shape[-1],), eps=w.eps)
@@ -181,13 +187,13 @@ class Run:
     "The activations kept of one run. Rows are the positions from `start` on."
     start: int = 0
     kept: dict = field(default_factory=lambda: defaultdict(list)) # name -> a tensor a layer
-    final: torch.Tensor | None = None                             # the stream after the last layer [prompt, row, d_model]
+    final: torch.Tensor = None # type: ignore[assignment]          # when the run is over: the stream after the last layer [prompt, row, d_model]
     def __getitem__(self, name): return self.kept[name]
 
 def forward(
-    w: Weights,
+    w: Weights,                 # of the model
     x: torch.Tensor,            # the residual stream entering `layer` [prompt, row, d_model]
-    layer: int = 0,
+    layer: int = 0,             # to begin with
     before: Run | None = None,  # a run that holds `k` and `v` of the positions before `start`
     start: int = 0,             # the position of row 0
     keep: tuple = (),           # activations to keep: resid_pre, q, k, v, pattern, z, attn_out, resid_mid, neurons, mlp_out
@@ -222,11 +228,20 @@ def forward(
     if "resid_pre" in keep: run.kept["resid_pre"].append(x) # what a layer after the last would read
     return run
 
-def mlp(w, L, x):
-    "What the MLP of layer `L` adds, for the stream `x` that it reads [..., d_model]."
+def mlp(
+    w: Weights,
+    L: Layer,
+    x: torch.Tensor,
+) -> torch.Tensor:
+    "What the MLP of layer `L` of the model `w` adds, for the stream `x` that it reads [..., d_model]."
     return F.gelu(norm(w, x) @ L.W_in + L.b_in, approximate=w.gelu) @ L.W_out + L.b_out
 
-def logits(w, x): return (norm(w, x.to(w.W_U.dtype)) * w.w_final + w.b_final) @ w.W_U + w.b_U
+def logits(
+    w: Weights,
+    x: torch.Tensor,
+) -> torch.Tensor:
+    "The logits [..., token] of the model `w` for the stream `x` after its last layer [..., d_model]."
+    return (norm(w, x.to(w.W_U.dtype)) * w.w_final + w.b_final) @ w.W_U + w.b_U
 
 # %% ../nbs/core/engine.ipynb #2b2d8590
 class Reader:
@@ -243,8 +258,8 @@ class Reader:
         if self.metric in ("logit_diff", "logit"): return (norm(self.w, x.to(self.toward.dtype)) * self.toward[prompts]).sum(-1) + self.bias[prompts]
         return torch.cat([self.whole(*part) for part in zip(x.split(64), prompts.split(64))])
 
-    def whole(self, x, prompts):
-        "The metrics that read all logits."
+    def whole(self, x: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor: # [row]
+        "The metrics that read all logits, of the stream `x` [row, d_model] and the `prompts` that the rows are of [row]."
         y, correct = logits(self.w, x), self.correct[prompts, None]
         if self.metric == "prob": return y.softmax(-1).gather(1, correct)[:, 0]
         if self.metric == "rank": return (y > y.gather(1, correct)).sum(-1).float()
@@ -380,8 +395,8 @@ def carry(w, groups, b):
     return b.x[:rows]
 
 # %% ../nbs/core/engine.ipynb #b6a6ddaa
-STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
-HEAD_SITES = ("z", "q", "k", "v", "pattern")
+STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") # in the residual stream
+HEAD_SITES = ("z", "q", "k", "v", "pattern") # within a head
 
 def _take(t, start, prompts, positions): # t [prompt, row, ...], row 0 being position `start` -> [prompt, n, ...]
     if positions is None: return t[prompts]
@@ -502,20 +517,41 @@ def _plan(w, site, length, budget):
     if budget < need: raise ValueError(f"memory_budget={budget} is too small for one patch of {length} tokens: give at least {need} bytes")
     return budget // 2 // per_prompt, max(length, min(MAX_ROWS, budget // 2 // per_row))
 
-def alike(same, read_at, prompts): # groups of prompts with the same first difference and the same END: (first, end, prompts)
+def alike(
+    same: torch.Tensor,    # where the tokens of the two runs agree [prompt, position]
+    read_at: torch.Tensor, # END [prompt]
+    prompts: torch.Tensor, # which prompts to group
+) -> Iterator[tuple]:      # (first difference, END, the group's prompts)
+    "Groups of prompts with the same first difference and the same END."
     differs = ~same & (torch.arange(same.shape[1], device=same.device) <= read_at[:, None])
     first = torch.where(differs.any(1), differs.int().argmax(1), read_at + 1)
     keys = torch.stack([first, read_at], 1)[prompts]
     for key in keys.unique(dim=0): yield *key.tolist(), prompts[(keys == key).all(1)]
 
-def two_runs(w, base, donor, first, prompts, keep_base, keep_donor):
-    "Run both [prompt, position]; the donor only from the first difference on, for before it the two runs are one."
+def two_runs(
+    w: Weights,
+    base: torch.Tensor,     # tokens of the run patched into [prompt, position]
+    donor: torch.Tensor,    # tokens of the run patched from [prompt, position]
+    first: int,             # the position of the first difference
+    prompts: torch.Tensor,  # the prompts' indices
+    keep_base,              # names of activations to keep of the base, as in `forward`
+    keep_donor,             # and of the donor
+) -> Block:
+    "Both runs of the model `w`; the donor only from the first difference on, for before it the two runs are one."
     one = forward(w, embed(w, base), keep=keep_base)
     two = forward(w, embed(w, donor, first), start=first, before=one, keep=keep_donor) if first < donor.shape[1] else one
     return Block(prompts, one, two, first, donor.shape[1] - 1)
 
-def check(w, base, donor, direction, metric, sites, cells):
-    "Raise one clear `ValueError` if these cannot be patched."
+def check(
+    w: Weights,
+    base: torch.Tensor,
+    donor: torch.Tensor,
+    direction: str,
+    metric: str,
+    sites: list,
+    cells: list,
+) -> None:
+    "Raise one clear `ValueError` if `base` and `donor` tokens, `direction`, `metric`, `sites` and `cells` are nothing to patch in the model `w`."
     if direction not in ("denoise", "noise"): raise ValueError(f"direction={direction!r} is neither 'denoise' nor 'noise'")
     if metric not in ("logit_diff", "logit", "prob", "rank", "kl"): raise ValueError(f"metric={metric!r} is not one the engine knows")
     if base.shape != donor.shape: raise ValueError(f"clean and corrupted tokens have shapes {tuple(base.shape)} and {tuple(donor.shape)}: a patch needs one shape")
@@ -530,16 +566,20 @@ def check(w, base, donor, direction, metric, sites, cells):
         if cell.position is not None and not (len(cell.position) == len(base) and 0 <= int(cell.position.min()) <= int(cell.position.max()) < base.shape[1]):
             raise ValueError(f"position {cell.position.tolist()} does not fit: give each of the {len(base)} prompts one from 0 to {base.shape[1] - 1}")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16} # that the engine computes in
 
-def ready(model, dtype="float32") -> Weights:
+def ready(
+    model,                  # a `TransformerBridge`
+    dtype: str = "float32", # one of `DTYPES`
+) -> Weights:
     "The weights of a model, or a `ValueError` if the engine would not be right about it. The final LayerNorm and unembedding stay float32."
     if dtype not in DTYPES: raise ValueError(f"dtype={dtype!r} is not one of {', '.join(map(repr, DTYPES))}")
     if reason := why_not(model): raise ValueError(f"engine='fast' cannot run this model: {reason}; use engine='hooks'")
     w = _weights[model][0]
     if dtype == "float32": return w
     cast = lambda t: None if t is None else t.to(DTYPES[dtype])
-    return replace(w, layers=[Layer(*map(cast, L)) for L in w.layers], W_E=cast(w.W_E), W_pos=cast(w.W_pos),
+    return replace(w, layers=[Layer(*map(cast, L)) for L in w.layers], # type: ignore[arg-type]
+                   W_E=cast(w.W_E), W_pos=cast(w.W_pos),
                    rotary=w.rotary and tuple(map(cast, w.rotary)))
 
 @exactly
@@ -590,17 +630,21 @@ def sweep(
         for indices, at, values in fill: out[torch.tensor(indices, device=out.device)[:, None], at] = values
     return out.cpu(), *alone.cpu()
 
-def run_fast(*arguments, **more) -> torch.Tensor: # the patched runs' metric [cell, prompt], float32
+def run_fast(
+    *arguments, # as in `sweep`
+    **more,     # as in `sweep`
+) -> torch.Tensor: # the patched runs' metric [cell, prompt], float32
     "`sweep` without the two runs left alone: the same call as `run_hooks`."
     return sweep(*arguments, **more)[0]
 
 # %% ../nbs/core/engine.ipynb #766c36cf
-def _written(t, donor, site, cell, prompts, start): # the activation t [prompt, ...] with the donor's at `cell`
+def _written(t, donor, site: str, cell, prompts, start): # the activation t [prompt, ...] with the donor's at `cell`
     t, prompt = t.clone(), torch.arange(len(t), device=t.device)
     at = None if cell.position is None else cell.position.to(t.device)[prompts] - start
     if at is not None: # positions before the first difference are equal in both runs, those after END are not read
         inside = (at >= 0) & (at < t.shape[-2])
         prompt, at = prompt[inside], at[inside]
+    part: Any
     if site in STREAM_SITES:  part = ... if at is None else (prompt, at)
     elif site == "neurons":   part = (..., cell.head) if at is None else (prompt, at, cell.head)
     else:                     part = (slice(None), cell.head) if at is None else (prompt, cell.head, at)
@@ -612,13 +656,13 @@ def run_sets(
     model,                          # a `TransformerBridge` that `why_not` has nothing against
     clean_tokens: torch.Tensor,     # [prompt, position]
     corrupted_tokens: torch.Tensor, # [prompt, position]
-    read_at: torch.Tensor,          # [prompt]
+    read_at: torch.Tensor,          # position whose logits are read [prompt]
     correct: torch.Tensor,          # token id [prompt]
     wrong: torch.Tensor,            # token id [prompt]
     sets: list,                     # each a list of (site, cell), patched together
-    direction: str = "denoise",
-    metric: str = "logit_diff",
-    memory_budget: int = 2**30,
+    direction: str = "denoise",     # as in `sweep`
+    metric: str = "logit_diff",     # as in `sweep`
+    memory_budget: int = 2**30,     # bytes of activations, about
 ) -> torch.Tensor:                  # the patched runs' metric [set, prompt]
     "Patch every set of sites into every prompt, all of a set in one run. An empty set is the run left alone."
     w = ready(model)

@@ -9,6 +9,7 @@ __all__ = ['head_attribution', 'components', 'agreement', 'attention', 'name_pro
 import re
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import torch
 import xarray as xr
 from plotly.subplots import make_subplots
@@ -232,7 +233,7 @@ def name_figure(
     projection: xr.Dataset, # from `name_projection`
     heads: list, # of (layer, head), a panel each
     title: str | None = None, # what is shown
-): # plotly Figure
+) -> go.Figure:
     "Figure 3c of the IOI paper for each head: a point a prompt and name, attention against output along the name, coloured by name."
     cols = min(3, len(heads))
     rows = -(-len(heads) // cols)

@@ -31,7 +31,7 @@ from .results import provenance
 from .stats import estimate, head_name, summarise
 
 # %% ../nbs/06_head_roles.ipynb #033d7a8d
-PERIODS, OFFSETS = (7, 11, 16, 23), (0, 3, 7)
+PERIODS, OFFSETS = (7, 11, 16, 23), (0, 3, 7) # lengths of a block of random tokens that comes twice, and how many tokens stand before it
 
 def _repeated_rows(vocabulary, special, bos, period, offsets, generator):
     "Rows [sequence, position]: BOS, `offset` tokens, a block, the block again, other tokens to equal length. No other token repeats."
@@ -323,6 +323,7 @@ def signals(
             else:
                 found.append(np.full((L, H, len(task)), np.nan, np.float32))
                 found[-1][tuple(np.transpose(asked))] = values.numpy()
+    assert clean is not None # there is at least one position
     clean = clean.numpy()
     untouched = np.where(np.isnan(found[0]), np.nan, np.broadcast_to(clean, found[0].shape))
     values, sign = np.stack([untouched, *found]), np.array(list(SIGNALS.values()), float).T
@@ -400,6 +401,7 @@ class Threshold(NamedTuple):
 
 _EFFECT, _COPIES = "the least that is called an effect in this study: a twentieth of the logit difference", "the majority of names; the paper reports above 0.95 for its name movers, below 0.20 for an average head"
 _LOOKS, _MOST = "several times an even share; the paper reports 0.59 for its name movers at IO and 0.51 for its S-inhibition heads at S2", "more than to all other tokens together, at the worst period"
+#: what a role asks for, with the reason
 THRESHOLDS = (
     Threshold("name mover", "direct", 0.05, _EFFECT), Threshold("name mover", "copy_score", 0.5, _COPIES), Threshold("name mover", "answer_attention", 0.25, _LOOKS),
     Threshold("negative name mover", "direct_against", 0.05, _EFFECT), Threshold("negative name mover", "negative_copy_score", 0.5, "the majority of names; the paper reports 0.98 for its negative name movers, 0.12 for an average head"),
@@ -413,6 +415,7 @@ THRESHOLDS = (
 MATTERS = 0.05  # of the logit difference, or of the effect of patching: less is no effect here
 #: in this order a head's first role is its primary one: what moves the answer in this task comes before what is seen on random tokens
 ROLES = ("name mover", "negative name mover", "S-inhibition", "recency", "cue", "backup name mover", "induction", "duplicate token", "previous token")
+#: evidence -> what it is, in words
 EVIDENCE = {"effect": "effect of patching", "direct": "direct effect", "direct_against": "direct effect against", "copy_score": "copy score", "negative_copy_score": "negative copy score",
             "answer_attention": "attention to the answer", "s2_attention": "attention to S2", "s_inhibition": "S-inhibition", "recency": "recency", "cue": "cue through queries", "cue_effect": "effect of the cue", "backup": "gain without the name movers", "direct_after": "direct effect without the name movers",
             "induction": "induction", "duplicate_token": "duplicate token", "previous_token": "previous token"}
@@ -446,7 +449,7 @@ def _summaries(ds):
 
 _LEVELS = ("no", "possible", "likely", "clear")
 
-def _level(value, low, high, significant, at_least):
+def _level(value, low, high, significant, *, at_least):
     "0 no, 1 possible, 2 likely, 3 clear, for arrays; what was not measured is no. What may as well be zero is no more than possible."
     reached = (value >= at_least) & significant.astype(bool)
     with np.errstate(invalid="ignore"): return np.select([reached & (low >= at_least), reached, (high >= at_least) | (value >= at_least)], [3, 2, 1], 0)
@@ -457,7 +460,7 @@ def _role_levels(found, thresholds):
     for role in ROLES:
         asked = [t for t in thresholds if t.role == role]
         measured = [t for t in asked if t.evidence in found.evidence.values]
-        parts = [_level(*(found[v].sel(evidence=t.evidence).values for v in ("value", "low", "high", "significant")), t.at_least) for t in measured]
+        parts = [_level(*(found[v].sel(evidence=t.evidence).values for v in ("value", "low", "high", "significant")), at_least=t.at_least) for t in measured]
         levels.append(np.min(parts, 0) if asked and len(measured) == len(asked) else np.zeros(found.value.shape[1:], int))
     return np.stack(levels)
 
@@ -589,8 +592,8 @@ def heads_of_role(
 # %% ../nbs/06_head_roles.ipynb #fa3b98dc
 def evidence_in_words(
     result: xr.Dataset, # from `roles`
-    layer: int,
-    head: int,
+    layer: int, # of the head
+    head: int, # in the layer
     names=None, # evidence to tell; by default what the head's roles ask for, or for an unclear head what speaks for an effect
 ) -> str:
     "A head's evidence with its intervals."

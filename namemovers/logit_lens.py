@@ -7,6 +7,7 @@ __all__ = ['logit_lens', 'layer_contributions', 'top_tokens', 'baseline']
 
 # %% ../nbs/01_logit_lens.ipynb #d02f7b33
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 
@@ -154,7 +155,7 @@ def layer_contributions(
 def top_tokens(
     ds: xr.Dataset,   # from `logit_lens`
     prompt: int = 0,  # which prompt
-):
+) -> pd.DataFrame:
     "A table of the first tokens after each layer for one prompt: a row a stage, probabilities in brackets."
     import pandas as pd
     one = ds[["top_token", "top_probability"]].sel(prompt=prompt)
@@ -164,7 +165,7 @@ def top_tokens(
 # %% ../nbs/01_logit_lens.ipynb #045423c1
 def baseline(
     ds: xr.Dataset, # from `logit_lens`
-):
+) -> pd.DataFrame:
     "Does the model do the task? A table of measure, value, interval (bootstrap for means, Wilson for shares) and n."
     import pandas as pd
     last = ds.isel(stage=-1)
@@ -215,7 +216,7 @@ def read_lens(
     "Where along the layers the answer appears, as Markdown."
     half, nearly = reached(ds), reached(ds, 0.9)
     s = summarise(ds["logit_diff"])
-    if half is None: return f"The final logit difference is {estimate(s.isel(stage=-1))}: the model does not do this task, so there is no answer to see appear."
+    if half is None or nearly is None: return f"The final logit difference is {estimate(s.isel(stage=-1))}: the model does not do this task, so there is no answer to see appear."
     stages = [str(v) for v in ds["stage"].values]
     i = stages.index(half)
     steps = s["mean"].diff("stage")

@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -65,6 +66,7 @@ def _complaint(folder: Path) -> str | None:
         pickles = sorted(p.name for g in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(g))
         return f"its weights ({pickles[0]}) are a pickle, which can run code when opened" if pickles else "it has no complete model.safetensors"
     if not any((folder / t).is_file() for t in _TOKENIZERS): return "it has no tokenizer (tokenizer.json)"
+    return None
 
 # %% ../nbs/core/model.ipynb #e17b34e0
 _WANTED = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "spiece.model"]
@@ -196,7 +198,7 @@ def weights_hash(model: TransformerBridge) -> str:
     """SHA-256 of the weights, in hexadecimal: of the files for a model from `load_model`, of the tensors otherwise.
 
     It says which weights were loaded, not what was done to them later."""
-    if getattr(model.cfg, "weights_hash", None): return model.cfg.weights_hash
+    if known := getattr(model.cfg, "weights_hash", None): return known
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -206,11 +208,11 @@ def weights_hash(model: TransformerBridge) -> str:
 # %% ../nbs/core/model.ipynb #a51e0c02
 @torch.no_grad()
 def run_at_end(
-    model: TransformerBridge,
+    model: TransformerBridge, # as from `load_model`
     tokens: torch.Tensor,   # [prompt, position]
     end: torch.Tensor,      # the position that is read [prompt]
-    names: list[str] = (),  # hook points to keep
-    hooks: list = (),       # (hook point, function) pairs that change the run, as TransformerLens takes them
+    names: Sequence[str] = (), # hook points to keep
+    hooks: Sequence = (),   # (hook point, function) pairs that change the run, as TransformerLens takes them
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Run prompts, and keep one position of each: the logits there [prompt, token], and {name: activation [prompt, ...]}.
 
@@ -227,7 +229,7 @@ def run_at_end(
 
 # %% ../nbs/core/model.ipynb #a51e0c03
 def answer_direction(
-    model: TransformerBridge,
+    model: TransformerBridge,           # as from `load_model`
     tokens: torch.Tensor,               # token ids [...]
     minus: torch.Tensor | None = None,  # token ids [...] to be told from
 ) -> torch.Tensor:                      # [..., d_model]

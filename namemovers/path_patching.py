@@ -18,13 +18,13 @@ from tqdm.auto import tqdm
 
 from .activation_patching import effect
 from .edges import Edge
-from .engine import MAX_ROWS, Buffers, Group, Reader, alike, attention, carry, exactly, forward, mlp, norm, ready, rotate, two_runs
+from .engine import MAX_ROWS, Buffers, Group, Reader, Run, alike, attention, carry, exactly, forward, mlp, norm, ready, rotate, two_runs
 from .results import provenance
 from .stats import estimate, head_name, heads_in_words, q_values, summarise, top_heads
 
 # %% ../nbs/05_path_patching.ipynb #df12a2d5
-SENDERS = ("head", "mlp", "embed")
-COMPONENTS = ("q", "k", "v")
+SENDERS = ("head", "mlp", "embed") # kinds of senders
+COMPONENTS = ("q", "k", "v") # what of a receiving head
 _KEPT = {"head": "z", "mlp": "mlp_out", "embed": "resid_pre"}
 
 def _changes(w, block, kind, layer, heads, prompts): # [prompt, sender, row, d_model], rows from the first difference on
@@ -61,7 +61,7 @@ def _entering(w, block, layer, heads, component, prompts, change, cells):
     end = torch.full((len(block.prompts), 1), block.end, device=change.device)
     return Group(block, prompts, cells, at, mid, first, end if late else None, rows, slice(None))
 
-class _Repeated:
+class _Repeated(Run):
     "A run's keys and values, each prompt's as often as there are senders; made when asked for, a layer at a time."
     def __init__(self, run, prompts, n): self.run, self.prompts, self.n, self.name = run, prompts, n, None
     def __getitem__(self, key):
@@ -96,8 +96,8 @@ def run_paths(
     component = "q",                # what of the receiving heads: one of `COMPONENTS`, or several, one after the other
     through_mlps: bool = False,     # compute MLPs on the way again, instead of freezing them
     together: bool = True,          # whether the heads of a list are reached all at once, or each for itself
-    direction: str = "denoise",
-    metric: str = "logit_diff",
+    direction: str = "denoise",     # as in `path_patch`
+    metric: str = "logit_diff",     # as in `path_patch`
     memory_budget: int = 2**30,     # bytes of activations, about
     progress = None,                # called with the number of (sender, prompt) pairs just done
 ) -> tuple:                         # the metric [sender, prompt], [sender, receiver, prompt], or with "heads" [sender, layer, head, prompt], all after [component] if there are several; and of the clean and the corrupted run [prompt]
@@ -294,7 +294,7 @@ def trace(
     with tqdm(total=0, desc="level 0", unit="path", disable=not (sys.stderr.isatty() if progress is None else progress)) as bar:
         for level in range(depth):
             bar.set_description(f"level {level}")
-            bar.total += N * (len(senders) + 1)
+            bar.total = (bar.total or 0) + N * (len(senders) + 1)
             names = ["logits"] if level == 0 else [head_name(*r) for r in receivers]
             new, got = [], []
             for who, from_ in ((senders, [head_name(*s) for s in senders]), ("embed", ["embed"])):
@@ -305,14 +305,14 @@ def trace(
                 got.append(v[there])
             got = torch.cat(got).numpy()
             here = xr.DataArray(got, dims=("edge", "prompt"), name="effect")
-            here = effect(here, *(xr.DataArray(t.numpy(), dims="prompt") for t in (clean, corrupted)), direction)
+            here = effect(here, xr.DataArray(clean.numpy(), dims="prompt"), xr.DataArray(corrupted.numpy(), dims="prompt"), direction)
             edges, levels, values, parts = edges + new, levels + [level] * len(new), values + [got], parts + [summarise(here)]
             q = _corrected(parts)[len(edges) - len(new):]
             size = np.where((q <= 0.05) & (abs(parts[-1]["mean"].values) >= least), abs(parts[-1]["mean"].values), np.nan)
             best = {}
             for e, s in zip(new, size):
                 if e.sender not in nodes and not np.isnan(s): best[e.sender] = max(s, best.get(e.sender, 0))
-            chosen = sorted(best, key=best.get, reverse=True)[:k]
+            chosen = sorted(best, key=lambda name: best[name], reverse=True)[:k]
             if not chosen: break
             followed.append(chosen)
             nodes |= set(chosen)

@@ -13,6 +13,7 @@ import re
 import sys
 import textwrap
 import unicodedata
+from collections.abc import Hashable
 
 import numpy as np
 import pandas as pd
@@ -25,9 +26,12 @@ from .stats import head_name, summarise
 
 # %% ../nbs/core/plots.ipynb #fff1bdee
 GREY = "#797979"                                    # contrast 4.3 on white and on #111
-GRID = "rgba(128,128,128,0.22)"
+GRID = "rgba(128,128,128,0.22)"                     # of axes, on light and on dark
+#: of series and roles
 COLOURS = ["#3b7fc4", "#d1662b", "#2f9e77", "#b85fa6", "#b08a00", "#6f7bd0", "#c2484d", "#5f8f3a"]
-DIVERGING = [[0.0, "#8e1b1f"], [0.2, "#cc5b4a"], [0.4, "#f0b9a4"], [0.5, "#f4f2f0"], [0.6, "#a9cbe4"], [0.8, "#3f86c2"], [1.0, "#123f7c"]]
+#: red below zero, blue above
+DIVERGING: list = [[0.0, "#8e1b1f"], [0.2, "#cc5b4a"], [0.4, "#f0b9a4"], [0.5, "#f4f2f0"], [0.6, "#a9cbe4"], [0.8, "#3f86c2"], [1.0, "#123f7c"]]
+#: from none to much
 SEQUENTIAL = [[0.0, "#f4f2f0"], [0.25, "#bcd7e8"], [0.5, "#6aaed6"], [0.75, "#2a75b3"], [1.0, "#0b3566"]]
 
 def _template() -> go.layout.Template:
@@ -71,7 +75,7 @@ def visible(
     return "◌" + shown if shown and unicodedata.combining(shown[0]) else shown
 
 def token_text(
-    token: str, # as the tokenizer decodes it
+    token: object, # as the tokenizer decodes it; `str` of anything else
 ) -> str:
     "A token as text: a dot for each leading space, line breaks and whatever cannot be seen written out; for what shows text as text."
     shown = str(token)
@@ -79,7 +83,7 @@ def token_text(
     return "·" * lead + visible(shown[lead:].replace("\n", "⏎").replace("\t", "⇥")) or "∅"
 
 def token_label(
-    token: str, # as the tokenizer decodes it
+    token: object, # as for `token_text`
 ) -> str:
     "`token_text` as a label: nothing in it is read as HTML."
     return html.escape(token_text(token), quote=False)
@@ -89,7 +93,7 @@ def _summary(result, var=None) -> xr.Dataset:
     "The summary to draw: the result itself, or its per-prompt variable summarised."
     if isinstance(result, xr.Dataset) and var is None and "mean" in result: return result
     if isinstance(result, xr.Dataset):
-        names = [var] if var else [v for v in ("effect", "contribution", "logit_diff") if v in result] or list(result.data_vars)
+        names = [var] if var else [v for v in ("effect", "contribution", "logit_diff") if v in result] or list(map(str, result.data_vars))
         if names[0] not in result: raise ValueError(f"The result has no variable {names[0]!r}; it has {', '.join(map(str, result.data_vars))}.")
         result = result[names[0]].assign_attrs({**result.attrs, **result[names[0]].attrs})
     if "prompt" in result.dims: return summarise(result)
@@ -97,6 +101,7 @@ def _summary(result, var=None) -> xr.Dataset:
     return xr.Dataset(dict(mean=result, low=nan, high=nan, p=nan, q=nan, significant=xr.zeros_like(result, dtype=bool), n=xr.ones_like(result, dtype=int)),
                       attrs={**result.attrs, "variable": str(result.name or "value")})
 
+#: variable -> what it is called on an axis, with its unit
 UNITS = {"effect": "effect (0 corrupted, 1 clean)", "logit_diff": "logit difference (logits)", "contribution": "contribution (logits)",
          "attribution": "attribution (logits)", "attention": "attention", "copy_score": "copy score", "probability": "probability", "rank": "rank"}
 
@@ -124,14 +129,14 @@ def _hover(s: xr.Dataset, at: dict, name: str) -> str:
     if not np.isnan(c["q"]): text += f"<br>q = {_number(c['q'])}"
     return text
 
-def _axis(s: xr.Dataset, dim: str) -> str:
+def _axis(s: xr.Dataset, dim: Hashable) -> str:
     "What an axis is called: the coordinate's long_name where it has one."
-    return html.escape(str(s[dim].attrs.get("long_name", dim.replace("_", " "))) if dim in s.coords else dim.replace("_", " "), quote=False)
+    return html.escape(str(s[dim].attrs.get("long_name", str(dim).replace("_", " "))) if dim in s.coords else str(dim).replace("_", " "), quote=False)
 
 def _faint(colour: str, share: float) -> str:
     return "rgba({},{},{},{})".format(*(int(colour[i:i + 2], 16) for i in (1, 3, 5)), share)
 
-def _labels(s: xr.Dataset, dim: str, labels=None) -> list[str]:
+def _labels(s: xr.Dataset, dim: Hashable, labels=None) -> list[str]:
     "Labels of one dimension: those given, else a `token` or `label` coordinate along it, else its own values."
     if labels is None: labels = next((s[c].values for c in ("token", "label") if c in s.coords and s[c].dims == (dim,)), None)
     n = s.sizes[dim]
@@ -158,7 +163,7 @@ def heatmap(
     z = s["mean"].values.astype(float)
     y_names, x_names = _labels(s, rows), _labels(s, cols, labels)
     heads = (rows, cols) == ("layer", "head")
-    text = [[_hover(s.isel({rows: i, cols: j}), {}, head_name(y_names[i], x_names[j]) if heads else f"{rows} {y_names[i]}, {x_names[j]}") for j in range(z.shape[1])] for i in range(z.shape[0])]
+    text = [[_hover(s.isel({rows: i, cols: j}), {}, head_name(int(y_names[i]), int(x_names[j])) if heads else f"{rows} {y_names[i]}, {x_names[j]}") for j in range(z.shape[1])] for i in range(z.shape[0])]
     marks = np.where(s["significant"].values.astype(bool), "•", "")
     top = limit or (np.nanmax(np.abs(z)) if np.isfinite(z).any() else 1) or 1
     crowded = z.shape[1] > 14

@@ -14,6 +14,7 @@ import pandas as pd
 import xarray as xr
 
 # %% ../nbs/core/published.ipynb #9e298bb8
+#: key -> who says it, and where
 SOURCES = {
     "paper": "Wang, Variengien, Conmy, Shlegeris, Steinhardt: Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small. ICLR 2023, arXiv:2211.00593",
     "demo": "Activation_Patching_in_TL_Demo.ipynb of TransformerLens (github.com/TransformerLensOrg/TransformerLens, MIT licence), run by its authors on GPT-2 small: 8 prompts, S2 swapped",
@@ -45,8 +46,8 @@ MRS_HEADS = {
 }
 
 def ioi_role(
-    layer:int,
-    head:int,
+    layer:int, # of the head
+    head:int, # in the layer
 )->str: # a role of IOI_HEADS, or ""
     "The role that the IOI paper gives to a head of GPT-2 small."
     return next((role for role, heads in IOI_HEADS.items() if (layer, head) in heads), "")
@@ -85,7 +86,7 @@ _FIGURES = [
 ]
 
 def published_figures(
-    task:str=None, # "ioi", "mrs" or None for both
+    task:str|None=None, # "ioi", "mrs" or None for both
 )->pd.DataFrame: # columns task, name, value, unit, of_what, source
     "The single figures that the paper and the pilot print."
     table = pd.DataFrame(_FIGURES, columns=["task", "name", "value", "unit", "source", "of_what"])
@@ -200,7 +201,7 @@ _ERROR = {"demo": 0.005, "pilot": 0.01}
 def published_grid(
     task:str, # "ioi" or "mrs"
     what:str, # "z", "q", "k", "v", "pattern", "head_attribution" [layer, head] or "resid_pre" [layer, position]
-    n:int=None, # prompts: 1 or 50 for MRS (default 50), 8 for IOI
+    n:int|None=None, # prompts: 1 or 50 for MRS (default 50), 8 for IOI
 )->xr.DataArray: # with attrs source, n, relative, reading_error
     """A published grid of GPT-2 small: `effect` of patching, or direct logit attribution relative to its largest value.
 

@@ -26,7 +26,7 @@ def provenance(
 
     Holds no time and no place, so that the same settings give the same result to the byte."""
     from namemovers.model import model_name, weights_hash
-    attrs = dict(model=model_name(model), weights_hash=weights_hash(model))
+    attrs: dict = dict(model=model_name(model), weights_hash=weights_hash(model))
     if task is not None:
         attrs |= dict(task=task.name, n=len(task), seed=task.seed, corruption=task.corruption)
     for package in ("namemovers", "torch", "transformer_lens", "transformers"):

@@ -41,6 +41,7 @@ def slug(
 def _find(start: Path) -> Path | None:
     for folder in (start, *start.parents):
         if (folder / "settings.ini").is_file(): return folder / "settings.ini"
+    return None
 
 # %% ../nbs/core/settings.ipynb #a11e11c7
 def _whole(name: str, text: str, low: int) -> int:
@@ -61,7 +62,7 @@ def settings(
     Raises ValueError when settings.ini cannot be read, has an unknown entry, or a value is not of its kind."""
     start = Path(start or ".").resolve()
     found = _find(start)
-    values = {}
+    values: dict = {}
     if found:
         ini = configparser.ConfigParser(interpolation=None)
         try:

@@ -9,10 +9,10 @@ __all__ = ['SIZES', 'top_sizes', 'chance', 'agreement', 'stability', 'spread', '
 import numpy as np
 import xarray as xr
 
-from .stats import head_name, rank_correlation, top_heads
+from .stats import rank_correlation
 
 # %% ../nbs/stability.ipynb #e2b2fa11
-SIZES = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200)
+SIZES = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) # numbers of prompts
 
 def top_sizes(
     heads: int, # in the model
@@ -72,7 +72,7 @@ def agreement(
     keep = ~(np.isnan(x) | np.isnan(y))
     k, p = _settings(int(keep.sum()), k, p)
     overlap, rbo, _ = _compare(_ranks(x[keep], sign), _ranks(y[keep], sign), k, p)
-    rho = rank_correlation(*((abs(v) if sign == 0 else v) for v in (a, b)), n_resamples=50).rho
+    rho = (rank_correlation(abs(a), abs(b), n_resamples=50) if sign == 0 else rank_correlation(a, b, n_resamples=50)).rho
     random = chance(int(keep.sum()), k, p)
     return xr.Dataset({"overlap": ("k", overlap), "rbo": float(rbo), "rho": float(rho), "chance_overlap": random.overlap, "chance_rbo": random.rbo}, coords={"k": list(k)},
                       attrs={"heads": int(keep.sum()), "p": p, "sign": sign})

@@ -152,7 +152,7 @@ def top_heads(
     mean = summary["mean"] if isinstance(summary, xr.Dataset) else summary
     flat = mean.transpose("layer", "head").stack(cell=("layer", "head")).dropna("cell")
     order = np.argsort(-sign * flat.values, kind="stable")[:k]
-    return [tuple(int(i) for i in flat["cell"].values[j]) for j in order]
+    return [(int(l), int(h)) for l, h in flat["cell"].values[order]]
 
 # %% ../nbs/core/stats.ipynb #94731597
 def rank_correlation(

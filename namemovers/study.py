@@ -17,12 +17,14 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from .settings import Settings, settings
 
 # %% ../nbs/core/study.ipynb #a242a2a9
-FOLDERS = ("nbs", "ioi_nbs")
+FOLDERS = ("nbs", "ioi_nbs") # where notebooks are
 LATER = {"comparison": 2, "stability": 2, "claims": 3, "writeup": 4, "index": 5}  # these load what those before them saved
 
 def stage(
@@ -47,6 +49,11 @@ def notebooks(
 _WARM = ["torch", "transformer_lens", "transformer_lens.model_bridge", "transformers.models.gpt2.modeling_gpt2", "xarray", "h5netcdf",
          "scipy.stats", "pandas", "plotly.express", "nbformat", "ipywidgets", "ipykernel.kernelapp", "namemovers.study"]
 
+def _need(what, *names):
+    "Raise ImportError, with the remedy, where packages are missing that the library itself does not need."
+    missing = [name for name in names if find_spec(name) is None]
+    if missing: raise ImportError(f"{what} needs {' and '.join(missing)}: pip install 'namemovers[notebooks]'.")
+
 def can_fork() -> bool:
     "Whether kernels can be forked here. macOS has fork, but its system libraries do not survive it."
     return "forkserver" in multiprocessing.get_all_start_methods() and sys.platform != "darwin"
@@ -62,7 +69,7 @@ def _server():
 # %% ../nbs/core/study.ipynb #5a53b120
 def _may_have_children():
     "A notebook may start processes, which multiprocessing denies to its daemons; that it dies with its parent is seen to otherwise."
-    multiprocessing.current_process()._config["daemon"] = False
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
 
 def _become_kernel(connection_file: str, folder: str, env: dict):
     "What `python -m ipykernel_launcher` does, in a process that has the imports behind it."
@@ -102,9 +109,10 @@ def _manager():
     class ForkingKernelManager(AsyncKernelManager):
         async def _async_launch_kernel(self, kernel_cmd, **kw):
             forked = _Forked(self.connection_file, str(kw.get("cwd") or Path.cwd()), dict(kw.get("env") or os.environ))
-            self.provisioner.process = forked
-            self.provisioner.pid = self.provisioner.pgid = forked.pid
-            self._reconcile_connection_info(self.provisioner.connection_info)
+            provisioner: Any = self.provisioner
+            provisioner.process = forked
+            provisioner.pid = provisioner.pgid = forked.pid
+            self._reconcile_connection_info(provisioner.connection_info)
 
     return ForkingKernelManager if can_fork() else AsyncKernelManager
 
@@ -121,6 +129,7 @@ def _left_out(path: Path) -> set[int]:
 class NotebookError(Exception):
     "A cell failed. The message names notebook, cell and exception; `traceback` is the kernel's."
     traceback = ""
+    notebook: Any = None
 
 def _joined(outputs):
     "Text that was printed in pieces, in one piece."
@@ -130,12 +139,15 @@ def _joined(outputs):
         else: found.append(o)
     return found
 
+def _cancelled() -> bool: return (task := asyncio.current_task()) is not None and task.cancelling() > 0
+
 async def execute(
     path: str | Path, # of the notebook
-):  # the executed notebook
+) -> Any: # the executed notebook, as nbformat reads it
     """Execute one notebook in a fresh kernel and return it, outputs and all; the file stays as it is.
 
-    Raises NotebookError, which holds the notebook up to the failing cell as `.notebook`."""
+    Raises NotebookError, which holds the notebook up to the failing cell as `.notebook`, and ImportError without nbclient."""
+    _need("Running a notebook", "nbclient", "nbformat", "ipykernel")
     import nbformat
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -157,7 +169,7 @@ async def execute(
             if cell.cell_type == "code": cell.outputs = _joined(cell.outputs)
         client.set_widgets_metadata()
     except (CellExecutionError, DeadKernelError, RuntimeError) as e:
-        if asyncio.current_task().cancelling(): raise asyncio.CancelledError from None
+        if _cancelled(): raise asyncio.CancelledError from None
         if isinstance(e, CellExecutionError): what = f"{e.ename}: {e.evalue}"
         else: what = "the kernel died (out of memory?)" if isinstance(e, DeadKernelError) else str(e)
         where = f", cell {at + 1} of {len(nb.cells)}" if at is not None else ""
@@ -168,7 +180,7 @@ async def execute(
     finally:
         if client.kc is not None: client.kc.stop_channels()
         # In peace, so that the kernel can clean up, unless the whole run is being stopped.
-        if client.km.has_kernel: await client.km.shutdown_kernel(now=asyncio.current_task().cancelling() > 0)
+        if client.km is not None and client.km.has_kernel: await client.km.shutdown_kernel(now=_cancelled())  # type: ignore[misc]
     return nb
 
 # %% ../nbs/core/study.ipynb #31bac306
@@ -276,7 +288,7 @@ def _answer(pipe, env, task, args):
 def aside(
     task,   # a function, importable by name
     *args,  # its arguments
-):  # what it returns
+) -> Any:   # what it returns
     "Call a function in another process, which has imported torch. Passes on its ValueError."
     context = _server() if can_fork() else multiprocessing.get_context("spawn")
     here, there = context.Pipe(duplex=False)
@@ -298,7 +310,7 @@ def aside(
 # %% ../nbs/core/study.ipynb #5abb6240
 def check(
     root: str | Path, # of the repository
-):
+) -> None:
     "Raise ValueError if the study cannot run with the settings at hand: load the model, make both tasks."
     from namemovers.data import ioi_task, mrs_task
     from namemovers.model import load_model
@@ -331,7 +343,8 @@ def run(
 ) -> list[NotebookError]:          # the failures
     """Execute the notebooks. Copies with outputs go to `results/<model>/notebooks/`.
 
-    A failing notebook does not keep the others from running. Raises ValueError when a setting is wrong."""
+    A failing notebook does not keep the others from running. Raises ValueError when a setting is wrong, and ImportError without nbclient."""
+    _need("Running notebooks", "nbclient", "nbformat", "ipykernel")
     s = settings(root)
     paths = notebooks(s.root)
     if only:
@@ -343,7 +356,7 @@ def run(
     if Path(s.model).is_dir(): os.environ["MODEL"] = str(Path(s.model).resolve())
     s = settings(s.root)
     if can_fork(): _server()
-    import nbclient  # slow to import, so while the server imports too
+    import nbclient  # noqa: F401  # slow to import, so while the server imports too
     aside(check, s.root)
     inputs = fingerprints(s, paths)
     if only: inputs = {p: f for p, f in inputs.items() if p in wanted}
@@ -376,13 +389,14 @@ def nbdev_test(
     root: str | Path = ".",     # of the repository
     workers: int | None = None, # notebooks at once; as many as there are cores by default
 ) -> list[Path]:                # the notebooks that failed
-    "Test every notebook with nbdev's own function; prints a line for each."
+    "Test every notebook with nbdev's own function; prints a line for each. Raises ImportError without nbdev."
+    _need("Testing notebooks", "nbdev", "nbformat", "ipykernel")
     import shutil
     from nbdev.config import get_config
     s = settings(root)
     paths, config = notebooks(s.root), get_config(s.root)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: see above
-    import torch, transformer_lens, plotly.express, nbformat, nbdev.test
+    import torch, transformer_lens, plotly.express, nbformat, nbdev.test  # noqa: F401
     torch.set_num_threads(1)
     failed = []
     with tempfile.TemporaryDirectory() as folder:

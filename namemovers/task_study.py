@@ -72,8 +72,8 @@ class Study(dict):
         return self._summaries[method]
 
     def looks(self,
-        layer:int,
-        head:int,
+        layer:int, # of the head
+        head:int, # in the layer
     )->str: # such as "B.2 0.91 [0.88, 0.94]", or "elsewhere 0.97 [0.95, 0.98]"
         "The named position before END that a head attends to most from END, if that is a tenth of its attention."
         looks = self["attention"].attention.sel(layer=layer, head=head)
@@ -156,7 +156,7 @@ def _finished(name, folder, stamp):
 def study(
     task, # a `Task`: `Task.from_pairs`, `Task.from_template`, `mrs_task`, `ioi_task`
     model, # as from `load_model`
-    folder:str|Path=None, # where to save, below it in `<model>/<task's name>/`; None: nowhere
+    folder:str|Path|None=None, # where to save, below it in `<model>/<task's name>/`; None: nowhere
     progress:bool=True, # a bar with the measurement at work
 )->Study: # the results by name
     """Measure everything on one task, and say which heads matter.

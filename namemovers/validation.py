@@ -14,10 +14,9 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 import xarray as xr
 from scipy import stats
@@ -27,13 +26,13 @@ from . import circuits, edges, planted
 from .activation_patching import patch
 from .attribution_patching import attribute
 from .copy_scores import copy_scores
-from .data import ioi_task, mrs_task
+from .data import Task, ioi_task, mrs_task
 from .head_attribution import head_attribution
 from .head_roles import MATTERS, THRESHOLDS, attention_scores, backup, pattern_scores, s_inhibition, signal_tasks
 from .model import _quiet, load_model
 from .path_patching import path_patch
 from .results import provenance
-from .stats import estimate, head_name, proportion, summarise
+from .stats import head_name, summarise
 
 # %% ../nbs/validation.ipynb #41a512bc
 def auroc(
@@ -58,7 +57,8 @@ def precision_recall(
     return tuple(float(hits / n) if n else np.nan for n in (called.sum(), true.sum()))
 
 # %% ../nbs/validation.ipynb #10dcb33e
-TASKS = {("ioi", "switch_s2"): ioi_task, ("mrs", "switch_subjects"): mrs_task, ("mrs", "no_cue"): mrs_task}
+#: (task, corruption) -> what makes it
+TASKS: dict[tuple[str, str], Callable] = {("ioi", "switch_s2"): ioi_task, ("mrs", "switch_subjects"): mrs_task, ("mrs", "no_cue"): mrs_task}
 FEW = 6     # prompts for what takes long: search, and edges cut one by one
 EDGE = 0.01 # the least effect of one edge that counts; that of a head is shared among several
 
@@ -69,7 +69,8 @@ class Case:
     truth: planted.Truth
     tasks: dict          # (task, corruption) -> Task
     kept: dict = field(default_factory=dict)
-    def once(self, key, function):
+    def once(self, key: str, function: Callable) -> Any:
+        "What `function()` gives, kept under `key`: called once."
         if key not in self.kept: self.kept[key] = function()
         return self.kept[key]
 
@@ -163,7 +164,7 @@ def _edge_estimate(key, steps): return lambda c: edges.attribute_edges(c.model, 
 def _edge_exact(key): return lambda c: edges.ablate_edges(c.model, c.tasks[key].subset(slice(0, FEW)), edges=_between_heads(c), progress=False).effect
 
 # %% ../nbs/validation.ipynb #e4f9dace
-IOI, MRS, CUE = TASKS
+IOI, MRS, CUE = TASKS # keys of `TASKS`: IOI, MRS, and MRS without its cue
 _ANY = ("", "") # no task: scores of weights, or on random tokens
 
 def methods() -> list: # of `Method`
@@ -193,18 +194,20 @@ def methods() -> list: # of `Method`
               *(Method(f"{name.replace('_', ' ')} score", "head", _ANY, _looks(name), _heads(name.replace("_", " "), f"decoy {name.replace('_', ' ')}"), _heads(name.replace("_", " ")), _AT_LEAST[name], ()) for name in ("induction", "previous_token", "duplicate_token"))]
     return found
 
-def method_name(m: Method) -> str:
+def method_name(
+    m: Method, # one of `methods`
+) -> str:
     "A method with the task, and the corruption where it is not the task's own."
     task, corruption = m.key
     return m.name + (f" ({task.upper()}{', no cue' if corruption == 'no_cue' else ''})" if task else "")
 
 # %% ../nbs/validation.ipynb #a5ea5f58
-QUESTIONS = ("what it can see", "the circuit")
-SCORES = ("auroc", "precision", "recall")
+QUESTIONS = ("what it can see", "the circuit") # what a method's finds are compared with
+SCORES = ("auroc", "precision", "recall") # of a method
 
 def score(
-    method: Method,
-    case: Case,
+    method: Method, # what is judged
+    case: Case, # what it is judged on
     n_resamples: int = 999, # of the test that decides what is called
 ) -> dict: # score -> [question]
     "What a method finds on one variant, against what it can see and against the circuit."
@@ -238,7 +241,7 @@ def _touching(case, parts):
 def load_case(
     seed: int,             # of the variant
     n: int = 16,           # prompts a task
-    **parameters,          # as for `planted.build`
+    **parameters: Any,     # as for `planted.build`
 ) -> Case:
     "A variant with its truth and prompts. It leaves nothing on the disk: twenty variants are half a gigabyte."
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as work:
@@ -277,19 +280,20 @@ def validate(
                       attrs={k: v for k, v in provenance(case.model, measurement="validation").items() if k.endswith("_version") or k == "measurement"} | {"model": "planted, its variants", "prompts": n})
 
 # %% ../nbs/validation.ipynb #aeead421
+#: where there is nothing to find
 CONTROLS = ("shuffled answers", "random model, answers by lot", "random model, the task's answers")
 _ON_LOGITS = ("direct logit attribution", "patching z, denoise", "path patching into the logits", "attribution patching of z")
 
 def _in_logits(model, task):
     "Per-prompt values in logits, not shares, for a normalised effect has no size where the two runs do not differ: {method: [layer, head, prompt]}."
-    more = dict(progress=False)
+    more: dict = dict(progress=False)
     change = lambda ds: ds.logit_diff - ds.corrupted
     return dict(zip(_ON_LOGITS, (head_attribution(model, task).attribution, change(patch(model, task, "z", **more)), change(path_patch(model, task, **more)), change(attribute(model, task, "z")))))
 
 def shuffled(
     task,          # a `Task`
     rng,           # numpy's generator
-):                 # the task, with the two answers of each prompt exchanged by a coin
+) -> Task:         # the task, with the two answers of each prompt exchanged by a coin
     "A task without a right answer."
     swap = torch.from_numpy(rng.random(len(task)) < 0.5)
     return replace(task, correct=torch.where(swap, task.wrong, task.correct), wrong=torch.where(swap, task.correct, task.wrong))
@@ -297,7 +301,7 @@ def shuffled(
 def by_lot(
     task, # a `Task`
     rng,  # numpy's generator
-):        # the task, with two different names as the answers of each prompt, drawn from all answers of the task
+) -> Task: # the task, with two different names as the answers of each prompt, drawn from all answers of the task
     "A task whose answers have nothing to do with its prompts."
     names = torch.cat([task.correct, task.wrong]).unique()
     if len(names) < 2: raise ValueError("task: its prompts have one answer between them; give one with more.")
@@ -306,7 +310,7 @@ def by_lot(
 
 def random_checkpoint(
     folder, # where to write it
-    seed: int = 0,
+    seed: int = 0, # of the weights
 ) -> Path:  # the folder
     "A model of planted's shape and tokenizer with weights as GPT-2 draws them at initialisation."
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
@@ -325,7 +329,7 @@ def controls(
     draws: int = 10,    # of the answers, for each model
     n: int = 16,        # prompts
     seed: int = 0,      # of the first model, and of the draws
-    progress: bool | None = None,
+    progress: bool | None = None, # a progress bar: True, False, or None for only on a terminal
 ) -> xr.Dataset:
     """How often the methods call a head where there is nothing to find.
 
