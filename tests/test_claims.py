@@ -7,12 +7,12 @@ import pytest
 import xarray as xr
 from conftest import SHARED, gpt2_tokenizer, write_checkpoint
 
-from namemovers.claims import CLAIMS, DEMO_SITES, STATUSES, Claim, Results, Untold, Verdict, agrees, bounded, counts, demo_task, each, evaluate, first, measure_published, near
+from namemovers.claims import CLAIMS, DEMO_SITES, STATUSES, Claim, Results, Untold, agrees, bounded, counts, demo_task, each, evaluate, first, measure_published, near
 from namemovers.data import ioi_task
 from namemovers.head_roles import ROLES
 from namemovers.published import IOI_HEADS, MRS_HEADS, pilot_prompts, published_grid
 from namemovers.results import load, save
-from namemovers.stats import head_name, summarise
+from namemovers.stats import head_name
 
 L = H = 12
 N = 20

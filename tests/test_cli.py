@@ -6,7 +6,7 @@ import sys
 import pytest
 import xarray as xr
 
-from namemovers.__main__ import app, main
+from namemovers.__main__ import main
 
 COMMANDS = ["study", "patch", "attribute", "copy-scores", "models", "site", "export"]
 

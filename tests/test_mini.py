@@ -14,7 +14,7 @@ import torch
 
 import namemovers
 from namemovers import mini_model as mm
-from namemovers.data import CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, NAMES, OBJECTS, PLACES, TITLES, ioi_task, mrs_task
+from namemovers.data import CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, OBJECTS, PLACES, TITLES, ioi_task, mrs_task
 from namemovers.model import load_model, weights_hash
 
 FOLDER = Path(namemovers.__file__).parent / "mini"

@@ -1,7 +1,6 @@
 """Figures: what is drawn is what the result says, and a browser draws it."""
 
 import os
-import json
 from pathlib import Path
 
 import numpy as np

@@ -21,7 +21,7 @@ def test_auroc_is_the_share_of_pairs_in_order():
     for _ in range(20):
         s, true = rng.integers(0, 5, 30).astype(float), rng.random(30) < 0.4
         a, b = s[true], s[~true]
-        assert auroc(s, true) == pytest.approx(((a[:, None] > b).mean() + 0.5 * (a[:, None] == b).mean()))
+        assert auroc(s, true) == pytest.approx((a[:, None] > b).mean() + 0.5 * (a[:, None] == b).mean())
     assert auroc([2, 1], [True, False]) == 1 and auroc([1, 2], [True, False]) == 0 and auroc([1, 1], [True, False]) == 0.5
     assert auroc([5, np.nan, 1], [False, True, True]) == 0  # what is no candidate counts on neither side
     assert np.isnan(auroc([1, 2], [False, False]))
