@@ -379,7 +379,7 @@ def latex_text(
     shown = visible(text, keep="\n\xa0").replace("--", "-\0-").replace("--", "-\0-")
     return "".join(_TEX.get(c, "{}" if c == "\0" else c) for c in shown)
 
-# %% ../nbs/core/publish.ipynb #790df367
+# %% ../nbs/core/publish.ipynb #fccf56a3
 class _Rows(HTMLParser):
     "The rows of a table in HTML, which columns are numbers, and the caption."
     def __init__(self):
@@ -431,8 +431,8 @@ def _to_read(df: pd.DataFrame, digits: int) -> pd.DataFrame:
     keep = [c for c in df if c not in ("mean", "low", "high", "d", "p", "q", "significant", "n")]
     out = df[keep].copy()
     out[df.attrs["unit"]] = df["mean"]
-    if "low" in df and df["low"].notna().any(): out[f"{round(100 * df.attrs['confidence'])} % interval"] = [f"{a:.{digits}f} to {b:.{digits}f}".replace("-", "−") if a == a else "–" for a, b in zip(df["low"], df["high"])]
-    if "q" in df and df["q"].notna().any(): out["q"] = [_number(q) for q in df["q"]]
+    if "low" in df and (df["low"].notna().any() or df.empty): out[f"{round(100 * df.attrs['confidence'])} % interval"] = [f"{a:.{digits}f} to {b:.{digits}f}".replace("-", "−") if a == a else "–" for a, b in zip(df["low"], df["high"])]
+    if "q" in df and (df["q"].notna().any() or df.empty): out["q"] = [_number(q) for q in df["q"]]
     if "n" in df: out["n"] = df["n"]
     return out
 
