@@ -159,10 +159,18 @@ _ANSI = re.compile(r"\x1b(?:\][^\x07\x1b]*(?:\x07|\x1b\\)|\[[0-?]*[ -/]*[@-~]|[@
 def plain(
     text: str, # what a program wrote to a terminal
 ) -> str:
-    "Text without terminal colours; of a line rewritten in place (a progress bar), what stood there last."
+    "Text without terminal colours and with unseen signs written out; of a line rewritten in place (a progress bar), what stood there last."
     text = _ANSI.sub("", text)
     lines = [line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n")]
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", "\n".join(lines))
+    return _seen(re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", "\n".join(lines)))
+
+
+# What turns the order of a line's letters or shows nothing: in a token, say, that a notebook prints.
+_UNSEEN = re.compile("[\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2064\u2066-\u2069\ufeff]")
+
+
+def _seen(text: str) -> str:
+    return _UNSEEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 # %% ../nbs/core/site.ipynb #f1168595
 def _strip_markup(text: str) -> str:
@@ -193,36 +201,37 @@ def figure_html(
     A plotly figure as HTML that `figures.js` draws when it comes into view.
 
     The JSON stands in the page with `<`, `>` and `&` escaped, so that no text in it can end the script element.
+    Who does not see the figure hears its title and the words below it.
     """
     layout = figure.get("layout") or {}
-    label = _label(layout)
-    if reading:
-        label += ". " + reading
+    title = _seen(_label(layout))
+    label = title + (". " + _seen(reading) if reading else "")
     data = json.dumps({key: figure[key] for key in ("data", "layout", "frames") if key in figure}, separators=(",", ":"))
-    for sign in "<>&\u2028\u2029":
+    for sign in "<>&":
         data = data.replace(sign, f"\\u{ord(sign):04x}")
+    data = re.sub(r"(?<!\\)((?:\\\\)*)\\u([0-9a-f]{4})", lambda match: match[0] if not _UNSEEN.match(chr(int(match[2], 16))) else f"{match[1]}\\\\u{match[2]}", data)
     height = int(layout.get("height") or 450)
     width = f"max-width:{int(layout['width'])}px;" if layout.get("width") else ""
-    return (f'<figure class="nm-figure" aria-label="{html.escape(label, quote=True)}">'
+    return (f'<figure class="nm-figure" aria-label="{html.escape(label, quote=True)}" data-title="{html.escape(title, quote=True)}">'
             f'<div class="nm-plot" style="{width}min-height:{height}px"></div>'
             f'<script type="application/json">{data}</script>'
-            f"<noscript>{html.escape(label)} (drawn with JavaScript)</noscript></figure>")
+            f"<noscript>Figure: {html.escape(title)}. It is drawn with JavaScript{'; what it shows is said below' if reading else ''}.</noscript></figure>")
 
 # %% ../nbs/core/site.ipynb #f72ef908
 _PLOTLY, _WIDGET = "application/vnd.plotly.v1+json", "application/vnd.jupyter.widget-view+json"
 
 
-def _widget(model_id: str, state: dict) -> str:
+def _widget(model_id: str, state: dict, reading: str = "") -> str:
     "What the widget `model_id` showed when the notebook was saved, as HTML."
     values = state.get(model_id, {}).get("state", {})
     kind = state.get(model_id, {}).get("model_name", "")
     if "_data" in values and "_layout" in values:
-        return figure_html({"data": values["_data"], "layout": values["_layout"]})
+        return figure_html({"data": values["_data"], "layout": values["_layout"]}, reading)
     if kind == "OutputModel":
-        return "".join(_output_html(output, state) for output in values.get("outputs", []))
+        return "".join(_output_html(output, state, reading) for output in values.get("outputs", []))
     if "children" in values:
         titles = values.get("titles") or [""] * len(values["children"])
-        inner = [_widget(child.removeprefix("IPY_MODEL_"), state) for child in values["children"]]
+        inner = [_widget(child.removeprefix("IPY_MODEL_"), state, reading) for child in values["children"]]
         return "".join((f"<p><strong>{html.escape(title)}</strong></p>" if title and shown else "") + shown
                        for title, shown in zip([*titles, *[""] * len(inner)], inner))
     if kind in ("HTMLModel", "HTMLMathModel"):
@@ -239,8 +248,8 @@ def _widget(model_id: str, state: dict) -> str:
     return f"<dl><div><dt>{html.escape(values.get('description') or 'value')}</dt><dd>{html.escape(str(value))}</dd></div></dl>"
 
 
-def _widget_html(model_id: str, state: dict) -> str:
-    shown = _widget(model_id, state).replace("</dl><dl>", "")
+def _widget_html(model_id: str, state: dict, reading: str = "") -> str:
+    shown = _widget(model_id, state, reading).replace("</dl><dl>", "")
     if not shown:
         return ""
     note = "Interactive in the notebook; here as it was last shown." if "<dl>" in shown else ""
@@ -269,11 +278,11 @@ def _dataframe(table: str) -> str:
     return f"{head}</thead>{body}"
 
 # %% ../nbs/core/site.ipynb #c6588774
-def _image(data: dict) -> str:
+def _image(data: dict, reading: str = "") -> str:
     for kind in ("image/png", "image/jpeg", "image/gif"):
         if kind in data:
             source = re.sub(r"\s", "", _text(data[kind]))
-            return f'<figure class="nm-image"><img src="data:{kind};base64,{source}" alt="{html.escape(_strip_markup(_text(data.get("text/plain", ""))), quote=True)}"></figure>'
+            return f'<figure class="nm-image"><img src="data:{kind};base64,{source}" alt="{html.escape(_seen(reading or _strip_markup(_text(data.get("text/plain", "")))), quote=True)}"></figure>'
     return ""
 
 
@@ -283,18 +292,21 @@ def _output_data(output: dict, state: dict, reading: str = "") -> dict:
     if _PLOTLY in data:
         return {"text/html": figure_html(data[_PLOTLY], reading)}
     if _WIDGET in data:
-        shown = _widget_html(data[_WIDGET].get("model_id", ""), state)
+        shown = _widget_html(data[_WIDGET].get("model_id", ""), state, reading)
         if shown:
             return {"text/html": shown}
         data = {key: value for key, value in data.items() if key == "text/html"}
     if "text/markdown" in data:
         return {"text/markdown": _text(data["text/markdown"])}
     if "text/html" in data:
-        shown = re.sub(r"<style scoped>.*?</style>", "", _text(data["text/html"]), flags=re.S)
+        shown = _seen(re.sub(r"<style scoped>.*?</style>", "", _text(data["text/html"]), flags=re.S))
+        if re.match(r"\s*<pre\b", shown):  # from a terminal, in colours for one background
+            shown = re.sub(r"(?<=[\"; ])(?:text-decoration-)?color: ?#\w{6};? ?", "", shown)
         return {"text/html": re.sub(r"<table[^>]*class=\"dataframe\".*?</table>", lambda match: _dataframe(match[0]), shown, flags=re.S)}
     if "image/svg+xml" in data:
-        return {"text/html": f'<figure class="nm-image">{_text(data["image/svg+xml"])}</figure>'}
-    if shown := _image(data):
+        label = f' role="img" aria-label="{html.escape(_seen(reading), quote=True)}"' if reading else ""
+        return {"text/html": f'<figure class="nm-image"{label}>{_text(data["image/svg+xml"])}</figure>'}
+    if shown := _image(data, reading):
         return {"text/html": shown}
     if "text/latex" in data:
         return {"text/markdown": _text(data["text/latex"])}
@@ -303,11 +315,11 @@ def _output_data(output: dict, state: dict, reading: str = "") -> dict:
     return {}
 
 
-def _output_html(output: dict, state: dict) -> str:
+def _output_html(output: dict, state: dict, reading: str = "") -> str:
     "An output inside a saved widget, as HTML."
     if output["output_type"] in ("stream", "error"):
         return f"<pre>{html.escape(plain(_text(output.get('text') or output.get('traceback', ''))))}</pre>"
-    data = _output_data(output, state)
+    data = _output_data(output, state, reading)
     if "text/html" in data:
         return data["text/html"]
     return "".join(f"<pre>{html.escape(text)}</pre>" for text in data.values())
@@ -359,28 +371,39 @@ def relink(
     return "".join(block if i % 2 else outside_code(block) for i, block in enumerate(blocks))
 
 # %% ../nbs/core/site.ipynb #7813937d
-def _reading(outputs: list[dict], following: list[dict]) -> str:
-    "The first paragraph below a figure: the words for a reader who cannot see it."
+def _paragraphs(outputs: list[dict], cells: list[dict] = ()) -> list[str]:
+    "What is said in words, in order; a heading is a paragraph of its own."
     texts = [_text(output["data"]["text/markdown"]) for output in outputs if "text/markdown" in output.get("data", {})]
-    for cell in following:
-        if texts:
-            break
-        if cell["cell_type"] == "markdown":
-            texts.append(_source(cell))
-        for output in cell.get("outputs", []):
-            if _PLOTLY in output.get("data", {}):
-                return ""
-            if "text/markdown" in output.get("data", {}):
-                texts.append(_text(output["data"]["text/markdown"]))
-    first = next((text.strip() for text in texts if text.strip()), "")
-    return "" if first.startswith(("#", "|", "```", ":::")) else _strip_markup(first.split("\n\n")[0])[:600]
+    for cell in cells:
+        texts += [_source(cell)] if cell["cell_type"] == "markdown" else _paragraphs(cell.get("outputs", []))
+    text = re.sub(r"^```.*?^```", "", "\n\n".join(texts), flags=re.M | re.S)
+    return [paragraph.strip() for paragraph in re.split(r"\n\s*\n", re.sub(r"^(#+ .*)$", r"\n\n\1\n\n", text, flags=re.M)) if paragraph.strip()]
+
+
+def _reading(outputs: list[dict], following: list[dict], before: list[dict]) -> str:
+    "The first paragraph below a figure, else the last above it, of its section: the words for a reader who cannot see it."
+    for paragraphs in (_paragraphs(outputs, following), _paragraphs([], before)[::-1]):
+        for paragraph in paragraphs:
+            if paragraph.startswith("#"):
+                break  # another section
+            if not paragraph.startswith(("|", ":::", "<", "---", "![")):
+                return _cut(_strip_markup(re.sub(r"^\s*(?:[-*+]|\d+\.) ", "", paragraph, flags=re.M)), 600)
+    return ""
+
+
+def _cut(text: str, most: int) -> str:
+    "Whole sentences of a text, at most `most` letters."
+    if len(text) <= most:
+        return text
+    end = text.rfind(". ", 0, most)
+    return text[:end + 1] if end > most / 2 else text[:text.rfind(" ", 0, most)] + " …"
 
 
 # Without a repository's address nbdev's link to the source leads nowhere.
 _NO_SOURCE = re.compile(r"^\[source\]\(/[^)]*\)\{[^}]*\}\s*", re.M)
 
 
-def _tidy_outputs(cell: dict, following: list[dict], state: dict, relinked) -> list[dict]:
+def _tidy_outputs(cell: dict, following: list[dict], before: list[dict], state: dict, relinked) -> list[dict]:
     outputs, given = [], cell.get("outputs", [])
     for i, output in enumerate(given):
         if output["output_type"] == "stream":
@@ -389,7 +412,7 @@ def _tidy_outputs(cell: dict, following: list[dict], state: dict, relinked) -> l
         elif output["output_type"] == "error":
             outputs.append({"output_type": "stream", "name": "stderr", "text": plain("\n".join(output["traceback"]))})
         else:
-            reading = _reading(given[i + 1:], following) if _PLOTLY in output["data"] else ""
+            reading = _reading(given[i + 1:], following, before) if any(kind in (_PLOTLY, _WIDGET) or kind.startswith("image/") for kind in output["data"]) else ""
             data = _output_data(output, state, reading)
             data = {kind: text if kind == "text/plain" or _PLOTLY in output["data"] else relinked(_NO_SOURCE.sub("", text)) for kind, text in data.items()}
             if data:
@@ -397,10 +420,16 @@ def _tidy_outputs(cell: dict, following: list[dict], state: dict, relinked) -> l
     return outputs
 
 
+def _fence(text: str) -> str:
+    "Backticks that nothing in `text` can close."
+    return "`" * (1 + max([7, *map(len, re.findall(r"`+", text))]))
+
+
 def _fenced(outputs: list[dict]) -> str:
     "Outputs as Markdown: pandoc reads Markdown in a text cell, but not in an output."
-    fence, blocks = "`" * 8, []
+    blocks = []
     for output in outputs:
+        fence = _fence("".join([output.get("text", ""), *output.get("data", {}).values()]))
         if output["output_type"] == "stream":
             blocks.append(f":::: {{.output .{output['name']}}}\n{fence}\n{output['text']}\n{fence}\n::::")
         for kind, text in output.get("data", {}).items():
@@ -412,7 +441,7 @@ def _fenced(outputs: list[dict]) -> str:
     return "\n\n".join(blocks)
 
 
-def _tidy_cell(cell: dict, following: list[dict], state: dict, relinked) -> list[dict]:
+def _tidy_cell(cell: dict, following: list[dict], before: list[dict], state: dict, relinked) -> list[dict]:
     "The cells that take the place of `cell`: none, or its code and what it showed."
     def markdown(text):
         return {"cell_type": "markdown", "metadata": {}, "source": text}
@@ -429,7 +458,7 @@ def _tidy_cell(cell: dict, following: list[dict], state: dict, relinked) -> list
     if cell["cell_type"] != "code" or options.get("include") == "false":
         return []
     code = re.sub(r"\A(?:\s*#\s*\|[^\n]*(?:\n|\Z))+", "", source).strip("\n")
-    shown = _fenced([] if options.get("output") == "false" else _tidy_outputs(cell, following, state, relinked))
+    shown = _fenced([] if options.get("output") == "false" else _tidy_outputs(cell, following, before, state, relinked))
     if code.startswith("show_doc("):
         return [markdown(_signature(shown))] if shown else []
     cells = [markdown(shown)] if shown else []
@@ -438,7 +467,7 @@ def _tidy_cell(cell: dict, following: list[dict], state: dict, relinked) -> list
     if "code-fold" in options:
         summary = html.escape(options.get("code-summary", "Code").strip("\"'"))
         fold = f'<details class="fold"{" open" if options["code-fold"] == "show" else ""}><summary>{summary}</summary>'
-        fence = "`" * 8
+        fence = _fence(code)
         return [markdown(f"{fence}{{=html}}\n{fold}\n{fence}\n\n{fence}python\n{code}\n{fence}\n\n{fence}{{=html}}\n</details>\n{fence}"), *cells]
     return [{"cell_type": "code", "metadata": {}, "execution_count": None, "source": code, "outputs": []}, *cells]
 
@@ -479,7 +508,7 @@ def tidy(
         raise ValueError(f"{page.source}: the first cell must be Markdown that opens with `# Title`.")
     state = (nb.get("metadata", {}).get("widgets") or {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
     page.description = relink(page.description, page, urls, documented)
-    tidied = [new for i, cell in enumerate(cells) for new in _tidy_cell(cell, cells[i + 1:], state, lambda text: relink(text, page, urls, documented))]
+    tidied = [new for i, cell in enumerate(cells) for new in _tidy_cell(cell, cells[i + 1:], cells[:i], state, lambda text: relink(text, page, urls, documented))]
     return {"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}},
             "cells": [{**cell, "id": f"cell-{i}"} for i, cell in enumerate(tidied)]}
 

@@ -14,7 +14,13 @@
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", announce)
 
   const menu = $(".menu"), sidebar = $("#page-list")
-  const openMenu = open => { document.body.classList.toggle("menu-open", open); menu.setAttribute("aria-expanded", open) }
+  const behind = document.querySelectorAll(".page > :not(#page-list)")
+  const openMenu = open => {
+    document.body.classList.toggle("menu-open", open)
+    menu.setAttribute("aria-expanded", open)
+    behind.forEach(part => { part.inert = open })  // what the open menu covers takes no focus
+  }
+  matchMedia("(max-width: 54rem)").addEventListener("change", () => openMenu(false))
   menu.addEventListener("click", () => openMenu(!document.body.classList.contains("menu-open")))
   document.addEventListener("keydown", e => { if (e.key === "Escape" && document.body.classList.contains("menu-open")) { openMenu(false); menu.focus() } })
   const here = $("[aria-current=page]", sidebar)
@@ -24,9 +30,22 @@
   if (contents) { const fit = () => { contents.open = wide.matches }; fit(); wide.addEventListener("change", fit) }
 
   // A box that scrolls sideways must be reachable by keyboard, one that does not must not be a stop.
-  const scrollers = document.querySelectorAll(".table-scroll, article pre")
-  const reach = () => scrollers.forEach(box => { if (box.scrollWidth > box.clientWidth + 1) box.tabIndex = 0; else box.removeAttribute("tabindex") })
-  reach(); addEventListener("resize", reach)
+  const scrollers = document.querySelectorAll(".table-scroll, article pre, article math[display=block]")
+  const reach = () => scrollers.forEach(box => {
+    const scrolls = box.scrollWidth > box.clientWidth + 1, name = box.matches("pre") ? "Text" : box.matches("math") ? "" : "Table"
+    if (scrolls) box.tabIndex = 0; else box.removeAttribute("tabindex")
+    if (name && scrolls) { box.setAttribute("role", "group"); box.setAttribute("aria-label", name + ", scrolls sideways") }
+    else if (name) { box.removeAttribute("role"); box.removeAttribute("aria-label") }
+  })
+  reach()
+  const sizes = new ResizeObserver(reach)
+  scrollers.forEach(box => sizes.observe(box))
+
+  // xarray's own tables: a box to tick for each part, named by what it opens.
+  for (const box of document.querySelectorAll(".xr-wrap input")) {
+    const label = box.nextElementSibling, of = box.closest(".xr-var-item, .xr-section-item")?.querySelector(".xr-var-name, .xr-section-summary")
+    box.setAttribute("aria-label", `${label?.title || "Show"} ${of?.textContent.trim() ?? ""}`.trim())
+  }
 
   // The heading in view is marked in the table of contents.
   const marks = new Map([...document.querySelectorAll(".contents a")].map(a => [decodeURIComponent(a.hash.slice(1)), a]))

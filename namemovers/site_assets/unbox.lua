@@ -20,5 +20,12 @@ function Pandoc(doc)
   local function only(api)
     return { Header = function(header) if header.classes:includes("api") == api then return settle(header) end end }
   end
-  return doc:walk(only(true)):walk(only(false))
+  -- The title is the one heading of level 1, and no level below it is left out.
+  local last = 1
+  local function level(header)
+    header.level = math.max(2, math.min(header.level, last + 1))
+    last = header.level
+    return header
+  end
+  return doc:walk(only(true)):walk(only(false)):walk({ Header = level })
 end
