@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 # The first suitable Python on the PATH; `make PYTHON=/path/to/python3.12` takes another.
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help install export study notebooks site paper lab test mini bench lock clean
+.PHONY: help install export study notebooks site paper lab test mini bench check lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -53,13 +53,17 @@ paper: install ## the write-up as last executed, as one file each: build/writeup
 lab: export ## open the notebooks in JupyterLab
 	@$(VENV)/bin/jupyter lab --notebook-dir=. nbs
 
+check: install ## lint with ruff and check types with mypy (two minutes, then seconds: mypy remembers)
+	@$(VENV)/bin/ruff check namemovers tests bench
+	@$(VENV)/bin/mypy
+
 # Each worker of nbdev-test would import torch anew, which takes longer than most notebooks. So its test function runs
 # in workers forked from one process that has imported torch, on a copy of the notebooks: results/ stays as it is.
 # Settings in the environment are for the study; the tests run with those of settings.ini.
-test: install ## test the notebooks with nbdev, then run pytest
+test: check ## make check, then test the notebooks with nbdev, then pytest, which says how much of the library it runs
 	@unset MODEL N SEED CORRUPTION DEVICE; status=0; \
 	$(PY) -c 'import sys; from namemovers.study import nbdev_test; sys.exit(bool(nbdev_test()))' || status=1; \
-	$(PY) -m pytest tests || status=1; \
+	$(PY) -m pytest tests --cov --cov-report=term:skip-covered || status=1; \
 	exit $$status
 
 mini: install ## train the model that ships with the package again (up to 30 minutes)
@@ -67,16 +71,17 @@ mini: install ## train the model that ships with the package again (up to 30 min
 
 bench: install ## measure the patching engine against TransformerLens (an hour; nnsight: see bench/nnsight_peer.py)
 	@$(PY) bench/patching.py
-	@$(PY) bench/patching.py --model mini
+	@$(PY) bench/patching.py --model mini --every 1
 	@$(PY) bench/scaling.py
 	@$(PY) bench/study.py
+	@$(PY) bench/where.py
 
 lock: ## write requirements.lock anew from the newest versions that pyproject.toml allows
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
-	@build/lock/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 'setuptools>=77' '.[notebooks,site,figures,test]'
+	@build/lock/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 'setuptools>=77' '.[notebooks,site,figures,test,dev]'
 	@{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --all | grep -v -E '^(namemovers|pip|wheel)\b' | sed 's/+cpu$$//'; } > build/lock.txt
 	@mv build/lock.txt requirements.lock && rm -rf build/lock
 
 clean: ## remove results/, _site/ and caches; .venv stays
-	rm -rf results _site _proc build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf results _site _proc build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage
 	find . -name .ipynb_checkpoints -o -name __pycache__ | grep -v '^./$(VENV)/' | xargs rm -rf
