@@ -379,7 +379,7 @@ def latex_text(
     shown = visible(text, keep="\n\xa0").replace("--", "-\0-").replace("--", "-\0-")
     return "".join(_TEX.get(c, "{}" if c == "\0" else c) for c in shown)
 
-# %% ../nbs/core/publish.ipynb #fccf56a3
+# %% ../nbs/core/publish.ipynb #68602805
 class _Rows(HTMLParser):
     "The rows of a table in HTML, which columns are numbers, and the caption."
     def __init__(self):
@@ -423,6 +423,7 @@ def _summary_frame(result) -> pd.DataFrame:
     if {"layer", "head"} <= set(dims):
         df.insert(dims.index("head"), "where", [head_name(l, h) for l, h in zip(df["layer"], df["head"])])
         df = df.drop(columns=["layer", "head"]).rename(columns={"where": "head"})
+    df = df.astype({k: t for k, t in (("n", int), ("significant", bool)) if k in df})  # `where` made them something else
     df.attrs = dict(unit=_unit(s), confidence=s.attrs.get("confidence", 0.95))
     return df.reset_index(drop=True)
 
