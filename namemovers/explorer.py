@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_TOKENS', 'VIEWS', 'PATHS', 'RUNS', 'BY_SITE', 'FORMAT', 'INTERVAL_PROMPTS', 'COPY_SAMPLES', 'RESAMPLES', 'LATER',
-           'METRIC_WORDS', 'PROMPT_FIELDS', 'HEAD_FIELDS', 'ASSETS', 'SAVED', 'token_texts', 'align', 'ExplorerState',
-           'Cancelled', 'Session', 'depends', 'explore', 'saved_prompts', 'snapshot']
+           'METRIC_WORDS', 'PROMPT_FIELDS', 'HEAD_FIELDS', 'ASSETS', 'URGENCY', 'SAVED', 'token_texts', 'align',
+           'ExplorerState', 'Cancelled', 'Session', 'depends', 'explore', 'saved_prompts', 'snapshot']
 
 # %% ../nbs/explorer.ipynb #b8de2871
 import base64
@@ -13,7 +13,6 @@ import functools
 import html
 import itertools
 import json
-import queue
 import re
 import sys
 import threading
@@ -37,6 +36,8 @@ from .logit_lens import logit_lens, stage_words
 from .model import load_model, model_name, run_at_end, shipped_models, weights_hash
 from .path_patching import COMPONENTS, run_paths
 from .plots import DIVERGING, SEQUENTIAL, token_text, visible
+from .results import load
+from .settings import settings, slug
 from .stats import estimate, head_name, summarise
 
 # %% ../nbs/explorer.ipynb #8fce402b
@@ -229,7 +230,7 @@ class Session:
     """A model, its tasks, and the answers given so far.
 
     `figure(state)` is what a view shows, `head(state)` what is known of the selected head, `code(state)` the library's calls
-    for both. `aligned(state)` says whether the prompts can be patched. All take an `ExplorerState`, and give plain
+    for the figure. `aligned(state)` says whether the prompts can be patched. All take an `ExplorerState`, and give plain
     dictionaries that JSON can hold. Nothing here knows of a browser."""
     def __init__(
         self,
@@ -238,10 +239,11 @@ class Session:
         prompts: int = 20,         # of each task that is made here
         seed: int = 0,             # of these
         keep: int = 1000,          # figures remembered
+        study: bool = True,        # tell roles from the study's results, where those of these weights are in `results/`
     ):
         self.source = model if isinstance(model, (str, Path)) else None
         self.model = load_model(model) if self.source is not None else model
-        self.tokenizer, self.name = self.model.tokenizer, model_name(self.model)
+        self.tokenizer, self.name, self.weights = self.model.tokenizer, model_name(self.model), weights_hash(self.model)
         self.tasks, self._made = {}, {}
         if tasks is None:
             for name, make in (("mrs", mrs_task), ("ioi", ioi_task)):
@@ -256,6 +258,7 @@ class Session:
                 while name in self.tasks: name, number = f"{task.name} {number}", number + 1
                 self.tasks[name] = task
         self._answers, self._keep, self._lock, self._roles = OrderedDict(), keep, threading.RLock(), {}
+        self._studied = {name: found for name in self._made if study and (found := _study(self, name)) is not None}
 
     def state(self, given=None) -> ExplorerState:
         "A state that this session can show: the one given, or the first prompt of the first task, at its head of largest effect. Some fields without prompts change that one."
@@ -272,7 +275,7 @@ class Session:
         if state.task and state != self.choose(state, state.task, state.prompt, strict=False): state = replace(state, task="", prompt=0)
         return self._own(state)
 
-    def _own(self, state): return replace(state, model=self.name, weights=weights_hash(self.model)[:12])
+    def _own(self, state): return replace(state, model=self.name, weights=self.weights[:12])
 
     def choose(
         self,
@@ -337,16 +340,17 @@ class Session:
         self,
         layer: int,
         head: int,
+        progress=None, # as in `figure`
     ) -> list | None: # two Datasets over nothing but the mean, as from `summarise`
         "The copy score and the negative copy score of one head, summarised over names; None where the tokenizer has too few of them."
-        return self._once(("copies", layer, head), lambda: _head_copies(self, layer, head))
+        return self._once(("copies", layer, head), lambda: _head_copies(self, layer, head, progress or (lambda done, total: None)))
 
     def measure_roles(
         self,
         task: str,     # a key of `tasks`
         progress=None, # as in `figure`; cancels between steps
     ) -> xr.Dataset:   # as from `head_roles.roles`
-        "The role of every head in a task, remembered, so that `head` tells it from then on."
+        "The role of every head in a task's prompts, remembered, so that `head` tells it from then on, instead of what the study found."
         from namemovers.copy_scores import copy_scores
         from namemovers.head_roles import pattern_scores, roles
 
@@ -426,9 +430,19 @@ def _of_run(session, state, run=None):
 def _tokens(session, task): return token_texts(session.tokenizer, task.clean_tokens[0])
 
 def _measured(session, state, measure, run):
-    "A measurement of one run, remembered: every head's attention pattern, say, is one run's work."
+    "A measurement of one run, remembered."
     key = (measure.__name__, *(getattr(state, f) for f in PROMPT_FIELDS), state.prompt, run)
     return session._once(key, lambda: measure(session.model, _of_run(session, state, run)))
+
+@fast.exactly
+def _pattern(session, state, run):
+    "Every head's attention in one run [layer, head, query, key], remembered: as from `attention`, by the fast engine where it can."
+    def work():
+        task = _of_run(session, state, run)
+        if pick_engine("auto", session.model)[0] != "fast": return attention(session.model, task).pattern.values
+        w = fast.ready(session.model)
+        return torch.stack(fast.forward(w, fast.embed(w, task.clean_tokens.to(w.W_E.device)), keep=("pattern",))["pattern"])[:, 0].cpu().numpy()
+    return session._once(("pattern", *(getattr(state, f) for f in PROMPT_FIELDS), state.prompt, run), work)
 
 @_shows
 def _lens(session, state, progress, top=5):
@@ -458,7 +472,7 @@ def _attribution(session, state, progress):
 @_shows
 def _attention(session, state, progress):
     task, (l, h) = _of_run(session, state), state.head
-    pattern = _measured(session, state, attention, state.run).pattern.values[l, h]
+    pattern = _pattern(session, state, state.run)[l, h]
     labels = _tokens(session, task)
     values = [_numbers(row[:i + 1], 3) for i, row in enumerate(pattern)]
     end = pattern[-1]
@@ -550,7 +564,7 @@ def _paths(session, state, progress):
 
 # %% ../nbs/explorer.ipynb #fc52384c
 @torch.no_grad()
-def _names(session):
+def _names(session, progress):
     "Names in context after the first block, and the tokens that say them, as `copy_scores` has them; None where a tokenizer has too few."
     def work():
         names = shipped_names(session.tokenizer)
@@ -562,6 +576,7 @@ def _names(session):
             except ValueError: return None
         said, device, kept = ids[who], session.model.cfg.device, []
         for i in torch.arange(len(tokens)).split(64):
+            progress(int(i[0]), len(tokens))
             session.model.run_with_hooks(tokens[i].scatter(1, at[i], said[i]).to(device), fwd_hooks=[("blocks.0.hook_resid_post", lambda x, hook: kept.append(x))],
                                       return_type=None, **({"stop_at_layer": 1} if session.model.cfg.n_layers > 1 else {}))
             kept[-1] = kept[-1].gather(1, at[i].to(device)[..., None].expand(-1, -1, session.model.cfg.d_model))
@@ -569,57 +584,69 @@ def _names(session):
     return session._once(("names",), work)
 
 @torch.no_grad()
-def _head_copies(session, layer, head, top=5):
-    if (found := _names(session)) is None: return None
+def _head_copies(session, layer, head, progress, top=5):
+    if (found := _names(session, progress)) is None: return None
     (resid, ids, who, k), model, ranks = found, session.model, []
     for s in torch.arange(len(resid)).split(128):
+        progress(int(s[0]), len(resid))
         v = model.blocks[layer].ln1(resid[s]) @ model.W_V[layer, head] + model.b_V[layer, head]
         ranks.append(_ranks((v @ model.W_O[layer, head])[None], ids[s], model))
     scores = [np.array([(np.concatenate([r[sign] for r in ranks], 1)[0, who == i, 0] < top).mean() for i in range(k)]) for sign in (0, 1)]
     return [summarise(xr.DataArray(s, dims="name", name="copy_score"), dim="name", n_resamples=RESAMPLES) for s in scores]
 
-def _effect_over_task(session, state, layer, head):
+def _effect_over_task(session, state, layer, head, progress):
     "A head's effect (denoising of z) over prompts of the task, summarised."
-    task = session.tasks[state.task][:INTERVAL_PROMPTS]
-    chosen = [c for c in cells(session.model, task, "z", "head")[0] if (c.layer, c.head) == (layer, head)]
-    values, clean, corrupted = _sweep(session, task, replace(state, site="z", by="head", direction="denoise", metric="logit_diff"), chosen, lambda done, total: None)
-    return summarise(xr.DataArray(effect(values[0], clean, corrupted), dims="prompt", name="effect"), n_resamples=RESAMPLES)
+    task, one, found = session.tasks[state.task][:INTERVAL_PROMPTS], replace(state, site="z", by="head", direction="denoise", metric="logit_diff"), []
+    for i in range(0, len(task), 4): # a few at once: what is more urgent is heard in between
+        progress(i, len(task))
+        some = task[i:i + 4]
+        chosen = [c for c in cells(session.model, some, "z", "head")[0] if (c.layer, c.head) == (layer, head)]
+        found.append(effect(*(v[0] if j == 0 else v for j, v in enumerate(_sweep(session, some, one, chosen, lambda done, total: None)))))
+    return summarise(xr.DataArray(np.concatenate(found), dims="prompt", name="effect"), n_resamples=RESAMPLES)
 
 def _facts(session, state, quick, progress):
     task, (l, h) = _of_run(session, state, "clean"), state.head
-    rows = {run: _measured(session, state, attention, run).pattern.values[l, h, -1] for run in RUNS}
+    rows = {run: _pattern(session, state, run)[l, h, -1] for run in RUNS}
     look = dict(tokens={run: _tokens(session, _of_run(session, state, run)) for run in RUNS}, values={run: _numbers(v, 3) for run, v in rows.items()})
     one = replace(state, site="z", by="head", direction="denoise", metric="logit_diff")
     chosen = [c for c in cells(session.model, task, "z", "head")[0] if (c.layer, c.head) == (l, h)]
     share = float(effect(*_sweep(session, task, one, chosen, lambda done, total: None))[0, 0])
     many, later = len(session.tasks[state.task]) > 1 if state.task else False, LATER
     facts = [("effect, this prompt", "–" if np.isnan(share) else estimate(share), "its output from the clean run in the corrupted run: 0 corrupted, 1 clean")]
+    part = lambda i: (lambda done, total: progress(i, 3)) # of three
     progress(1, 3)
     if many:
         n = min(INTERVAL_PROMPTS, len(session.tasks[state.task]))
-        over = later if quick else estimate(session._once(("effect", state.task, l, h), lambda: _effect_over_task(session, state, l, h)))
+        over = later if quick else estimate(session._once(("effect", state.task, l, h), lambda: _effect_over_task(session, state, l, h, part(1))))
         facts.append((f"effect, {n} prompts", over, "95 % interval over prompts; of this head alone, not corrected for having been chosen"))
     else: facts.append(("interval", "none", "one prompt has none: choose a prompt of a task"))
     progress(2, 3)
     facts.append(("direct attribution", estimate(_measured(session, state, head_attribution, "clean").attribution.isel(prompt=0).values[l, h]), "logits it writes for the right answer, this prompt"))
-    scores = [later] * 2 if quick else session.copies(l, h)
+    scores = [later] * 2 if quick else session.copies(l, h, part(2))
     if scores is None: facts.append(("copy score", "none", "this tokenizer has too few of the shipped names as one token"))
     else:
         notes = ("share of names in context that its output puts among the first five; interval over names", "the same for its output turned round")
         facts += [(name, score if quick else estimate(score), note) for name, score, note in zip(("copy score", "negative copy score"), scores, notes)]
     facts.append(_role_fact(session, state, l, h))
-    askable = state.task in session.tasks and state.task not in session._roles and session.tasks[state.task].name in ("mrs", "ioi")
+    askable = state.task in session.tasks and state.task not in (*session._roles, *session._studied) and session.tasks[state.task].name in ("mrs", "ioi")
     return dict(facts=[dict(name=n, value=v, note=t) for n, v, t in facts], attention=look, can_measure_roles=askable, pending=quick)
 
 # %% ../nbs/explorer.ipynb #662301eb
+def _study(session, name):
+    "The roles that the study saved of these weights and this task, or None."
+    try: found = load(f"{name}_roles", settings().root / "results" / slug(session.name))
+    except (OSError, ValueError): return None
+    return found if (found.attrs.get("weights_hash"), found.attrs.get("corruption")) == (session.weights, session.tasks[name].corruption) else None
+
 def _role_fact(session, state, l, h):
-    if state.task in session._roles:
+    found = session._roles.get(state.task, session._studied.get(state.task))
+    if found is not None:
         from namemovers.head_roles import evidence_in_words
 
-        found = session._roles[state.task]
+        whose = "" if state.task in session._roles else f"by the study, on {found.sizes['prompt']} prompts: "
         at = found.sel(layer=l, head=h)
         sure, also = (f" ({v})" if v else "" for v in (str(at.confidence.item()), str(at.also.item()) and f"also {at.also.item()}"))
-        return ("role", f"{at.role.item()}{sure}{also}", evidence_in_words(found, l, h))
+        return ("role", f"{at.role.item()}{sure}{also}", whose + evidence_in_words(found, l, h))
     if state.task and session.tasks[state.task].name in ("mrs", "ioi"): return ("role", "not measured yet", "roles are measured for all heads of a task at once")
     return ("role", "none", "roles are defined for prompts of the MRS and IOI tasks")
 
@@ -661,17 +688,23 @@ import namemovers
 
 ASSETS = Path(namemovers.__file__).parent / "explorer_assets"
 
+URGENCY = {"quick": 0, "figure": 1, "head": 2, "roles": 3} # what is quick about a head, a view, the rest about a head, all heads' roles
+
 class _Worker:
-    "One thread that answers the newest question of each kind."
+    """One thread that answers the newest question of each kind.
+
+    A question that is more urgent than the one being answered does not wait for it: the report of its progress answers the other first."""
     def __init__(self):
-        self.jobs, self.newest, self.idle = queue.SimpleQueue(), {}, threading.Condition()
+        self.jobs, self.newest, self.idle = [], {}, threading.Condition()
         self.waiting, self.thread = 0, None
 
-    def ask(self, kind, work, answer, failed): # work(tick) -> value; answer(value), failed(exception, (done, total))
+    def ask(self, kind, urgency, work, answer, failed): # work(tick) -> value; answer(value), failed(exception, (done, total))
         self.cancel(kind)
         stop = self.newest[kind] = threading.Event()
-        with self.idle: self.waiting += 1
-        self.jobs.put((stop, work, answer, failed))
+        with self.idle:
+            self.waiting += 1
+            self.jobs.append((urgency, stop, work, answer, failed))
+            self.idle.notify_all()
         if self.thread is None:
             self.thread = threading.Thread(target=self._run, daemon=True, name="namemovers-explorer")
             self.thread.start()
@@ -679,26 +712,35 @@ class _Worker:
     def cancel(self, kind):
         if kind in self.newest: self.newest[kind].set()
 
+    def _next(self, below): # the most urgent question, the oldest of these, or None
+        with self.idle:
+            found = min((j for j in self.jobs if j[0] < below), key=lambda j: j[0], default=None)
+            if found: self.jobs.remove(found)
+            return found
+
     def _run(self):
         while True:
-            stop, work, answer, failed = self.jobs.get()
-            at = (0, 0)
-            def tick(done, total):
-                nonlocal at
-                at = (done, total)
-                if stop.is_set(): raise Cancelled
-                return at
-            try:
-                if not stop.is_set():
-                    value = work(tick)
-                    if not stop.is_set(): answer(value)
-                    else: failed(Cancelled(), at)
-                else: failed(Cancelled(), at)
-            except Exception as e: failed(e, at)
-            finally:
-                with self.idle:
-                    self.waiting -= 1
-                    self.idle.notify_all()
+            with self.idle: self.idle.wait_for(lambda: self.jobs)
+            self._answer(self._next(len(URGENCY)))
+
+    def _answer(self, job):
+        urgency, stop, work, answer, failed = job
+        at = (0, 0)
+        def tick(done, total):
+            nonlocal at
+            at = (done, total)
+            while not stop.is_set() and (other := self._next(urgency)): self._answer(other)
+            if stop.is_set(): raise Cancelled
+        try:
+            if stop.is_set(): raise Cancelled
+            value = work(tick)
+            if stop.is_set(): raise Cancelled
+            answer(value)
+        except Exception as e: failed(e, at)
+        finally:
+            with self.idle:
+                self.waiting -= 1
+                self.idle.notify_all()
 
     def wait(self, timeout=None):
         with self.idle: return self.idle.wait_for(lambda: self.waiting == 0, timeout)
@@ -785,7 +827,7 @@ def _widget_class():
                 if shown["of"] == wanted and not (shown.get("cancelled") or shown.get("pending")): self._forget(kind)
                 elif self._asked.get(kind, (None, None))[1] != wanted:
                     compute = self.session.figure if kind == "figure" else functools.partial(self.session.head, quick=shown["of"] != wanted)
-                    self._start(kind, wanted, state, lambda tick, compute=compute: compute(state, tick))
+                    self._start(kind, wanted, state, lambda tick, compute=compute: compute(state, tick), "quick" if kind == "head" and shown["of"] != wanted else kind)
 
         def _measure(self, state):
             def work(tick):
@@ -793,14 +835,14 @@ def _widget_class():
                 return self.session.head(state)
             self._start("roles", _part(state, HEAD_FIELDS), state, work)
 
-        def _start(self, kind, wanted, state, work):
+        def _start(self, kind, wanted, state, work, urgency=None):
             self._asked[kind] = token = (object(), wanted)
             def tick(done, total, heard):
                 heard(done, total)
                 if time.monotonic() - self._said > 0.1:
                     self._said = time.monotonic()
                     self._here(setattr, self, "progress", {"kind": kind, "done": int(done), "total": int(total)})
-            self._worker.ask(kind, lambda heard: work(lambda done, total: tick(done, total, heard)),
+            self._worker.ask(kind, URGENCY[urgency or kind], lambda heard: work(lambda done, total: tick(done, total, heard)),
                              lambda value: self._here(self._answered, kind, token, state, value), lambda error, at: self._here(self._failed, kind, token, state, error, at))
 
         def _forget(self, kind):

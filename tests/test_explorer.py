@@ -19,11 +19,9 @@ from conftest import gpt2_tokenizer, small_tokenizer
 from namemovers import explorer
 from namemovers.activation_patching import patch
 from namemovers.copy_scores import copy_scores
-from namemovers.data import Task, mrs_task, predictions
+from namemovers.data import Task, mrs_task
 from namemovers.explorer import BY_SITE, FORMAT, VIEWS, Cancelled, ExplorerState, Session, align, explore, snapshot, token_texts
-from namemovers.head_attribution import attention, head_attribution
-from namemovers.logit_lens import logit_lens
-from namemovers.path_patching import path_patch
+from namemovers.head_attribution import attention
 from namemovers.stats import summarise
 
 TOKENIZER = small_tokenizer()
@@ -32,7 +30,7 @@ HOSTILE = "Mary \u202e</script><script>window.hacked=1</script><img src=x onerro
 
 @pytest.fixture(scope="module")
 def session(mini):
-    return Session(mini)
+    return Session(mini, study=False)
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +174,32 @@ def test_a_figure_is_what_its_code_gives(session, start, change, typed, monkeypa
         state = session.state(replace(state, task="", prompt=0))
     found = session.figure(state)
     assert "problem" not in found, found
-    result = run_code(session, state, monkeypatch)
+    agree(state, found, run_code(session, state, monkeypatch))
+    assert found["reading"].endswith(".") and json.loads(json.dumps(found)) and not unseen(json.dumps(found, ensure_ascii=False))
+
+
+def test_every_choice_is_what_its_code_gives(tiny, monkeypatch):
+    """All options of all views, as the browser offers them."""
+    own, tried = Session(tiny, prompts=2), 0
+    options = explorer._meta(own, True)["options"]
+    for view in VIEWS:
+        for by in options["by"]["z"] if view == "patching" else ["head"]:
+            names = [n for n in explorer.depends(replace(own.state(), view=view)) if n in options and n != "by"]
+            for values in itertools.product(*(options[n] for n in names)):
+                state = replace(own.state(), view=view, head=(1, 2), by=by, **dict(zip(names, values)))
+                if view == "patching" and state.by != by and by != "head":
+                    continue  # a stream's only way, met already
+                found = own.figure(state)
+                agree(state, found, run_code(own, state, monkeypatch))
+                tried += 1
+    offered = re.search(r"const OPTIONS = \{(.*?)\}\n", (explorer.ASSETS / "explorer.js").read_text())[1]
+    for view, names in re.findall(r"(\w+): \[(.*?)\]", offered):
+        assert set(re.findall(r"\w+", names)) == {n for n in explorer.depends(replace(own.state(), view=view)) if n in options}, "the browser offers what a figure depends on"
+    assert tried == 1 + 2 + 1 + (5 * 2 + 5) * 2 * 5 + 3 * 3 * 2 * 2 + 2
+
+
+def agree(state, found, result):
+    "That a figure holds the numbers of a result of the library."
     panel, (l, h) = found["panels"][0], state.head
     if state.view == "predictions":
         for run, one in zip(("clean", "corrupted"), found["panels"]):
@@ -201,7 +224,6 @@ def test_a_figure_is_what_its_code_gives(session, start, change, typed, monkeypa
         assert abs(panel["rows"][0][2]) == pytest.approx(float(abs(expected).max()), rel=1e-3)
     else:
         close(array(panel), result.effect.isel(prompt=0, **({"sender": 0} if state.paths == "receivers" else {})))
-    assert found["reading"].endswith(".") and json.loads(json.dumps(found)) and not unseen(json.dumps(found, ensure_ascii=False))
 
 
 def test_the_full_sweep_holds_the_single_paths(mini):
@@ -288,6 +310,24 @@ def test_roles_are_told_once_measured(session, start):
     found = session.measure_roles("mrs")
     known = session.head(start)
     assert fact(known, "role").startswith(str(found.role.sel(layer=start.head[0], head=start.head[1]).item())) and not known["can_measure_roles"]
+
+
+def test_the_study_s_roles_are_told(mini, monkeypatch, tmp_path):
+    from types import SimpleNamespace
+
+    from namemovers.results import save
+
+    measured = Session(mini, prompts=3, study=False)
+    found = measured.measure_roles("mrs")
+    monkeypatch.setattr(explorer, "settings", lambda: SimpleNamespace(root=tmp_path))
+    save(found, "mrs_roles", tmp_path / "results" / "mini")
+    save(found.assign_attrs(weights_hash="0"), "ioi_roles", tmp_path / "results" / "mini")
+    own = Session(mini, prompts=3)
+    state = own.state()
+    known = own.head(state)
+    role = next(f for f in known["facts"] if f["name"] == "role")
+    assert role["value"] == fact(measured.head(state), "role") and role["note"].startswith("by the study, on 3 prompts: ") and not known["can_measure_roles"]
+    assert fact(own.head(own.choose(state, "ioi", 0)), "role") == "not measured yet", "of other weights"
 
 
 # --- progress -------------------------------------------------------------------------------------------------------
@@ -427,6 +467,46 @@ def test_a_newer_question_takes_the_place_of_an_older(mini):
     assert slow.begun.wait(30)
     change(app, view="patching")  # back to what is shown
     assert settled(app).figure["of"]["view"] == "patching"
+
+
+def seen(app, name, what):
+    "An event that is set when a part of the widget is as asked."
+    there = threading.Event()
+    app.observe(lambda change: what(change["new"]) and there.set(), name)
+    return there
+
+
+def test_a_head_does_not_wait_for_a_sweep(mini):
+    app, slow = slow_app(mini)
+    change(app, view="lens")
+    assert slow.begun.wait(30)
+    there = seen(app, "head", lambda head: head["name"] == "L3H1")
+    change(app, head=[3, 1])
+    assert there.wait(30) and app.figure["of"]["view"] == "patching", "the head is told while the view is still computed"
+    slow.go.set()
+    settled(app)
+    assert app.figure["of"]["view"] == "lens" and not app.head["pending"] and slow.asked == ["lens"]
+
+
+def test_a_view_does_not_wait_for_the_rest_of_a_head(mini):
+    begun, go = threading.Event(), threading.Event()
+
+    class SlowCopies(Session):
+        def copies(self, layer, head, progress=None):
+            begun.set()
+            for i in range(10_000):
+                progress(i, 10_000)
+                if go.wait(0.005):
+                    return super().copies(layer, head, progress)
+
+    app = explorer._widget_class()(SlowCopies(mini))
+    app._message(None, {"type": "again"}, [])
+    assert begun.wait(30)
+    there, first = seen(app, "figure", lambda figure: figure["of"]["view"] == "lens"), app.head
+    change(app, view="lens")
+    assert there.wait(30) and app.head is first and first["pending"]
+    go.set()
+    assert not settled(app).head["pending"] and app.head["name"] == first["name"]
 
 
 def test_an_error_is_shown_and_leaves_the_widget_alive(mini, monkeypatch):
