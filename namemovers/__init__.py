@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .model import load_model
     from .path_patching import path_patch
     from .plots import heatmap
+    from .publish import save_figure, save_table
     from .results import load, save
     from .sets import patch_sets
     from .stats import head_name, summarise, top_heads
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = ["Task", "ablate_edges", "attribute", "explore", "faithfulness", "head_name", "heatmap", "ioi_task", "load", "load_model",
-           "mrs_task", "patch", "patch_sets", "path_patch", "roles", "run_circuits", "save", "summarise", "top_heads"]
+           "mrs_task", "patch", "patch_sets", "path_patch", "roles", "run_circuits", "save", "save_figure", "save_table",
+           "summarise", "top_heads"]
 
 # Everything is loaded when it is asked for, so that `import namemovers` does not pay for torch and TransformerLens.
 # A function whose module has its name (copy_scores, head_attribution, logit_lens) is not here: the module takes the name
@@ -30,7 +32,8 @@ __all__ = ["Task", "ablate_edges", "attribute", "explore", "faithfulness", "head
 _HOME = {"Task": "data", "ablate_edges": "edges", "attribute": "attribution_patching", "explore": "explorer", "faithfulness": "circuits",
          "head_name": "stats", "heatmap": "plots", "ioi_task": "data", "load": "results", "load_model": "model", "mrs_task": "data",
          "patch": "activation_patching", "patch_sets": "sets", "path_patch": "path_patching", "roles": "head_roles",
-         "run_circuits": "circuits", "save": "results", "summarise": "stats", "top_heads": "stats"}
+         "run_circuits": "circuits", "save": "results", "save_figure": "publish", "save_table": "publish",
+         "summarise": "stats", "top_heads": "stats"}
 _MODULES = {p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_")}
 
 
