@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import common
 from common import machine, matmul_rate, random_model, seconds
-from namemovers.explorer import BY_SITE, COMPONENTS, VIEWS, Session, explore
+from namemovers.explorer import BY_SITE, COMPONENTS, VIEWS, explore
 from namemovers.model import load_model
 
 LIMITS = {"mini": 0.2, "gpt2-shape": 3.0}
