@@ -60,7 +60,7 @@ COLUMNS = {1: 3.25, 2: 6.75}    # inches: one column of a paper, and the whole p
 POINTS = 8                      # of a figure's text on paper
 INK = "#1d2329"                 # of text on paper
 _SCALE = POINTS / 13 * 96 / 72  # canvas pixels, in which text is 13 high, to CSS pixels, of which an inch has 96
-ASSETS = Path(__import__("namemovers").__file__).parent / "paper_assets"
+ASSETS = Path(__import__("namemovers").__file__).parent / "paper_assets" # the fonts that go into files
 _FACES = {"regular": (400, "normal"), "bold": (700, "normal"), "italic": (400, "italic")}
 
 def _letters(face: str) -> str: return base64.b64encode((ASSETS / f"inter-{face}.woff2").read_bytes()).decode()

@@ -8,7 +8,7 @@ __all__ = ['GENERATED', 'ASSETS', 'Page', 'read_config', 'read_pages', 'process_
            'build']
 
 # %% ../nbs/core/site.ipynb #a84608a0
-import ast, base64, html, json, multiprocessing, os, re, shutil, subprocess, sys, tempfile, warnings
+import ast, html, json, multiprocessing, os, re, shutil, subprocess, sys, tempfile, warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from html.parser import HTMLParser
@@ -532,8 +532,8 @@ def _public(nb: dict) -> tuple[str, list[tuple[str, str]], list[str]]:
 
 def api_notebook(
     notebooks: Path, # folder that holds `nbs/`
-    pages: list[Page],
-) -> dict:
+    pages: list[Page], # of the site
+) -> dict: # a notebook
     "The page of all public names as a notebook: a section for each module, a row for each name, with links to where it is documented."
     cells = ["---\ntitle: API\ndescription: Every public name of the library, by module. A name leads to its documentation.\n---"]
     for page in pages:
@@ -551,7 +551,7 @@ def api_notebook(
             "cells": [{"cell_type": "raw" if i == 0 else "markdown", "id": f"api-{i}", "metadata": {}, "source": text} for i, text in enumerate(cells)]}
 
 # %% ../nbs/core/site.ipynb #60781902
-ASSETS = Path(__import__("namemovers").__file__).parent / "site_assets"
+ASSETS = Path(__import__("namemovers").__file__).parent / "site_assets" # what every page loads: styles, scripts, the frame of a page
 
 _READER = ("ipynb+tex_math_dollars+fenced_divs+bracketed_spans+fenced_code_attributes+inline_code_attributes+header_attributes+link_attributes"
            "+raw_attribute+footnotes+definition_lists+pipe_tables+table_captions+table_attributes+implicit_figures+superscript+subscript+grid_tables"
@@ -631,9 +631,9 @@ def _actions(page: Page, config: dict) -> str:
 
 def render_pandoc(
     notebooks: dict[str, dict], # tidied, by `Page.source`
-    pages: list[Page],
+    pages: list[Page], # of the site
     config: dict, # of `read_config`
-    out: Path,
+    out: Path, # the folder of the site
 ) -> None:
     "Write every page with pandoc into `out`, and the search index."
     frame = Template((ASSETS / "page.html").read_text(encoding="utf-8"))
@@ -715,9 +715,9 @@ def search_sections(
 # %% ../nbs/core/site.ipynb #5f236345
 def render_quarto(
     notebooks: dict[str, dict], # tidied, by `Page.source`
-    pages: list[Page],
-    config: dict,
-    out: Path,
+    pages: list[Page], # of the site
+    config: dict, # of `read_config`
+    out: Path, # the folder of the site
     stage: Path, # folder to work in; holds `assets/` and `notebooks/`, which become part of the site
 ) -> None:
     "Render the site with the `quarto` on the PATH. Raises `RuntimeError` with Quarto's message if it fails."

@@ -120,8 +120,6 @@ def test_what_an_extra_is_for_is_named_where_it_is_missing(missing, call, extra,
 STILL_BARE = {
     "explorer": {"ExplorerState.to_dict", "ExplorerState.from_dict", "ExplorerState.parse", "Session.head", "Session.copies", "explore", "saved_prompts", "snapshot",
                  "VIEWS", "PATHS", "RUNS", "BY_SITE", "METRIC_WORDS", "PROMPT_FIELDS", "HEAD_FIELDS", "ASSETS", "SAVED", "URGENCY"},
-    "site": {"api_notebook", "render_pandoc", "render_quarto", "ASSETS"},
-    "publish": {"ASSETS"},
 }
 
 
