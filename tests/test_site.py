@@ -34,7 +34,7 @@ def show(**data):
 def heat():
     z = [[(i * 7 + j * 3) % 11 - 5 for j in range(12)] for i in range(12)]
     figure = go.Figure(go.Heatmap(z=z, zmid=0, colorscale="RdBu", colorbar={"title": "effect"}, hovertext=[[f"L{i}H{j}" for j in range(12)] for i in range(12)]))
-    return figure.update_layout(title="Effect of each head </script><script>window.escaped=1</script>", xaxis_title="head", yaxis_title="layer")
+    return figure.update_layout(title="Effect of each head </script> <script> window.escaped=1 </script>", xaxis_title="head", yaxis_title="layer")
 
 
 def bars():
@@ -334,6 +334,7 @@ def test_quarto_gets_the_same_notebooks(tree, tmp_path, monkeypatch):
 
 # --- in a browser ---------------------------------------------------------------------------------------------------
 
+AUDIT = (Path(__file__).parent / "site_audit.js").read_text(encoding="utf-8")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -368,7 +369,7 @@ class Visit:
 
     def __init__(self, browser, base, **options):
         self.base, self.wrong, self.asked = base, [], []
-        self.context = browser.new_context(viewport={"width": options.pop("width", 1300), "height": 900}, reduced_motion="reduce", **options)
+        self.context = browser.new_context(viewport={"width": options.pop("width", 1300), "height": 900}, **{"reduced_motion": "reduce", **options})
         self.context.route("**/*", self.guard)
         self.page = self.context.new_page()
         self.page.on("console", lambda message: message.type in ("error", "warning") and self.wrong.append(f"{self.page.url}: {message.text}"))
@@ -388,11 +389,41 @@ class Visit:
         if draw:
             for figure in self.page.query_selector_all(".nm-figure"):
                 figure.evaluate("figure => figure.scrollIntoView()")
-                self.page.wait_for_function("figure => figure.dataset.state", arg=figure, timeout=30_000)
+                self.page.wait_for_function("figure => figure.dataset.state", arg=figure, timeout=120_000)
                 assert figure.get_attribute("data-state") == "drawn"
                 size = figure.evaluate("f => { const s = f.querySelector('.main-svg').getBoundingClientRect(); return [s.width, s.height, f.querySelectorAll('.main-svg path, .main-svg image, canvas').length] }")
                 assert min(size) > 0 and size[0] > 150 and size[1] > 80, (name, size)
         return self.page
+
+    def look(self, width, scheme):
+        "Another width and another scheme of colours; waits for the figures that follow."
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        for figure in self.page.query_selector_all(".nm-figure"):
+            figure.evaluate("figure => figure.scrollIntoView()")
+            self.page.wait_for_function("""([figure, scheme]) => figure.dataset.state === 'drawn' && figure.dataset.theme === scheme
+                && Math.abs(figure.dataset.width - figure.querySelector('.nm-plot').clientWidth) < 2""", arg=[figure, scheme], timeout=120_000)
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")  # boxes that scroll have been found
+
+    def audit(self):
+        return self.page.evaluate(AUDIT)
+
+    def tab_through(self):
+        "Every stop of Tab from the skip link to the end of the page, in the order of the page; no trap."
+        page = self.page
+        page.evaluate("""() => { scrollTo(0, 0); window.stops = []; document.activeElement.blur()
+            document.addEventListener('focusin', e => window.stops.push(e.target)) }""")
+        page.evaluate("document.querySelector('.skip').focus()")
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "page-main"
+        expected = page.evaluate("""() => { window.stops = []; const all = document.querySelectorAll('main a[href], main button, main input, main summary, main [tabindex="0"]')
+            window.expected = [...new Set(all)].filter(el => el.tabIndex >= 0 && !el.disabled && el.checkVisibility({ visibilityProperty: true })); return window.expected.length }""")
+        for _ in range(expected):
+            page.keyboard.press("Tab")
+        missed = page.evaluate("() => window.expected.map((el, i) => el === window.stops[i] ? '' : `${i}: ${el.outerHTML.slice(0, 80)}, but was at ${window.stops[i]?.outerHTML.slice(0, 80)}`).filter(Boolean)")
+        assert not missed, missed[:3]
+        page.keyboard.press("Tab")
+        assert not page.evaluate("document.querySelector('main').contains(document.activeElement)"), "Tab does not leave the text"
 
     def overflow(self):
         return self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -504,6 +535,177 @@ def test_keyboard(browser, small):
         assert page.evaluate("document.activeElement.id") == "page-main"
 
 
+def test_the_small_site_for_everybody(browser, small):
+    with Visit(browser, folder_url(small)) as visit:
+        for name in html_pages(small):
+            visit.page.set_viewport_size({"width": 1300, "height": 900})
+            visit.page.emulate_media(color_scheme="light", reduced_motion="reduce")
+            visit.open(name)
+            assert visit.audit() == []
+            visit.tab_through()
+            visit.look(360, "dark")
+            assert visit.audit() == []
+
+
+BAD = """<!doctype html><html><head><title></title><style>.ring:focus { outline: none } a { outline-offset: 0 }</style></head><body style="background: #fff; color: #222">
+<main><article><h1>Bad</h1><h3>Skipped</h3><p style="color: #888">grey</p><p style="background: #fff8; color: rgb(0 0 0 / .5)">half</p>
+<button aria-label="x" class="ring" style="outline: none">x</button><button></button><a href="#nowhere">lost</a><span onclick="1">press</span>
+<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw="><table><tr><td>1</td></tr></table><i id="twice"></i><i id="twice"></i>
+<div style="overflow-x: auto; width: 90px"><div style="width: 3000px">long</div></div><div style="overflow: hidden; width: 20px; white-space: nowrap">cut cut cut</div>
+<input aria-label="x" tabindex="3" aria-controls="gone"><div style="width: 3000px">wide</div></article></main></body></html>"""
+
+
+def test_the_audit_finds_what_is_wrong(browser):
+    page = browser.new_page()
+    page.set_content(BAD)
+    found = "\n".join(page.evaluate(AUDIT))
+    for word in ("contrast 3.54", "contrast 3.98", "h3 after h1", "focus is not seen", "no name", "leads nowhere", "not reached by keyboard", "picture without words",
+                 "table without headings", "called twice", "by mouse alone", "is cut", "order of Tab", "aria-controls names nothing", "pixels too wide", "over the edge", "no language or title"):
+        assert word in found, (word, found)
+    page.close()
+
+
+def test_menu_on_a_narrow_screen_by_keyboard(browser, small):
+    with Visit(browser, folder_url(small), width=360) as visit:
+        page = visit.open("data.html", draw=False)
+        menu = page.get_by_role("button", name="Pages")
+        menu.focus()
+        page.keyboard.press("Enter")
+        assert menu.get_attribute("aria-expanded") == "true"
+        seen = []
+        for _ in range(12):  # two buttons, four pages, and back to the top: never what the menu covers
+            page.keyboard.press("Tab")
+            seen.append(page.evaluate("[document.activeElement.closest('#page-list')?.id ?? '', !!document.activeElement.closest('main, .contents')]"))
+        assert sum(where == "page-list" for where, _ in seen) >= 4 and not any(covered for _, covered in seen)
+        page.keyboard.press("Escape")
+        assert menu.get_attribute("aria-expanded") == "false" and not page.locator("#page-list").is_visible()
+        assert menu.evaluate("menu => menu === document.activeElement")
+        page.keyboard.press("Enter")
+        page.set_viewport_size({"width": 1300, "height": 900})  # a wide screen has no menu to close
+        page.wait_for_function("!document.querySelector('main').inert")
+        assert page.locator("#page-list").is_visible()
+
+
+def test_search_keeps_and_gives_back_the_focus(browser, small):
+    with Visit(browser, folder_url(small)) as visit:
+        page = visit.open("data.html", draw=False)
+        opener = page.get_by_role("button", name="Search")
+        opener.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function("window.MiniSearch && window.searchIndex")
+        assert page.evaluate("getComputedStyle(document.activeElement.form).boxShadow") != "none"  # the ring of the field
+        for _ in range(4):
+            page.keyboard.press("Tab")
+            assert page.evaluate("!document.activeElement.closest('main, header.top, #page-list')")
+        page.keyboard.press("Escape")
+        assert not page.evaluate("document.querySelector('dialog').open") and opener.evaluate("el => el === document.activeElement")
+
+
+def test_tools_of_a_figure_by_keyboard(browser, small):
+    "One stop of Tab for all, arrows between them, and they can be seen then."
+    with Visit(browser, folder_url(small)) as visit:
+        page = visit.open("index.html")
+        bar = page.locator(".modebar")
+        assert bar.get_attribute("role") == "toolbar" and bar.get_attribute("aria-label")
+        assert bar.locator("button[tabindex='0']").count() == 1
+        bar.locator("button[tabindex='0']").focus()
+        page.wait_for_function("getComputedStyle(document.activeElement.closest('.modebar-group')).opacity === '1'")
+        first = page.evaluate("document.activeElement.getAttribute('aria-label')")
+        page.keyboard.press("ArrowLeft")
+        last = page.evaluate("document.activeElement.getAttribute('aria-label')")
+        assert first and last and first != last and bar.locator("button[tabindex='0']").get_attribute("aria-label") == last
+        page.keyboard.press("Home")
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == first
+        range_of = "() => document.querySelector('.nm-plot')._fullLayout.xaxis.range.join()"
+        before = page.evaluate(range_of)
+        page.get_by_role("button", name="Zoom in").focus()
+        page.keyboard.press("Enter")
+        page.wait_for_function(f"before => ({range_of})() !== before", arg=before)
+        picture = page.locator(".nm-figure svg[role=img]")
+        assert picture.count() == 1 and "Effect of each head" in picture.get_attribute("aria-label")
+
+
+def test_motion_only_where_it_is_wanted(browser, small):
+    for wanted, behaviour in (("no-preference", "smooth"), ("reduce", "auto")):
+        with Visit(browser, folder_url(small), reduced_motion=wanted) as visit:
+            assert visit.open("data.html", draw=False).evaluate("getComputedStyle(document.documentElement).scrollBehavior") == behaviour
+
+
+def test_colour_scales_follow_the_theme(browser, small):
+    "A scale of the library that is white in the middle is dark there on a dark page; another is left as it is."
+    from namemovers.plots import DIVERGING, SEQUENTIAL
+    script = (site.ASSETS / "figures.js").read_text()
+    for scale in (DIVERGING, SEQUENTIAL):
+        assert json.dumps([colour for _, colour in scale]) in script
+    with Visit(browser, folder_url(small)) as visit:
+        page = visit.open("index.html")
+        scale = lambda: page.evaluate("document.querySelector('.nm-plot').data[0].colorscale.map(c => c[1])")
+        page.evaluate("scale => { const s = document.querySelector('.nm-figure script'), f = JSON.parse(s.textContent); f.data[0].colorscale = scale; s.textContent = JSON.stringify(f) }", DIVERGING)
+        visit.look(1300, "dark")
+        assert scale()[3] == "#2a2f38" and len(scale()) == len(DIVERGING)
+        visit.look(1300, "light")
+        assert scale() == [colour for _, colour in DIVERGING]
+
+
+HOSTILE = ["<script>window.hacked=1</script>", "<img src=x onerror='window.hacked=1'>", "</script><script>window.hacked=1</script>", "\" onmouseover=\"window.hacked=1", "' onfocus='window.hacked=1",
+           "<a href='javascript:window.hacked=1'>x</a>", "\u202eabc\u200b\u2066d", "````````\n<script>window.hacked=1</script>", "${window.hacked=1}", "\u2028window.hacked=1//"]
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    "Strings that a tokenizer or a user may bring, wherever a page shows one."
+    import numpy as np
+    import pandas as pd
+    import xarray as xr
+    from namemovers import plots
+    folder = tmp_path_factory.mktemp("hostile")
+    n = len(HOSTILE)
+    grid = xr.DataArray(np.random.default_rng(0).normal(size=(3, n, 8)), dims=("layer", "position", "prompt"), name="effect", coords={"position": HOSTILE, "layer": range(3)})
+    raw = go.Figure(go.Heatmap(z=[[1, 2]], text=[HOSTILE[:2]], texttemplate="%{text}", hovertext=[HOSTILE[2:4]]), {"title": {"text": HOSTILE[6] + HOSTILE[0]}})
+    figures = [plots.heatmap(grid, title=HOSTILE[0], labels=HOSTILE), plots.attention(np.eye(n), HOSTILE, title=HOSTILE[6]), plots.lines(grid.isel(layer=0), labels=HOSTILE, title=HOSTILE[1]),
+               plots.bars({name: grid.isel(layer=0) for name in HOSTILE[:2]}, labels=HOSTILE), plots.points(grid.isel(layer=0), grid.isel(layer=1), by="position", title=HOSTILE[3]), raw]
+    frame = pd.DataFrame({"token": HOSTILE, "p": range(n)})
+    stream = new_output("stream", name="stdout", text="\n".join(HOSTILE))
+    write(folder, "nbs/index.ipynb", new_markdown_cell("# Hostile\n\n> Strings of others"), *[new_code_cell("f", outputs=[plot(figure)]) for figure in figures],
+        new_markdown_cell("Words below."), new_code_cell("t", outputs=[show(text_html=plots.table(frame, caption=HOSTILE[0]).data), show(text_html=frame.to_html()), show(text_plain="\n".join(HOSTILE)), stream]))
+    (folder / "_quarto.yml").write_text("website: {title: x, sidebar: {contents: [index.ipynb]}}")
+    out = folder / "out"
+    site.build(folder, out, root=folder, renderer="pandoc")
+    return out
+
+
+def test_strings_of_others_are_shown_and_never_obeyed(browser, hostile):
+    with Visit(browser, folder_url(hostile)) as visit:
+        page = visit.open("index.html")
+        for figure in page.query_selector_all(".nm-plot"):  # what the mouse brings up
+            figure.evaluate("figure => figure.scrollIntoView({ block: 'center', behavior: 'instant' })")
+            places = figure.evaluate("""plot => [...plot.querySelectorAll('.hm image, .points path, .bars .point path')].slice(0, 40).filter((_, i) => i % 8 === 0).map(el => {
+                const box = el.getBoundingClientRect(), picture = el.localName === 'image'
+                return [box.left + box.width * (picture ? 0.2 : 0.5), box.top + box.height * (picture ? 0.8 : 0.5)] })""")
+            assert places
+            for x, y in places:
+                page.mouse.move(x - 2, y)
+                page.mouse.move(x, y)
+                page.wait_for_timeout(120)
+            assert figure.evaluate("plot => plot.querySelectorAll('.hoverlayer text').length") > 0
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("article img, article [onerror], article [onmouseover], article [onfocus], article a[href^='javascript'], .main-svg a").count() == 0
+        assert page.locator("article script:not([type='application/json'])").count() == 0
+        everything = page.evaluate("[document.title, document.querySelector('article').textContent.replace(/\\n/g, ''), ...[...document.querySelectorAll('[aria-label]')].map(el => el.getAttribute('aria-label'))].join('')")
+        drawn = page.evaluate("[...document.querySelectorAll('article svg text')].map(t => t.textContent).join('')")
+        for text in (everything, drawn):
+            assert not re.search("[\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]", text)
+        assert "<script>window.hacked=1</script>" in drawn and "\\u202eabc" in drawn
+        tables = page.locator("article table").all_inner_texts()
+        assert len(tables) == 2 and all("<script>window.hacked=1</script>" in table and "\\u202eabc" in table for table in tables)
+        assert page.locator(".output.stdout pre").inner_text().count("<script>window.hacked=1</script>") == 3
+        page.keyboard.press("/")
+        page.wait_for_function("window.MiniSearch && window.searchIndex")
+        page.keyboard.type("<img src=x onerror='window.hacked=1'> hacked")
+        page.wait_for_timeout(200)
+        assert page.locator("#search-hits img, #search-hits script").count() == 0 and page.evaluate("window.hacked") is None
+
+
 # --- the project's own site -----------------------------------------------------------------------------------------
 
 def own_pages():
@@ -519,17 +721,55 @@ def test_every_notebook_is_on_the_site():
     assert there <= listed
 
 
-def test_the_projects_site(browser, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "The project's site, built once."
     missing = [page.source for page in own_pages() if page.staged != site.GENERATED and not (ROOT / page.source).is_file()]
     assert not missing
-    out = tmp_path / "site"
+    out = tmp_path_factory.mktemp("whole") / "site"
     site.build(ROOT, out, root=ROOT, renderer="pandoc")
-    assert not any("float:right; font-size" in text_of(page) for page in out.rglob("*.html"))  # nbdev's link to a source that has no address
-    with Visit(browser, folder_url(out)) as visit:
-        for name in html_pages(out):
-            visit.open(name)
-            assert visit.overflow() == 0, name
-    with Visit(browser, folder_url(out), width=360, color_scheme="dark") as visit:
-        for name in html_pages(out):
-            visit.open(name, draw=False)
-            assert visit.overflow() == 0, name
+    return out
+
+
+@pytest.fixture(scope="module")
+def tour(browser, whole):
+    with Visit(browser, folder_url(whole)) as visit:
+        yield visit
+
+
+def test_the_projects_site(whole):
+    assert set(html_pages(whole)) == {page.url for page in own_pages()}
+    assert not any("float:right; font-size" in text_of(page) for page in whole.rglob("*.html"))  # nbdev's link to a source that has no address
+    titles = [re.search(r"<title>(.*?)</title>", text_of(page))[1] for page in whole.rglob("*.html")]
+    assert len(titles) - len(set(titles)) <= len(titles) // 4, titles  # the two tasks' pages share theirs
+
+
+@pytest.mark.parametrize("name", [page.url for page in own_pages()])
+def test_a_page_for_everybody(tour, name):
+    "Light and wide, then dark and narrow: contrast, words for figures, focus, order, nothing cut, nothing too wide; then by Tab alone."
+    tour.wrong.clear()
+    tour.page.set_viewport_size({"width": 1300, "height": 900})
+    tour.page.emulate_media(color_scheme="light", reduced_motion="reduce")
+    page = tour.open(name)
+    wide = tour.audit()
+    tour.tab_through()
+    tour.look(360, "dark")
+    narrow = tour.audit()
+    wrong = sorted({f"light, wide: {w}" for w in wide} | {f"dark, narrow: {w}" for w in narrow}) + tour.wrong
+    assert not wrong, "\n".join([f"{len(wrong)} defects of {name}", *wrong[:30]])
+    assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"  # motion is not wanted
+
+
+def test_without_javascript(browser, whole):
+    context = browser.new_context(java_script_enabled=False, viewport={"width": 360, "height": 800}, color_scheme="dark")
+    page = context.new_page()
+    for name in ("index.html", "activation_patching.html", "ioi_nbs/comparison.html"):
+        page.goto(folder_url(whole) + name)
+        assert page.locator("h1").is_visible() and page.locator("main p").first.is_visible()
+        assert page.locator("#page-list a").first.is_visible() and page.locator("nav.turn a").first.is_visible()  # ways on
+        assert not page.locator(".menu, .theme, .search-open, .nm-plot").locator("visible=true").count()  # nothing that does nothing
+        figures = page.locator(".nm-figure")
+        assert figures.count() and all("Figure: " in figures.nth(i).inner_text() for i in range(figures.count()))
+        body, head = page.locator("body").bounding_box(), page.locator("header.top").bounding_box()
+        assert body["width"] <= 360 and head["width"] <= 360
+    context.close()

@@ -63,7 +63,8 @@
     title.text = lines.join("<br>")
     layout.margin = { ...layout.margin, t: (layout.margin?.t ?? 100) + more }
     layout.height += more
-    if (title.pad?.t !== undefined) title.pad.t += more / 2
+    const pad = { ...layout.template?.layout?.title?.pad, ...title.pad }
+    if (pad.t !== undefined) title.pad = { ...pad, t: pad.t + more / 2 }
   }
   const fitAxes = (layout, width) => {
     for (const [axis, length] of [["xaxis", width - 150], ["yaxis", layout.height - 130]]) {
