@@ -21,6 +21,7 @@ import warnings
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -109,11 +110,12 @@ def align(
     return dict(columns=columns, problem=problem, hint=hint, lines_up=not problem)
 
 # %% ../nbs/explorer.ipynb #281c8a02
+# the views, each with the words that a reader sees
 VIEWS = {"predictions": "Predictions", "lens": "Logit lens", "attribution": "Direct attribution", "patching": "Patching",
          "paths": "Paths", "attention": "Attention pattern"}
-PATHS = {"senders": "who feeds this head", "receivers": "whom this head feeds", "strongest": "strongest paths of all"}
-RUNS = ("clean", "corrupted")
-BY_SITE = {site: [b for b in BY[site] if b != "named_position"] for site in (*HEAD_SITES, *STREAM_SITES)}
+PATHS = {"senders": "who feeds this head", "receivers": "whom this head feeds", "strongest": "strongest paths of all"} # which paths, in words
+RUNS = ("clean", "corrupted") # whose attention is shown
+BY_SITE = {site: [b for b in BY[site] if b != "named_position"] for site in (*HEAD_SITES, *STREAM_SITES)} # by what each site can be patched here
 FORMAT = "namemovers_explorer"  # the first field of a saved state; its value is the version
 
 @dataclass(frozen=True)
@@ -152,10 +154,11 @@ class ExplorerState:
         # a site goes with ways of its own
         if self.by not in BY_SITE[self.site]: object.__setattr__(self, "by", BY_SITE[self.site][0])
 
-    def to_dict(self) -> dict: return {**asdict(self), "head": list(self.head)}
+    def to_dict(self) -> dict: # its fields, as JSON can hold them
+        return {**asdict(self), "head": list(self.head)}
 
     @classmethod
-    def from_dict(cls, values: dict) -> "ExplorerState":
+    def from_dict(cls, values: dict) -> "ExplorerState": # `values`: fields by name
         "A state from its fields. What is missing takes its default; raises ValueError for what is unknown or cannot be."
         if not isinstance(values, dict): raise ValueError(f"state: {type(values).__name__} is no state; give a file or link that the explorer saved.")
         values = {k: v for k, v in values.items() if k != FORMAT}
@@ -171,7 +174,7 @@ class ExplorerState:
         return f"{page.split('#')[0]}#explorer={packed}"
 
     @classmethod
-    def parse(cls, text) -> "ExplorerState":
+    def parse(cls, text) -> "ExplorerState": # `text`: a link, JSON, a path, a dictionary or a state
         "A state from a link, from JSON, or from a file that holds either. Raises ValueError for anything else."
         if isinstance(text, cls): return text
         if isinstance(text, dict): return cls.from_dict(text)
@@ -222,6 +225,7 @@ def _scale(direction, metric):
     zero, one = ("corrupted", "clean") if direction == "denoise" else ("clean", "corrupted")
     return f"effect on {METRIC_WORDS[metric]} (0 {zero}, 1 {one})"
 
+# metric -> words for it
 METRIC_WORDS = {"logit_diff": "the logit difference", "logit": "the right answer's logit", "prob": "the right answer's probability", "rank": "the right answer's rank",
                 "kl": "the divergence from the clean run"}
 
@@ -323,7 +327,7 @@ class Session:
 
     def head(
         self,
-        state: ExplorerState,
+        state: ExplorerState, # prompts and head
         progress=None,       # as in `figure`; called between the parts
         quick: bool = False, # only what one prompt tells, if the rest is not at hand
     ) -> dict:               # `of`, `name`, `facts`, `attention`, `pending`, or `problem`
@@ -338,8 +342,8 @@ class Session:
 
     def copies(
         self,
-        layer: int,
-        head: int,
+        layer: int,    # of the head
+        head: int,     # in its layer
         progress=None, # as in `figure`
     ) -> list | None: # two Datasets over nothing but the mean, as from `summarise`
         "The copy score and the negative copy score of one head, summarised over names; None where the tokenizer has too few of them."
@@ -382,8 +386,9 @@ def _sentence(error):
     text = str(error).strip()
     return text[:1].upper() + text[1:]
 
+# the fields of a state that an answer depends on: all of them on the prompts, what is told of a head on the head too
 PROMPT_FIELDS = ("clean", "corrupted", "correct", "wrong", "task")
-HEAD_FIELDS = (*PROMPT_FIELDS, "head")
+HEAD_FIELDS = (*PROMPT_FIELDS, "head") # as above
 
 def _part(state, names): return {k: v for k, v in state.to_dict().items() if k in names}
 
@@ -686,7 +691,7 @@ def _code(session, state):
 # %% ../nbs/explorer.ipynb #e23d3982
 import namemovers
 
-ASSETS = Path(namemovers.__file__).parent / "explorer_assets"
+ASSETS = Path(namemovers.__file__).parent / "explorer_assets" # script and style of widget and page
 
 URGENCY = {"quick": 0, "figure": 1, "head": 2, "roles": 3} # what is quick about a head, a view, the rest about a head, all heads' roles
 
@@ -883,7 +888,7 @@ def explore(
     model,             # a `TransformerBridge` from `load_model`, or a name for it
     task=None,         # a `Task`, or a list of them, whose prompts can be chosen; by default MRS and IOI
     state=None,        # what to show first: an `ExplorerState`, some of its fields as a dictionary, a link, a saved file
-):                     # the widget; its `session` answers, its `state` is what it shows
+) -> Any:              # the widget; its `session` answers, its `state` is what it shows
     """An application to look at a model with: two prompts, predictions, logit lens, attribution, patching, paths, attention, and what is known of each head.
 
     Works in JupyterLab 4, Notebook 7 and Colab, and loads nothing from outside (Colab fetches anywidget's own script).
@@ -905,12 +910,13 @@ class _Page:
     def __repr__(self): return f"An explorer without a kernel ({len(self.text) / 1e3:.0f} kB)"
 
 def saved_prompts(
-    session: Session,
-    each: int = 1, # prompts of each task
+    session: Session, # whose tasks
+    each: int = 1,    # prompts of each task
 ) -> list[ExplorerState]:
     "The first prompts of each task, to be kept by `snapshot`."
     return [session.choose(ExplorerState(), name, i) for name, task in session.tasks.items() for i in range(min(each, len(task)))]
 
+# the choices that a page without a kernel holds answers for
 SAVED = dict(site=["z", "q", "k", "v", "pattern", "resid_pre", "attn_out", "mlp_out"], by={s: b[:1] for s, b in BY_SITE.items()}, direction=list(DIRECTIONS), metric=["logit_diff"],
              paths=["strongest", "senders", "receivers"], component=list(COMPONENTS), run=["clean"], through_mlps=[False])  # choices of a page
 
@@ -955,7 +961,7 @@ def _packed(value):
     return [packed, parts]
 
 def snapshot(
-    session: Session,
+    session: Session,                           # that answers
     prompts: list[ExplorerState] | None = None, # states whose prompts are kept; by default one of each task
     state=None,                                 # what to show first
     roles: bool = True,                         # measure the roles of the heads in the prompts' tasks first
