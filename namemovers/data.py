@@ -13,7 +13,7 @@ import string
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -22,8 +22,6 @@ import xarray as xr
 
 from .results import provenance
 from .stats import proportion, summarise
-
-if TYPE_CHECKING: import plotly.graph_objects as go
 
 # %% auto #0
 __all__ = ['NAMES', 'DESCRIPTIONS', 'TITLES', 'CUES', 'PLACES', 'OBJECTS', 'MRS_TEMPLATES', 'PILOT_NAMES', 'NEUTRAL_SENTENCES',
@@ -1012,7 +1010,7 @@ def _interval(value, low, high, *, digits):
 def survey_figure(
     ds:xr.Dataset, # of `survey`
     title:str|None=None, # what is shown
-) -> go.Figure: # bars and whiskers
+) -> Any: # a plotly figure: bars and whiskers
     "A survey as bars of shares, a bar a family; share, interval, mean probability and n on hover."
     import plotly.graph_objects as go
     from namemovers.plots import COLOURS, GREY
