@@ -9,7 +9,7 @@ __all__ = ['MIXTURE', 'END_OF_TEXT', 'STEPS', 'NEW_TEMPLATES', 'GOALS', 'documen
 
 # %% ../nbs/core/mini_model.ipynb #6db52f9e
 import argparse, json, math, re, string, sys, time
-from typing import TYPE_CHECKING
+from typing import Any
 from collections import namedtuple
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,8 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-
-if TYPE_CHECKING: from tokenizers import Tokenizer
 
 from .data import CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, NAMES, NEUTRAL_SENTENCES, OBJECTS, PILOT_NAMES, PLACES, TITLES
 
@@ -226,7 +224,7 @@ _MORE_WORDS = "red lamp janitor soldier hello they someone".split()
 
 def train_tokenizer(
     seed: int = 0, # of the text it is trained on
-) -> "Tokenizer":
+) -> Any: # a `tokenizers.Tokenizer`
     "A byte-level BPE in which every word of the text and of the shipped templates is one token. END_OF_TEXT has id 0."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     rng = np.random.default_rng(seed)
