@@ -627,6 +627,7 @@ def test_a_head_is_chosen_by_mouse_and_by_keyboard(visit):
     page.locator("td[data-at='1,2']").click()
     page.mouse.move(0, 0)  # a pointer that rests on a cell reads that cell
     assert page.locator(".nmx-head").get_attribute("data-head") == "L1H2" and page.locator("td[aria-selected=true]").get_attribute("data-at") == "1,2"
+    assert page.evaluate("document.activeElement.dataset.at") == "1,2" and page.evaluate("document.activeElement.hasAttribute('data-lm-suppress-shortcuts')"), "Notebook 7 would take the keys"
     for key in ("ArrowDown", "ArrowRight", "Enter"):
         page.keyboard.press(key)
     assert page.locator(".nmx-head h3").inner_text() == "L2H3" and page.evaluate("document.activeElement.dataset.at") == "2,3"

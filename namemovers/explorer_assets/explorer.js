@@ -309,7 +309,8 @@ function render({ model, el }) {
   } }, "Save file")
   const foot = h("div", { class: "nmx-foot" }, h("div", { class: "nmx-actions" }, toggles.link, save, toggles.open, toggles.code), note, box)
 
-  const root = h("div", { class: "nmx", "data-lm-suppress-shortcuts": "true", "data-shown": "", onkeydown: e => e.stopPropagation() },
+  // Notebook shortcuts would take the arrow keys and Enter: JupyterLab listens to what bubbles, Notebook 7 asks the focused element itself
+  const root = h("div", { class: "nmx", "data-shown": "", onkeydown: e => e.stopPropagation(), onfocusin: e => e.target.setAttribute("data-lm-suppress-shortcuts", "true") },
     h("div", { class: "nmx-source" }, h("label", { for: source.id }, `${meta.model}, prompt`), source),
     h("div", { class: `nmx-fields${live ? "" : " nmx-fixed"}` }, ...(live ? inputs.flatMap(({ nodes }) => nodes) : [])), lined, problem, hint, bar, h("div", { class: "nmx-body" }, panel, about), foot)
   el.replaceChildren(root)
