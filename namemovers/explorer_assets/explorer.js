@@ -76,7 +76,7 @@ const heatmap = (panel, app) => {
   const at = cell => cell?.dataset.at?.split(",").map(Number)
   const show = cell => { const [i, j] = at(cell); readout.textContent = cell.getAttribute("aria-label") }
   const pick = cell => { const head = cell && !cell.classList.contains("nmx-none") && headOf(...at(cell)); if (head) app.set({ head }) }
-  const table = h("table", { role: "grid", "aria-label": panel.title || app.meta.views[app.state.view], class: `nmx-map${numbers ? " nmx-wide" : ""}${texts ? " nmx-words" : ""}`,
+  const table = h("table", { role: "grid", "aria-label": panel.title || app.meta.views[app.state.view], class: `nmx-map${numbers ? " nmx-wide" : ""}${texts ? " nmx-words" : ""}${panel.pick === "row" ? " nmx-rows" : ""}`,
     onclick: e => pick(e.target.closest("td[data-at]")),
     onmouseover: e => { const cell = e.target.closest("td[data-at]"); if (cell) show(cell) },
     onfocusin: e => { const cell = e.target.closest("td[data-at]"); if (cell) show(cell) },
