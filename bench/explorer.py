@@ -41,7 +41,8 @@ def measure(model, name, repeats):
     opening, app = seconds(lambda: explore(model))
     session, rows = app.session, []
     session.head(session.state())  # the names in context are made once
-    prompt = lambda i: session.choose(session.state(), "mrs", 1 + i)
+    start = session.state()  # which head it opens with is found over all prompts, once
+    prompt = lambda i: session.choose(start, "mrs", 1 + i)
 
     def note(what, ask, limited, times=repeats):
         taken = []
