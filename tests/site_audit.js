@@ -82,7 +82,7 @@ async () => {
   for (const figure of document.querySelectorAll(".nm-figure")) {
     if (figure.dataset.state !== "drawn") { say(figure, "not drawn"); continue }
     figure.scrollIntoView({ block: "center", behavior: "instant" })
-    const frame = figure.querySelector(".main-svg").getBoundingClientRect(), texts = []
+    const frame = figure.querySelector(".main-svg").getBoundingClientRect(), texts = [], contrasts = []
     for (const text of figure.querySelectorAll("text")) {
       const box = text.getBoundingClientRect()
       if (!text.textContent.trim() || !shown(text) || box.width < 1 || opacity(text) === 0) continue
@@ -90,12 +90,17 @@ async () => {
       for (const part of parts.length ? parts : [text]) {
         const style = getComputedStyle(part), front = colour(style.fill)
         front[3] *= +style.fillOpacity * opacity(part)
-        if (box.top > 0 && box.bottom < innerHeight) enough(part, style, front, await below(part, figure))
+        contrasts.push([part, style, front])
         if (parseFloat(style.fontSize) < 9) say(part, `text of ${style.fontSize}`)
       }
       if (box.left < frame.left - 2 || box.right > frame.right + 2 || box.top < frame.top - 3 || box.bottom > frame.bottom + 3) say(text, `${figure.getAttribute("aria-label").slice(0, 50)}: text is cut at the figure's edge`)
       const turn = text.getScreenCTM(), slanted = Math.abs(turn.b) > 0.01 && Math.abs(turn.a) > 0.01
       if (!slanted) for (const part of parts.length ? parts : [text]) texts.push([part, part.getBoundingClientRect(), text])
+    }
+    for (const [part, style, front] of contrasts) { // a wide figure scrolls in its frame, and only what is in sight has something below it
+      const box = part.getBoundingClientRect()
+      if (box.left < 0 || box.right > innerWidth || box.top < 0 || box.bottom > innerHeight) part.scrollIntoView({ block: "nearest", inline: "center", behavior: "instant" })
+      enough(part, style, front, await below(part, figure))
     }
     texts.forEach(([a, p, of], i) => texts.slice(i + 1).forEach(([b, q, other]) => {
       if (of === other) return
@@ -115,7 +120,7 @@ async () => {
   if (dark) for (const el of document.querySelectorAll("body *")) {
     const box = el.getBoundingClientRect(), svg = el instanceof SVGElement
     const paint = colour(svg ? getComputedStyle(el).fill : getComputedStyle(el).backgroundColor)
-    if (svg && !/^(rect|path)$/.test(el.localName)) continue
+    if ((svg && !/^(rect|path)$/.test(el.localName)) || getComputedStyle(el).filter.startsWith("invert")) continue
     if (svg) paint[3] *= +getComputedStyle(el).fillOpacity * opacity(el)
     if (paint[3] > 0.5 && light(paint) > 0.6 && box.width * box.height > 3000 && shown(el)) say(el, "a white box in the dark")
   }

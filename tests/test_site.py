@@ -416,7 +416,7 @@ class Visit:
         page.evaluate("document.querySelector('.skip').focus()")
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "page-main"
-        expected = page.evaluate("""() => { window.stops = []; const all = document.querySelectorAll('main a[href], main button, main input, main summary, main [tabindex="0"]')
+        expected = page.evaluate("""() => { window.stops = []; const all = document.querySelectorAll('main a[href], main button, main input, main select, main textarea, main summary, main [tabindex="0"]')
             window.expected = [...new Set(all)].filter(el => el.tabIndex >= 0 && !el.disabled && el.checkVisibility({ visibilityProperty: true })); return window.expected.length }""")
         for _ in range(expected):
             page.keyboard.press("Tab")

@@ -106,8 +106,8 @@
     layout.autosize = false
     layout.uirevision ??= "kept"
     const width = target.clientWidth
-    if (width < 500) for (const trace of data) if (trace.orientation === "h" && Array.isArray(trace.y)) // names beside bars
-      trace.y = trace.y.map(name => typeof name === "string" && !/</.test(name) ? broken(name, 18).join("<br>") : name)
+    if (width < 500) for (const [of, key] of [[layout.yaxis, "ticktext"], ...data.filter(trace => trace.orientation === "h").map(trace => [trace, "y"])]) // names beside bars
+      if (Array.isArray(of?.[key])) of[key] = of[key].map(name => typeof name === "string" && !/</.test(name) ? broken(name, 18).join("<br>") : name)
     layout.width = fitLabels(layout, data, width)
     fitTitle(layout, width)
     fitAxes(layout, layout.width)
