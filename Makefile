@@ -69,12 +69,13 @@ test: check ## make check, then test the notebooks with nbdev, then pytest, whic
 mini: install ## train the model that ships with the package again (up to 30 minutes)
 	@$(PY) -m namemovers.mini_model
 
-bench: install ## measure the patching engine against TransformerLens (an hour; nnsight: see bench/nnsight_peer.py)
+bench: install ## measure the patching engine against TransformerLens, and the explorer (an hour or two; nnsight: see bench/nnsight_peer.py)
 	@$(PY) bench/patching.py
 	@$(PY) bench/patching.py --model mini --every 1
 	@$(PY) bench/scaling.py
 	@$(PY) bench/study.py
 	@$(PY) bench/where.py
+	@$(PY) bench/explorer.py
 
 lock: ## write requirements.lock anew from the newest versions that pyproject.toml allows
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -19,7 +19,9 @@ import threading
 import time
 import warnings
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -141,7 +143,7 @@ class ExplorerState:
     run: str = "clean"         # for the lens and the attention pattern: which prompt's run
 
     def __post_init__(self):
-        choices = dict(view=VIEWS, site=BY_SITE, direction=DIRECTIONS, metric=METRICS, paths=PATHS, component=COMPONENTS, run=RUNS)
+        choices: dict[str, Collection[str]] = dict(view=VIEWS, site=BY_SITE, direction=DIRECTIONS, metric=METRICS, paths=PATHS, component=COMPONENTS, run=RUNS)
         for f in fields(self):
             value, kind = getattr(self, f.name), type(f.default)
             if f.name == "head":
@@ -164,7 +166,8 @@ class ExplorerState:
         values = {k: v for k, v in values.items() if k != FORMAT}
         if unknown := sorted(map(str, set(values) - {f.name for f in fields(cls)})): raise ValueError(f"state: the field {unknown[0][:40]!r} is unknown; it may be from a newer version of namemovers.")
         whole = lambda v: v.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(v, str) else v  # half of a character, from a browser
-        return cls(**{k: whole(v) for k, v in values.items()})
+        values = {k: whole(v) for k, v in values.items()}
+        return cls(**values)
 
     def to_json(self) -> str: # plain ASCII
         return json.dumps({FORMAT: 1, **self.to_dict()}, indent=1)
@@ -183,7 +186,7 @@ class ExplorerState:
             text = Path(text).read_text(encoding="utf-8")
         text = text.strip()
         if "#explorer=" in text:
-            packed = re.match(r"[\w%=-]*", text.split("#explorer=")[1])[0]
+            packed = re.split(r"[^\w%=-]", text.split("#explorer=")[1], maxsplit=1)[0]
             try: text = base64.urlsafe_b64decode(unquote(packed).rstrip("=") + "=" * (-len(unquote(packed).rstrip("=")) % 4)).decode()
             except ValueError: raise ValueError("state: the link is damaged; copy it again, whole.") from None
         try: values = json.loads(text)
@@ -689,9 +692,7 @@ def _code(session, state):
             f"result = path_patch(model, task, {who}, component={state.component!r}, through_mlps={state.through_mlps}, direction={state.direction!r})\n{show}\n")
 
 # %% ../nbs/explorer.ipynb #e23d3982
-import namemovers
-
-ASSETS = Path(namemovers.__file__).parent / "explorer_assets" # script and style of widget and page
+ASSETS = Path(str(files("namemovers"))) / "explorer_assets" # script and style of widget and page
 
 URGENCY = {"quick": 0, "figure": 1, "head": 2, "roles": 3} # what is quick about a head, a view, the rest about a head, all heads' roles
 
@@ -755,7 +756,7 @@ def _meta(session, live, prompts=None, options=None):
     "What the browser must know besides the state: names, choices, colours."
     cfg = session.model.cfg
     if prompts is None: prompts = [session.choose(ExplorerState(), name, i) for name, task in session.tasks.items() for i in range(len(task))]
-    found = dict(site=dict.fromkeys(BY_SITE), by=BY_SITE, direction=DIRECTIONS, metric=METRICS, paths=PATHS, component=COMPONENTS, run=RUNS, through_mlps=(False, True))
+    found: dict[str, Any] = dict(site=dict.fromkeys(BY_SITE), by=BY_SITE, direction=DIRECTIONS, metric=METRICS, paths=PATHS, component=COMPONENTS, run=RUNS, through_mlps=(False, True))
     found |= {k: v if k == "by" else [one for one in found[k] if one in v] for k, v in (options or {}).items()}
     return dict(model=session.name, layers=cfg.n_layers, heads=cfg.n_heads, live=live, views=VIEWS, format=FORMAT, paths=PATHS,
                 options={k: v if k == "by" else list(v) for k, v in found.items()},
@@ -855,7 +856,7 @@ def _widget_class():
             self._asked.pop(kind, None)
 
         def _answered(self, kind, token, state, value):
-            if self._asked.get(kind) is not token: return # a newer question has taken its place
+            if kind not in self._asked or self._asked[kind] is not token: return # a newer question has taken its place
             self._asked.pop(kind)
             self.progress = {}
             if kind != "roles":
@@ -865,7 +866,7 @@ def _widget_class():
             else: self._start("head", _part(now := self.session.state(self.state), HEAD_FIELDS), now, lambda tick: self.session.head(now))
 
         def _failed(self, kind, token, state, error, at):
-            if self._asked.get(kind) is not token: return
+            if kind not in self._asked or self._asked[kind] is not token: return
             self._asked.pop(kind)
             self.progress = {}
             stopped = isinstance(error, Cancelled)
@@ -917,7 +918,7 @@ def saved_prompts(
     return [session.choose(ExplorerState(), name, i) for name, task in session.tasks.items() for i in range(min(each, len(task)))]
 
 # the choices that a page without a kernel holds answers for
-SAVED = dict(site=["z", "q", "k", "v", "pattern", "resid_pre", "attn_out", "mlp_out"], by={s: b[:1] for s, b in BY_SITE.items()}, direction=list(DIRECTIONS), metric=["logit_diff"],
+SAVED: dict[str, Any] = dict(site=["z", "q", "k", "v", "pattern", "resid_pre", "attn_out", "mlp_out"], by={s: b[:1] for s, b in BY_SITE.items()}, direction=list(DIRECTIONS), metric=["logit_diff"],
              paths=["strongest", "senders", "receivers"], component=list(COMPONENTS), run=["clean"], through_mlps=[False])  # choices of a page
 
 def _states(session, prompt):

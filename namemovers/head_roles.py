@@ -26,7 +26,7 @@ from .data import CUES, NAMES, Task, name_token
 from .engine import Reader, embed, forward, ready, run_sets, sweep
 from .head_attribution import _attention_rows, head_attribution
 from .path_patching import path_patch, run_paths
-from .plots import COLOURS, GREY
+from .plots import GREY, ROLE_COLOURS
 from .results import provenance
 from .stats import estimate, head_name, summarise
 
@@ -645,7 +645,7 @@ def compare_roles(
 
 # %% ../nbs/06_head_roles.ipynb #7167305b
 _MARKS = {"name mover": "NM", "negative name mover": "−NM", "S-inhibition": "SI", "recency": "R", "cue": "C", "backup name mover": "BNM", "induction": "I", "duplicate token": "D", "previous token": "P", "unclear": "?", "none": ""}
-_PAINT = dict(zip(ROLES, [COLOURS[0], COLOURS[6], COLOURS[2], COLOURS[2], COLOURS[7], COLOURS[5], COLOURS[1], COLOURS[4], COLOURS[3]])) | {"unclear": GREY, "none": "#eceae8"}
+_PAINT = ROLE_COLOURS | {"unclear": GREY, "none": "#eceae8"}
 
 def role_map(
     result: xr.Dataset, # from `roles`

@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
 from importlib.metadata import version
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from string import Template
@@ -60,7 +61,7 @@ COLUMNS = {1: 3.25, 2: 6.75}    # inches: one column of a paper, and the whole p
 POINTS = 8                      # of a figure's text on paper
 INK = "#1d2329"                 # of text on paper
 _SCALE = POINTS / 13 * 96 / 72  # canvas pixels, in which text is 13 high, to CSS pixels, of which an inch has 96
-ASSETS = Path(__import__("namemovers").__file__).parent / "paper_assets" # the fonts that go into files
+ASSETS = Path(str(files("namemovers"))) / "paper_assets" # the fonts that go into files
 _FACES = {"regular": (400, "normal"), "bold": (700, "normal"), "italic": (400, "italic")}
 
 def _letters(face: str) -> str: return base64.b64encode((ASSETS / f"inter-{face}.woff2").read_bytes()).decode()
@@ -217,7 +218,7 @@ def _sharp(svg: str) -> str:
 
 def _finished(svg: str, scale: float, name: str, head: str = "") -> tuple[str, float, float]:
     "An SVG of its size on paper, its inner names made from `name`, with `head` in it; and its width and height in inches."
-    wide, tall = (float(v) * scale / 96 for v in re.search(r'<svg[^>]*? width="([\d.]+)" height="([\d.]+)"', svg).groups())
+    wide, tall = (float(v) * scale / 96 for v in re.findall(r'<svg[^>]*? width="([\d.]+)" height="([\d.]+)"', svg)[0])
     for uid in set(re.findall(r'id="defs-([0-9a-f]+)"', svg)): svg = re.sub(rf"(?<=[-gp]){uid}(?![0-9a-f]{{1,3}}\b)", name, svg)
     for i, uid in enumerate(dict.fromkeys(re.findall(r'class="cb([0-9a-f]{6}) colorbar', svg))): svg = svg.replace(f"cb{uid}", f"cb{name}{i}")
     svg = re.sub(r'(<svg[^>]*?) width="[\d.]+" height="[\d.]+" style=""', rf'\1 width="{wide:.4f}in" height="{tall:.4f}in"', svg, count=1)
@@ -351,7 +352,7 @@ def read_provenance(
         if find_spec("pypdf") is None: raise ImportError("To read a PDF, install pypdf: pip install 'namemovers[figures]'.")
         from pypdf import PdfReader
         from pypdf.errors import PyPdfError
-        try: note = (PdfReader(path).metadata or {}).get("/namemovers")
+        try: note = dict(PdfReader(path).metadata or {}).get("/namemovers")
         except PyPdfError as e: raise ValueError(f"{str(path)!r} is no PDF that can be read ({e}).") from None
     elif kind == ".png":
         data = path.read_bytes()
@@ -488,7 +489,7 @@ def _unlinked(body: str) -> str:
     "A page without links that lead out of it to places that do not travel with it."
     ids = set(re.findall(r'\bid="([^"]+)"', body))
     def one(match):
-        target = html.unescape(re.search(r"""\bhref=["']([^"']*)""", match[1])[1])
+        target = html.unescape(re.findall(r"""\bhref=["']([^"']*)""", match[1])[0])
         return match[0] if re.match(r"(?:https?:|mailto:)", target) or (target.startswith("#") and target[1:] in ids) else match[2]
     return re.sub(r"<a\b([^>]*\bhref=[^>]*)>(.*?)</a>", one, body, flags=re.S)
 
@@ -511,7 +512,7 @@ def _body(notebook: Path) -> tuple:
     from namemovers import site
     with tempfile.TemporaryDirectory(prefix="namemovers-page-") as folder:
         source, stage = Path(folder) / "source" / "nbs", Path(folder) / "stage"
-        source.mkdir(parents=True), stage.mkdir()
+        for made in (source, stage): made.mkdir(parents=True)
         shutil.copyfile(notebook, source / notebook.name)
         page = site.Page(f"nbs/{notebook.name}")
         nb = site.tidy(site.process_notebooks(source.parent, [page], stage)[page.source], page, _Anywhere())

@@ -9,14 +9,17 @@ __all__ = ['GENERATED', 'ASSETS', 'Page', 'read_config', 'read_pages', 'process_
 
 # %% ../nbs/core/site.ipynb #a84608a0
 import ast, html, json, multiprocessing, os, re, shutil, subprocess, sys, tempfile, warnings
+from collections.abc import Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from importlib.metadata import version
+from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 from string import Template
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 # %% ../nbs/core/site.ipynb #01707eca
@@ -325,7 +328,7 @@ def _output_html(output: dict, state: dict, reading: str = "") -> str:
     return "".join(f"<pre>{html.escape(text)}</pre>" for text in data.values())
 
 # %% ../nbs/core/site.ipynb #a2f480ac
-def _relink_target(target: str, page: Page, urls: dict[str, str], documented: set[str]) -> str | None:
+def _relink_target(target: str, page: Page, urls: dict[str, str], documented: Set[str]) -> str | None:
     "Where `target` (as written in `page`) leads on the site; None if it names a page that the site does not have."
     parts = urlsplit(target)
     if parts.scheme or parts.netloc or not parts.path:
@@ -354,7 +357,7 @@ def relink(
     text: str, # Markdown or HTML of a page
     page: Page,
     urls: dict[str, str], # page address of each notebook, by `Page.source`
-    documented: set[str] = frozenset(), # addresses of the names that pages document, as `core/model.html#load_model`
+    documented: Set[str] = frozenset(), # addresses of the names that pages document, as `core/model.html#load_model`
 ) -> str:
     "Rewrite links to notebooks and to documented names into links between pages. Raises `ValueError` for a link to a notebook that is no page."
     def inline(match):
@@ -371,7 +374,7 @@ def relink(
     return "".join(block if i % 2 else outside_code(block) for i, block in enumerate(blocks))
 
 # %% ../nbs/core/site.ipynb #7813937d
-def _paragraphs(outputs: list[dict], cells: list[dict] = ()) -> list[str]:
+def _paragraphs(outputs: list[dict], cells: Sequence[dict] = ()) -> list[str]:
     "What is said in words, in order; a heading is a paragraph of its own."
     texts = [_text(output["data"]["text/markdown"]) for output in outputs if "text/markdown" in output.get("data", {})]
     for cell in cells:
@@ -494,7 +497,7 @@ def tidy(
     nb: dict, # a notebook as `process_notebooks` gives it
     page: Page, # its page; title and description are filled in from the notebook
     urls: dict[str, str], # page address of each notebook
-    documented: set[str] = frozenset(), # as for `relink`
+    documented: Set[str] = frozenset(), # as for `relink`
 ) -> dict:
     "The notebook with nothing in it that a static page cannot show. Changes `page`, not `nb`."
     import yaml
@@ -551,7 +554,7 @@ def api_notebook(
             "cells": [{"cell_type": "raw" if i == 0 else "markdown", "id": f"api-{i}", "metadata": {}, "source": text} for i, text in enumerate(cells)]}
 
 # %% ../nbs/core/site.ipynb #60781902
-ASSETS = Path(__import__("namemovers").__file__).parent / "site_assets" # what every page loads: styles, scripts, the frame of a page
+ASSETS = Path(str(files("namemovers"))) / "site_assets" # what every page loads: styles, scripts, the frame of a page
 
 _READER = ("ipynb+tex_math_dollars+fenced_divs+bracketed_spans+fenced_code_attributes+inline_code_attributes+header_attributes+link_attributes"
            "+raw_attribute+footnotes+definition_lists+pipe_tables+table_captions+table_attributes+implicit_figures+superscript+subscript+grid_tables"
@@ -665,7 +668,7 @@ class _Sections(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.found = [{"id": "", "heading": "", "text": [], "code": []}]
+        self.found: list[dict[str, Any]] = [{"id": "", "heading": "", "text": [], "code": []}]
         self.inside = []
 
     def handle_starttag(self, tag, attrs):

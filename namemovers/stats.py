@@ -259,11 +259,12 @@ def estimate(
     digits: int = 2,  # decimals
     **at,             # which cell of the Dataset, e.g. layer=9, position="END"
 ) -> str:             # such as "0.81 [0.74, 0.88]", or "0.81" where there is no interval
-    "A number with its interval, as it is written in a sentence."
+    "A number with its interval, as it is written in a sentence; a dash where there is none."
     if isinstance(value, xr.Dataset):
         cell = value.sel(at)
         middle, low, high = (estimate(cell[v], digits) for v in (next(v for v in ("mean", "rho", "correlation", "value") if v in cell), "low", "high"))
         return middle if np.isnan(cell["low"]) else f"{middle} [{low}, {high}]"
+    if np.isnan(value): return "–"
     text = f"{float(value):.{digits}f}"
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
 

@@ -183,11 +183,15 @@ def test_graph_draws_every_edge_by_sign_size_and_type():
     height = {h.split("</b>")[0].removeprefix("<b>"): (x, y) for h, x, y in zip(nodes.customdata, nodes.x, nodes.y)}
     assert [n for n, _ in sorted(height.items(), key=lambda i: i[1][1])] == ["embed", "MLP 5", "L8H6", "L9H6", "L10H7", "logits"] and height["L9H6"][0] == 6
     keys = [t.name for t in fig.data if t.showlegend is not False]
-    assert keys == ["name mover", "for the answer", "against it", "query", "key", "value"]
+    assert keys == ["name mover", "other head", "for the answer", "against it", "query", "key", "value"]
     boxes = {a.text: a.bgcolor for a in fig.layout.annotations}
     assert boxes["<b>L9H6</b>"] != boxes["<b>L8H6</b>"] == boxes["<b>logits</b>"] and all(contrast(c, "#ffffff") >= 4.5 for c in boxes.values() if c)
     for t in lines.values():
         assert np.all(np.diff(t.y) > 0), "edges go up"
+    again = graph(s, roles={"cue": [(10, 7)], "found at level 1": [(8, 6)], "name mover": [(9, 6)]})
+    key = lambda f: {t.name: t.marker.color for t in f.data if t.mode == "markers"}
+    assert key(again)["name mover"] == key(fig)["name mover"] and "other head" not in key(again), "a role has one colour in every figure"
+    assert len({key(again)[r] for r in ("cue", "found at level 1", "name mover")}) == 3
 
 
 def test_graph_takes_results_masks_and_tables():
