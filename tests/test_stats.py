@@ -289,7 +289,7 @@ def share_false(found, truth):
 def test_false_discoveries_are_held_at_their_level(real):
     """Heads are dependent, as those of one study are."""
     values, truth = made_up_studies(real, studies=400, prompts=20)
-    s = summarise(values, n_resamples=1, family="head")
+    s = summarise(values, n_resamples=9, family="head")
     corrected, alone = share_false(s.significant.values, truth), share_false(s.p.values <= 0.05, truth)
     assert corrected <= 0.05, corrected
     assert alone > 2 * corrected and alone > (0.5 if real == 0 else 0.06)  # without the correction it is far from held
@@ -390,3 +390,17 @@ def test_overlap_is_hypergeometric():
     found = overlap(a, b)
     assert (found["a"], found["b"], found["shared"], found["heads"]) == (10, 8, 6, 144) and found["expected"] == pytest.approx(80 / 144)
     assert found["p"] == pytest.approx(sum(sp.hypergeom.pmf(k, 144, 10, 8) for k in (6, 7, 8)))
+
+
+def test_a_share_of_the_distance_carries_it():
+    rng = np.random.default_rng(0)
+    apart = rng.normal(3, 2, 50)
+    moved = xr.DataArray(np.stack([apart, 0.5 * apart + rng.normal(0, 0.3, 50)]), dims=("head", "prompt"), attrs={"model": "m"})
+    share = normalise(moved, apart)
+    np.testing.assert_allclose(share, moved / apart.mean())
+    np.testing.assert_allclose(share.distance, apart / apart.mean())
+    s = summarise(share, n_resamples=9)
+    assert (s.low.values[0], s["mean"].values[0], s.high.values[0]) == pytest.approx((1, 1, 1))
+    fixed = summarise(share.drop_attrs(), n_resamples=9)
+    assert (s.high - s.low).values[1] < 0.4 * (fixed.high - fixed.low).values[1] and s.attrs["model"] == "m"
+    np.testing.assert_allclose(normalise(moved.values, apart), share)
