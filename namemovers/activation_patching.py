@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformer_lens.utilities import get_act_name
 
 from . import engine as fast
+from .guard import guarded
 from .model import logit_difference, run_at_end, weights_hash
 from .results import provenance
 from .stats import estimate, head_name
@@ -108,7 +109,7 @@ def _bytes_per_row(cfg, length):
     return 4 * (length * (2 * cfg.d_vocab + 16 * cfg.d_model + 2 * (cfg.d_mlp or 0)) + 3 * cfg.n_heads * length**2)
 
 # %% ../nbs/02_activation_patching.ipynb #1f691270
-@torch.no_grad()
+@guarded
 def run_hooks(
     model,                           # a `TransformerBridge` in evaluation mode
     clean_tokens: torch.Tensor,      # [prompt, position]
@@ -267,6 +268,7 @@ def _finite(values, metric):
     return values
 
 # %% ../nbs/02_activation_patching.ipynb #a1d2b4da
+@guarded
 def patch(
     model,                         # a `TransformerBridge` in evaluation mode, from `load_model`
     task,                          # a `Task`: clean and corrupted prompts, answers, named positions

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from .data import CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, NAMES, NEUTRAL_SENTENCES, OBJECTS, PILOT_NAMES, PLACES, TITLES
+from .guard import guarded
 
 # %% ../nbs/core/mini_model.ipynb #6ba91cc2
 HELD_OUT_TEMPLATES = ("back", "found", "evening", "closed", "argued", "dinner",  # IOI
@@ -558,7 +559,7 @@ def tasks(
         found["MRS", t] = draw(mrs_task, "S4", "S3", templates={t: kept["MRS"][t]}, names=subjects, descriptions="vary", cue_words="vary")
     return found
 
-@torch.no_grad()
+@guarded
 def answers(
     model, # as from `load_model`
     task, # a `Task`
@@ -576,6 +577,7 @@ def _name_ids(tokenizer): return torch.tensor([i for n in PEOPLE for i in tokeni
 
 def _mean(x): return round(float(np.mean(np.asarray(x, dtype=float))), 4)
 
+@guarded
 def behaviour(
     model, # as from `load_model`
     split: str, # as for `tasks`
@@ -754,6 +756,7 @@ GOALS = { # figure -> (bound, what it is)
     "negative direct effect": (.1, "of the most negative head on either task, sign turned round, in logits"),
 }
 
+@guarded
 def figures(
     model, # as from `load_model`
     held_out: bool = True, # whether to measure on prompts that training never had
