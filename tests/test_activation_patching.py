@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformer_lens.patching as tlp
 import xarray as xr
+from conftest import with_mean
 
 from namemovers import results
 from namemovers.activation_patching import (BY, DIRECTIONS, HEAD_SITES, METRICS, STREAM_SITES, Cell, cells, effect,
@@ -182,7 +183,7 @@ def test_metrics(tiny, metric):
     clean, corrupted = (tiny(t)[rows, task.positions["END"]] for t in (task.clean_tokens, task.corrupted_tokens))
     def by_hand(logits):
         p, q = clean.double().softmax(-1), logits.double().softmax(-1)
-        return {"logit_diff": logits[rows, task.correct] - logits[rows, task.wrong], "logit": logits[rows, task.correct],
+        return {"logit_diff": logits[rows, task.correct] - logits[rows, task.wrong], "logit": with_mean(tiny, logits)[rows, task.correct],
                 "prob": q[rows, task.correct], "rank": (logits > logits[rows, task.correct][:, None]).sum(-1),
                 "kl": (p * (p / q).log()).sum(-1)}[metric].float().numpy()
     np.testing.assert_allclose(ds.clean.values, by_hand(clean), atol=1e-5)
