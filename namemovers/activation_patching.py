@@ -7,9 +7,12 @@ __all__ = ['STREAM_SITES', 'HEAD_SITES', 'DIRECTIONS', 'BY', 'METRICS', 'Cell', 
            'effect', 'patch']
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
-import hashlib, os, sys, warnings
+import hashlib
+import os
+import sys
+import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from itertools import groupby, product
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from filelock import FileLock, Timeout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
@@ -268,45 +272,98 @@ def _fell_back(reason): # cached: Python's own memory of what it warned of is cl
 
 # %% ../nbs/02_activation_patching.ipynb #bc18e7c9
 def _fingerprint(model, task, *arguments):
-    "What a checkpoint belongs to: the model, the prompts and the question asked."
+    "What a result belongs to: the model's weights, the prompts and the question asked."
     digest = hashlib.sha256(repr((weights_hash(model), *arguments)).encode())
     for t in (task.clean_tokens, task.corrupted_tokens, task.correct, task.wrong, *task.positions.values()):
         digest.update(t.cpu().numpy().tobytes())
     return digest.hexdigest()
 
-def _finished(path, fingerprint):
-    "The layers a checkpoint holds: {layer: values [cell, prompt]}."
-    if not Path(path).exists(): return {}
-    with safe_open(path, framework="pt") as f:
-        if (f.metadata() or {}).get("fingerprint") != fingerprint:
-            raise ValueError(f"checkpoint={str(path)!r} belongs to another model, task or question: give another path, or delete it")
-        return {int(key): f.get_tensor(key) for key in f.keys()}
+# %% ../nbs/02_activation_patching.ipynb #4d754599
+def _checksum(tensors):
+    "Of the values of {name: tensor}: a file can be whole and hold other values."
+    digest = hashlib.sha256()
+    for name, t in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(t.shape)}".encode())
+        digest.update(t.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
-def _write_checkpoint(path, fingerprint, layers):
-    "Written beside and moved into place, so an interruption never leaves half a file."
-    beside = Path(f"{path}.part")
-    beside.parent.mkdir(parents=True, exist_ok=True)
-    save_file({str(layer): values.contiguous() for layer, values in layers.items()}, beside, {"fingerprint": fingerprint})
-    os.replace(beside, path)
+# %% ../nbs/02_activation_patching.ipynb #c1ea1aca
+class Checkpoint:
+    "A file of finished layers, held by one process at a time."
+    def __init__(self, path, fingerprint):
+        self.path, self.fingerprint = Path(path), fingerprint
+        self.part = Path(f"{path}.part")      # written beside and moved into place: there is never half a file
+        self.lock = FileLock(f"{path}.lock")
+
+    def __enter__(self):
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire(timeout=0)
+            self.part.unlink(missing_ok=True) # of a process that was killed while it wrote
+        except Timeout:
+            raise RuntimeError(f"checkpoint={str(self.path)!r} is being written by another process: "
+                               "wait for it, or give another path") from None
+        except OSError as e: raise self._unwritable(e) from None
+        return self
+
+    def __exit__(self, *_):
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()
+
+    def _unwritable(self, e):
+        return OSError(f"checkpoint={str(self.path)!r} cannot be written ({e.strerror or e}): "
+                       "give a path in a folder that can be written and has room")
+
+    def read(self) -> dict:
+        "{name: tensor}, empty where nothing is finished."
+        if not self.path.exists(): return {}
+        try:
+            with safe_open(self.path, framework="pt") as f:
+                about = f.metadata() or {}
+                tensors = {name: f.get_tensor(name) for name in f.keys()}
+        except Exception as e: # whatever the reader makes of a file that is none
+            raise ValueError(f"checkpoint={str(self.path)!r} is no checkpoint, or damaged ({str(e)[:80]}): "
+                             "delete it, and the run begins anew") from None
+        if about.get("fingerprint") != self.fingerprint: raise self.foreign()
+        if about.get("checksum") != _checksum(tensors):
+            raise ValueError(f"checkpoint={str(self.path)!r} is damaged, for its values are not those that were written: "
+                             "delete it, and the run begins anew")
+        return tensors
+
+    def foreign(self):
+        return ValueError(f"checkpoint={str(self.path)!r} belongs to another model, task or question: "
+                          "give another path, or delete it")
+
+    def write(self, tensors):
+        about = {"fingerprint": self.fingerprint, "checksum": _checksum(tensors)}
+        try:
+            save_file({name: t.contiguous() for name, t in tensors.items()}, self.part, about)
+            os.replace(self.part, self.path)
+        except Exception as e: # the writer has errors of its own for a full disk
+            self.part.unlink(missing_ok=True)
+            raise self._unwritable(e) from None
 
 # %% ../nbs/02_activation_patching.ipynb #8a546f91
-def _measure(run, model, task, site, todo, direction, metric, memory_budget, progress, checkpoint):
-    "Run all cells through an engine, layer by layer where a checkpoint asks for it: [cell, prompt]."
-    def go(some): return run(model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong,
-                             site, some, direction, metric, memory_budget, progress)
-    if checkpoint is None: return go(todo)
-    fingerprint = _fingerprint(model, task, site, [(c.layer, c.head) for c in todo], direction, metric, run.keywords if isinstance(run, partial) else {})
-    done = _finished(checkpoint, fingerprint)
+def _by_layer(sweep, todo, seen, checkpoint, progress):
+    """All cells, layer by layer, through `sweep(cells) -> values [cell, prompt], clean, corrupted [prompt]`, with what is
+    finished taken from the `checkpoint`. `seen`: what the model itself answers now, which must be what it answered."""
+    done = checkpoint.read()
+    now = torch.stack(list(seen.values()))
+    before = done.setdefault("seen", now)
+    if (now - before).abs().max() > 1e-4 * before.abs().max().clamp(min=1): raise checkpoint.foreign()
+    values = []
     for layer, some in groupby(todo, key=lambda c: c.layer):
-        some = list(some)
-        if layer in done: progress(len(some) * len(task.clean_tokens))
+        some, name = list(some), f"layer {layer}"
+        if name in done: progress(len(some) * now.shape[1])
         else:
-            done[layer] = go(some)
-            _write_checkpoint(checkpoint, fingerprint, done)
-    return torch.cat([done[layer] for layer in sorted(done)])
+            done[name], done["clean"], done["corrupted"] = sweep(some)
+            checkpoint.write(done)
+        values.append(done[name])
+    return torch.cat(values), done["clean"], done["corrupted"]
 
+# %% ../nbs/02_activation_patching.ipynb #a6984cb9
 def _baselines(model, task, metric, memory_budget):
-    "The metric of the clean and of the corrupted run, each [prompt]."
+    "The metric of the clean and of the corrupted run, each [prompt], as the model itself answers."
     values = {"clean": [], "corrupted": []}
     rows = max(1, memory_budget // _bytes_per_row(model.cfg, task.clean_tokens.shape[1]))
     for i in torch.arange(len(task.clean_tokens)).split(rows):
@@ -317,10 +374,13 @@ def _baselines(model, task, metric, memory_budget):
             values[name].append(METRICS[metric](logits, correct, wrong, clean).float().cpu())
     return _finite({name: torch.cat(v) for name, v in values.items()}, metric)
 
+# %% ../nbs/02_activation_patching.ipynb #bff4650c
 def _finite(values, metric):
+    "`values` {run: metric [prompt]} as they are, or a `ValueError` where one is not finite."
     for name, v in values.items():
         if not v.isfinite().all():
-            raise ValueError(f"the {name} run gives no finite {metric}: the model's weights hold NaN or infinite numbers; load it again")
+            raise ValueError(f"the {name} run gives no finite {metric}: "
+                             "the model's weights hold NaN or infinite numbers; load it again")
     return values
 
 # %% ../nbs/02_activation_patching.ipynb #a1d2b4da
@@ -354,28 +414,36 @@ def patch(
 
     Raises ValueError for an unknown argument, prompts of different shape, a model in training mode, without the site
     asked for, where the site does not reach the answer, or with weights that are not finite, a budget too small for one
-    prompt, and a foreign checkpoint.
+    prompt, and a checkpoint that is damaged or belongs to something else. RuntimeError where another process writes it.
     """
     by = check_patch(model, task, site, by, direction, metric, engine, dtype)
     if screen is not None:
         if engine == "hooks": raise ValueError(f"screen={screen!r} needs the fast engine: leave out engine='hooks', or screen")
         from namemovers.attribution_patching import patch_screened # which builds on this module
         if dtype != "float32": raise ValueError(f"dtype={dtype!r} does not go with screen={screen!r}: leave out one")
+        if checkpoint is not None:
+            raise ValueError(f"checkpoint={str(checkpoint)!r} does not go with screen={screen!r}: leave out one")
         return patch_screened(model, task, site, by, direction, metric, screen, memory_budget, neurons)
     todo, axes = cells(model, task, site, by, neurons)
     name, run = pick_engine(engine, model)
-    if dtype != "float32":
-        if name != "fast": raise ValueError(f"dtype={dtype!r} needs the fast engine, which cannot run this model: leave dtype out")
-        run = partial(run, dtype=dtype)
+    if dtype != "float32" and name != "fast":
+        raise ValueError(f"dtype={dtype!r} needs the fast engine, which cannot run this model: leave dtype out")
+    arguments = model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong, site
+    asked = direction, metric, memory_budget
     n = len(task.clean_tokens)
-    with tqdm(total=len(todo) * n, desc=f"{site} by {by}", unit="run", disable=not (sys.stderr.isatty() if progress is None else progress)) as bar:
-        if name == "fast" and checkpoint is None: # the sweep runs both baselines anyway
-            values, *both = fast.sweep(model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong,
-                                       site, todo, direction, metric, memory_budget, bar.update, dtype)
-            base = _finite(dict(zip(("clean", "corrupted"), both)), metric)
+    hidden = not (sys.stderr.isatty() if progress is None else progress)
+    with tqdm(total=len(todo) * n, desc=f"{site} by {by}", unit="run", disable=hidden) as bar:
+        own = _baselines(model, task, metric, memory_budget) if name != "fast" or checkpoint is not None else {}
+        if name == "fast": # the sweep runs the two runs left alone anyway
+            def sweep(some): return fast.sweep(*arguments, some, *asked, bar.update, dtype)
         else:
-            base = _baselines(model, task, metric, memory_budget)
-            values = _measure(run, model, task, site, todo, direction, metric, memory_budget, bar.update, checkpoint)
+            def sweep(some): return run(*arguments, some, *asked, bar.update), *own.values()
+        if checkpoint is None: values, clean, corrupted = sweep(todo)
+        else:
+            fingerprint = _fingerprint(model, task, name, dtype, site, by, [(c.layer, c.head) for c in todo], direction, metric)
+            with Checkpoint(checkpoint, fingerprint) as kept:
+                values, clean, corrupted = _by_layer(sweep, todo, own, kept, bar.update)
+    base = _finite({"clean": clean, "corrupted": corrupted}, metric)
     ds = _label(values, axes, by, task, model, metric)
     ds = ds.assign({k: ("prompt", v.numpy()) for k, v in base.items()})
     ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)

@@ -151,7 +151,7 @@ def _device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "meta": raise ValueError("device 'meta' holds no values; use 'cpu'.")
     return chosen
 
-# %% ../nbs/core/model.ipynb #731a76a9
+# %% ../nbs/core/model.ipynb #78603969
 def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     "What the mean logit over the vocabulary reads in the standardised final stream: a direction [d_model], a constant []."
     final = model.ln_final
@@ -241,7 +241,7 @@ def run_at_end(
     logits = model.run_with_hooks(tokens.to(device), fwd_hooks=[*hooks, *((n, keep(n)) for n in names)], return_type="logits")
     return row_at_end(logits), kept
 
-# %% ../nbs/core/model.ipynb #68653b8c
+# %% ../nbs/core/model.ipynb #80284132
 def taken_from_logits(
     model: TransformerBridge, # as from `load_model`, or not in compatibility mode
 ) -> tuple[torch.Tensor, torch.Tensor] | None: # of the standardised final stream a direction [d_model], and a constant []
