@@ -352,9 +352,10 @@ def _by_layer(sweep, todo, seen, checkpoint, progress):
     before = done.setdefault("seen", now)
     if (now - before).abs().max() > 1e-4 * before.abs().max().clamp(min=1): raise checkpoint.foreign()
     values = []
-    for layer, some in groupby(todo, key=lambda c: c.layer):
-        some, name = list(some), f"layer {layer}"
-        if name in done: progress(len(some) * now.shape[1])
+    for layer, members in groupby(todo, key=lambda c: c.layer):
+        some, name = list(members), f"layer {layer}"
+        if name in done:
+            progress(len(some) * now.shape[1])
         else:
             done[name], done["clean"], done["corrupted"] = sweep(some)
             checkpoint.write(done)
