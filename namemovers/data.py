@@ -5,9 +5,11 @@
 # %% ../nbs/00_data.ipynb #7e815229
 from __future__ import annotations
 
+import collections
 import difflib
 import functools
 import itertools
+import math
 import re
 import string
 import warnings
@@ -20,6 +22,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from .arguments import listed, one_of, selected, short, whole
 from .results import provenance
 from .stats import proportion, summarise
 
@@ -128,15 +131,21 @@ def _group(key):
 
 def _parse(template):
     "The literals (one more than placeholders) and the placeholders of a template."
-    try: parts = [(lit, key) for lit, key, spec, conv in string.Formatter().parse(template)]
-    except ValueError as e: raise ValueError(f"template {template!r}: {e}; write placeholders as {{S1}}.") from None
+    if not isinstance(template, str): raise ValueError(f"templates: {short(template)} is no text; write one such as '{{S1}} met {{S2}}. So'.")
+    said = f"template {short(template)}"
+    try: parts = list(string.Formatter().parse(template))
+    except ValueError as e: raise ValueError(f"{said}: {e}; write placeholders as {{S1}}.") from None
     literals, keys = [""], []
-    for lit, key in parts:
-        literals[-1] += lit
+    for literal, key, spec, conversion in parts:
+        literals[-1] += literal
         if key is None: continue
-        if not key: raise ValueError(f"template {template!r} has an empty placeholder {{}}; name it, as in {{S1}}.")
-        keys.append(key); literals.append("")
-    if template != template.rstrip(): raise ValueError(f"template {template!r} ends in a space; end it with a word, since the answer brings its own space.")
+        if not key: raise ValueError(f"{said} has an empty placeholder {{}}; name it, as in {{S1}}.")
+        if spec or conversion:
+            written = f"{key}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}"
+            raise ValueError(f"{said}: {{{written}}} asks for a format, and words stand as they are; write {{{key}}}.")
+        keys.append(key)
+        literals.append("")
+    if template != template.rstrip(): raise ValueError(f"{said} ends in a space; end it with a word, since the answer brings its own space.")
     return literals, keys
 
 def _fill(literals, values): return "".join(itertools.chain(*zip(literals, values), literals[-1:]))
@@ -172,10 +181,10 @@ def _whole(tokenizer, names, starts):
 # %% ../nbs/00_data.ipynb #1c95343b
 def _listed(values, argument):
     "A string or list of strings as a list without repeats."
-    values = [values] if isinstance(values, str) else list(dict.fromkeys(values))
-    if not values or not all(isinstance(v, str) and v for v in values):
-        raise ValueError(f"{argument}: expected words, got {values!r}; give a word or a list of words.")
-    return values
+    given = [values] if isinstance(values, str) else listed(argument, values, "words")
+    if not given or not all(isinstance(v, str) and v.strip() for v in given):
+        raise ValueError(f"{argument}: expected words, got {short(given)}; give a word or a list of words.")
+    return list(dict.fromkeys(given))
 
 def _forms(literals, keys, exchanged=(), alias=None):
     "For each name placeholder: does it stand at the start of the text (True), after a space (False)? A set of these."
@@ -253,30 +262,84 @@ def _random_draws(pools, rng, unequal=_same_group):
             chosen[key] = free[rng.integers(len(free))]
         else: yield chosen
 
+def _classes(pools, unequal=_same_group):
+    "The placeholders in groups within which words must differ."
+    groups = []
+    for key in pools:
+        near = [g for g in groups if any(unequal(key, k) for k in g)]
+        groups = [g for g in groups if g not in near] + [[key, *itertools.chain(*near)]]
+    return groups
+
+def _ways(pools):
+    """In how many ways placeholders can take words of their pools, all different. Words that fit the same placeholders count
+    together. Exact up to a thousand million; of more it is a number that is surely reached."""
+    keys = sorted(pools, key=lambda k: len(pools[k]))
+    surely = math.prod(max(0, len(set(pools[k])) - i) for i, k in enumerate(keys))
+    if surely > 10**9: return surely
+    fits = collections.Counter(tuple(i for i, k in enumerate(keys) if word in pools[k]) for word in dict.fromkeys(itertools.chain(*pools.values())))
+    ways = {frozenset(): 1}  # those who have a word -> in how many ways
+    for fit, words in fits.items():
+        more = collections.Counter()
+        for filled, count in ways.items():
+            free = [i for i in fit if i not in filled]
+            for k in range(min(len(free), words) + 1):
+                for taken in itertools.combinations(free, k): more[filled | set(taken)] += count * math.perm(words, k)
+        ways = more
+    return ways.get(frozenset(range(len(keys))), 0)
+
+def _scarce(pools):
+    "The first few placeholders that have too few words between them, and these; None where there are none."
+    for size in range(1, len(pools) + 1):
+        for keys in itertools.combinations(pools, size):
+            words = list(dict.fromkeys(itertools.chain(*(pools[k] for k in keys))))
+            if len(words) < size: return keys, words
+
+def _fillings(pools, unequal=_same_group):
+    "The number of different fillings."
+    return math.prod(_ways({k: pools[k] for k in group}) for group in _classes(pools, unequal))
+
 def _draws(pools, n, rng, unequal=_same_group):
     "Distinct fillings in random order: at least `n`, or all there are."
-    few = list(itertools.islice(_all_draws(pools, unequal), max(2 * n, 200) + 1))
-    if len(few) > max(2 * n, 200): return _random_draws(pools, rng, unequal)
+    if _fillings(pools, unequal) > max(2 * n, 200): return _random_draws(pools, rng, unequal)
+    few = list(_all_draws(pools, unequal))
     return iter([few[i] for i in rng.permutation(len(few))])
+
+def _check_enough(variants, n, unequal):
+    "Raise `ValueError` unless `n` different prompts can be drawn, before any is."
+    for template, pools, _ in variants:
+        for group in _classes(pools, unequal):
+            few = {k: pools[k] for k in group}
+            if not _ways(few) and (found := _scarce(few)):
+                keys, words = found
+                places = " and ".join(f"{{{k}}}" for k in sorted(keys))
+                raise ValueError(f"words: {places} of {short(template)} need {len(keys)} different words and have {short(words)}; give more.")
+    different = {(template, tuple((k, frozenset(pool)) for k, pool in pools.items()), tuple(alias.items())): pools for template, pools, alias in variants}
+    possible = sum(_fillings(pools, unequal) for pools in different.values())
+    if possible < n: raise ValueError(f"n: {n} prompts were asked for but only {possible} different ones are possible; {_MORE}.")
+
+_MORE = "lower n or give more names, words or templates"
+_PATIENCE = 10_000 # draws in a row that bring nothing new
 
 def _draw_prompts(variants, n, rng, unequal=_same_group):
     "`n` distinct (variant, values) of `variants`, each (template, pools, alias), taken in turn as far as each goes."
+    _check_enough(variants, n, unequal)
     sources = {i: _draws(pools, n, rng, unequal) for i, (template, pools, alias) in enumerate(variants)}
+    parsed = [_parse(template) for template, _, _ in variants]
     seen, drawn = set(), []
     while sources and len(drawn) < n:
         for i in list(sources):
             if len(drawn) == n: break
-            template, pools, alias = variants[i]
-            literals, keys = _parse(template)
-            for values in sources[i]:
-                values = values | {k: values[v] for k, v in alias.items()}
+            literals, keys = parsed[i]
+            for values in itertools.islice(sources[i], _PATIENCE):
+                values = values | {k: values[v] for k, v in variants[i][2].items()}
                 text = _fill(literals, [values[k] for k in keys])
                 if text not in seen:
-                    seen.add(text); drawn.append((i, values))
+                    seen.add(text)
+                    drawn.append((i, values))
                     break
             else: del sources[i]
     if len(drawn) < n:
-        raise ValueError(f"n: {n} prompts were asked for but only {len(drawn)} different ones are possible; lower n or give more names, words or templates.")
+        raise ValueError(f"n: {n} prompts were asked for but only {len(drawn)} different ones are possible; {_MORE}.")
     return drawn
 
 # %% ../nbs/00_data.ipynb #62b3bfba
@@ -313,11 +376,8 @@ class Task:
         return self.tokenizer.decode([int((self.wrong if wrong else self.correct)[i])])
 
     def subset(self, index) -> Task:
-        "The task of some of its prompts: an index, a slice or a list of indices."
-        keep = list(range(len(self)))[index] if isinstance(index, slice) else np.atleast_1d(np.asarray(index)).tolist()
-        if not keep: raise ValueError(f"index: {index!r} leaves no prompt of {len(self)}.")
-        if min(keep) < -len(self) or max(keep) >= len(self): raise IndexError(f"index: {index!r} is outside of {len(self)} prompts.")
-        keep = [int(i) % len(self) for i in keep]
+        "The task of some of its prompts: an index, a slice, a list of indices, or a mask with True or False for each prompt."
+        keep = selected("index", index, len(self))
         longest = int(self.lengths[keep].max())
         pick = lambda values: [values[i] for i in keep]
         return replace(self, clean=pick(self.clean), corrupted=pick(self.corrupted),
@@ -398,21 +458,12 @@ def _templates(given, shipped, default):
     if isinstance(given, dict): chosen = dict(given)
     else:
         chosen = {}
-        for t in [given] if isinstance(given, str) else given:
-            if "{" in t: chosen[t] = t
-            elif t in shipped: chosen[t] = shipped[t]
-            else: raise ValueError(f"templates: {t!r} is neither a shipped template nor one with placeholders; shipped are {list(shipped)}.")
+        for t in [given] if isinstance(given, str) else listed("templates", given, "templates"):
+            if not isinstance(t, str) or "{" not in t and t not in shipped:
+                raise ValueError(f"templates: {short(t)} is neither a shipped template nor one with placeholders; shipped are {list(shipped)}.")
+            chosen[t] = shipped.get(t, t)
     if not chosen: raise ValueError("templates: none given; give a template, a list or dict of them, or None for the default.")
     return chosen
-
-def _check_n(n):
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1: raise ValueError(f"n: {n!r} prompts are impossible; give a whole number of at least 1.")
-
-def _check_seed(seed):
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0: raise ValueError(f"seed: {seed!r} is no seed; give a whole number of at least 0.")
-
-def _check_corruption(corruption, corruptions):
-    if corruption not in corruptions: raise ValueError(f"corruption: {corruption!r} is unknown; choose one of {list(corruptions)}.")
 
 # %% ../nbs/00_data.ipynb #58e597a0
 def token_table(
@@ -634,7 +685,8 @@ def _from_template(
     In `corrupt`, `"A"` means A wherever it stands, and `"A.2"` its second place only. The clean prompts do not depend on `corrupt`.
     Raises `ValueError` for placeholders without words and words without placeholders, for names that are more than one token
     (showing the split), too few words for `n` different prompts, and for what `from_pairs` raises it for."""
-    _check_n(n); _check_seed(seed)
+    whole("n", n, least=1)
+    whole("seed", seed, least=0)
     tokenizer = _tokenizer(tokenizer)
     chosen = dict(template) if isinstance(template, dict) else {t: t for t in _listed(template, "template")}
     parsed = [_parse(t) for t in chosen.values()]
@@ -789,7 +841,9 @@ def mrs_task(
     The clean prompts depend on `n`, `seed`, and the words and templates, and not on the corruption.
     Raises `ValueError` where a name is not one token, clean and corrupted differ in length, the answers are equal,
     a placeholder has no value or fewer than `n` prompts are possible."""
-    _check_n(n); _check_seed(seed); _check_corruption(corruption, MRS_CORRUPTIONS)
+    whole("n", n, least=1)
+    whole("seed", seed, least=0)
+    one_of("corruption", corruption, MRS_CORRUPTIONS)
     chosen = _templates(templates, MRS_TEMPLATES, {"pilot": MRS_TEMPLATES["pilot"]})
     variants, right_wrong = [], []
     for template in chosen.values():
@@ -844,8 +898,10 @@ def ioi_task(
     Named positions: `IO`, `S1`, `S1+1`, `S2`, `END`. Templates may be written in either order.
     The clean prompts depend on `n`, `seed`, `order`, the words and templates, and not on the corruption.
     Raises `ValueError` as `mrs_task` does."""
-    _check_n(n); _check_seed(seed); _check_corruption(corruption, IOI_CORRUPTIONS)
-    if order not in ("ABBA", "BABA", "mixed"): raise ValueError(f"order: {order!r} is unknown; choose 'ABBA', 'BABA' or 'mixed'.")
+    whole("n", n, least=1)
+    whole("seed", seed, least=0)
+    one_of("corruption", corruption, IOI_CORRUPTIONS)
+    one_of("order", order, ("ABBA", "BABA", "mixed"))
     chosen = _templates(templates, IOI_TEMPLATES, dict(IOI_TEMPLATES))
     rng, variants, titles = np.random.default_rng(seed), [], []
     for title in [list(chosen)[i] for i in rng.permutation(len(chosen))]:
@@ -957,7 +1013,8 @@ def survey(
     `probability` [family, kind, prompt], of all subjects of the kind, and for `none` what is left; NaN where a family has no such kind;
     `text` and `token` [family, prompt]. Over prompts: `share` [family, kind] with `share_low` and `share_high`
     (Wilson's 95 % interval), and `mean`, `low` and `high` of the probability (bootstrap)."""
-    _check_n(n); _check_seed(seed)
+    whole("n", n, least=1)
+    whole("seed", seed, least=0)
     tokenizer, families = model.tokenizer, SURVEY if families is None else families
     if not families: raise ValueError("families: none given; give a dict family -> template, or None for the default.")
     shape = (len(families), len(KINDS), n)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from conftest import with_mean
 from test_activation_patching import made_task
 
 from namemovers import results
@@ -104,7 +105,8 @@ def test_metrics(tiny, unequal, metric):
     ds = run_circuits(tiny, task, {"half": nodes(tiny, task)[::2]}, reference=reference, metric=metric)
     logits, _ = run_at_end(tiny, task.clean_tokens, task.positions["END"])
     at = logits.gather(1, task.correct[:, None])[:, 0]
-    expected = {"prob": logits.softmax(-1).gather(1, task.correct[:, None])[:, 0], "kl": torch.zeros(len(task)), "rank": (logits > at[:, None]).sum(1).float(), "logit": at}[metric]
+    expected = {"prob": logits.softmax(-1).gather(1, task.correct[:, None])[:, 0], "kl": torch.zeros(len(task)), "rank": (logits > at[:, None]).sum(1).float(),
+                "logit": with_mean(tiny, logits).gather(1, task.correct[:, None])[:, 0]}[metric]
     np.testing.assert_allclose(ds.model.values, expected.numpy(), atol=2e-5)
     assert ds[metric].shape == (1, len(task)) and ds.attrs["metric"] == metric
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import with_mean
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_engine import in_double, model, neox, prompts  # noqa: F401  (fixtures)
@@ -125,7 +126,7 @@ def test_other_metrics(model, metric):  # noqa: F811
     with torch.no_grad():
         clean = model(task.clean_tokens)[rows, task.positions["END"]].log_softmax(-1)
     right = end.gather(1, task.correct[:, None])
-    want = {"logit": right[:, 0], "prob": end.softmax(-1).gather(1, task.correct[:, None])[:, 0], "rank": (end > right).sum(1),
+    want = {"logit": with_mean(model, end).gather(1, task.correct[:, None])[:, 0], "prob": end.softmax(-1).gather(1, task.correct[:, None])[:, 0], "rank": (end > right).sum(1),
             "kl": (clean.exp() * (clean - end.log_softmax(-1))).sum(-1)}[metric]
     assert abs(ds[metric][0] - want.numpy()).max() < 2e-5
 
