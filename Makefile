@@ -54,7 +54,7 @@ lab: export ## open the notebooks in JupyterLab
 	@$(VENV)/bin/jupyter lab --notebook-dir=. nbs
 
 check: install ## lint with ruff and check types with mypy (two minutes, then seconds: mypy remembers)
-	@$(VENV)/bin/ruff check namemovers tests bench
+	@$(VENV)/bin/ruff check namemovers tests bench recipes
 	@$(VENV)/bin/mypy
 
 # Each worker of nbdev-test would import torch anew, which takes longer than most notebooks. So its test function runs
@@ -67,7 +67,7 @@ test: check ## make check, then test the notebooks with nbdev, then pytest, whic
 	exit $$status
 
 mini: install ## train the model that ships with the package again (up to 30 minutes)
-	@$(PY) -m namemovers.mini_model
+	@$(PY) -m recipes.mini
 
 bench: install ## measure the patching engine against TransformerLens, and the explorer (an hour or two; nnsight: see bench/nnsight_peer.py)
 	@$(PY) bench/patching.py

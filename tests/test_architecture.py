@@ -20,7 +20,7 @@ LIBRARY = ROOT / "namemovers"
 ROOMS = [
     {"settings", "stats", "literature", "published", "arguments", "files"},
     {"prompts", "data"},
-    {"model", "planted", "mini_model"},
+    {"model", "planted"},
     {"results"},
     {"sites", "pairs", "engine"},
     {"activation_patching", "path_patching", "logit_lens", "head_attribution", "sets"},
@@ -41,8 +41,6 @@ AGAINST_THE_ORDER = {
     ("data", "results"),
     ("head_attribution", "plots"),
     ("head_roles", "plots"),
-    ("mini_model", "copy_scores"),
-    ("mini_model", "head_attribution"),
     ("path_patching", "edges"),
     ("publish", "site"),
 }
