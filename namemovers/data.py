@@ -5,9 +5,11 @@
 # %% ../nbs/00_data.ipynb #7e815229
 from __future__ import annotations
 
+import collections
 import difflib
 import functools
 import itertools
+import math
 import re
 import string
 import warnings
@@ -20,14 +22,15 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from .arguments import listed, one_of, selected, short, whole, word
 from .results import provenance
 from .stats import proportion, summarise
 
 # %% auto #0
 __all__ = ['NAMES', 'DESCRIPTIONS', 'TITLES', 'CUES', 'PLACES', 'OBJECTS', 'MRS_TEMPLATES', 'PILOT_NAMES', 'NEUTRAL_SENTENCES',
-           'IOI_TEMPLATES', 'MRS_CORRUPTIONS', 'IOI_CORRUPTIONS', 'KINDS', 'SURVEY', 'name_token', 'Task',
-           'token_table', 'align', 'mrs_task', 'ioi_task', 'survey_template', 'predictions', 'survey', 'survey_table',
-           'survey_figure']
+           'IOI_TEMPLATES', 'MRS_CORRUPTIONS', 'IOI_CORRUPTIONS', 'KINDS', 'SURVEY', 'name_token', 'word_ids',
+           'token_as_text', 'Task', 'token_table', 'align', 'mrs_task', 'ioi_task', 'survey_template', 'predictions',
+           'survey', 'survey_table', 'survey_figure']
 
 # %% ../nbs/00_data.ipynb #6ae3dc4f
 # The order of the lists matters: where a word is fixed, `{D1}` is the first description, `{D2}` the second, and so on.
@@ -128,15 +131,21 @@ def _group(key):
 
 def _parse(template):
     "The literals (one more than placeholders) and the placeholders of a template."
-    try: parts = [(lit, key) for lit, key, spec, conv in string.Formatter().parse(template)]
-    except ValueError as e: raise ValueError(f"template {template!r}: {e}; write placeholders as {{S1}}.") from None
+    if not isinstance(template, str): raise ValueError(f"templates: {short(template)} is no text; write one such as '{{S1}} met {{S2}}. So'.")
+    said = f"template {short(template)}"
+    try: parts = list(string.Formatter().parse(template))
+    except ValueError as e: raise ValueError(f"{said}: {e}; write placeholders as {{S1}}.") from None
     literals, keys = [""], []
-    for lit, key in parts:
-        literals[-1] += lit
+    for literal, key, spec, conversion in parts:
+        literals[-1] += literal
         if key is None: continue
-        if not key: raise ValueError(f"template {template!r} has an empty placeholder {{}}; name it, as in {{S1}}.")
-        keys.append(key); literals.append("")
-    if template != template.rstrip(): raise ValueError(f"template {template!r} ends in a space; end it with a word, since the answer brings its own space.")
+        if not key: raise ValueError(f"{said} has an empty placeholder {{}}; name it, as in {{S1}}.")
+        if spec or conversion:
+            written = f"{key}{'!' + conversion if conversion else ''}{':' + spec if spec else ''}"
+            raise ValueError(f"{said}: {{{written}}} asks for a format, and words stand as they are; write {{{key}}}.")
+        keys.append(key)
+        literals.append("")
+    if template != template.rstrip(): raise ValueError(f"{said} ends in a space; end it with a word, since the answer brings its own space.")
     return literals, keys
 
 def _fill(literals, values): return "".join(itertools.chain(*zip(literals, values), literals[-1:]))
@@ -152,30 +161,58 @@ def name_token(
     start:bool=False, # at the start of a text, without a space before it?
 )->int: # its token id
     "The one token of a name as it stands in a sentence; `ValueError` with the tokens it is split into if it is more."
-    ids = tokenizer.encode(name if start else " " + name, add_special_tokens=False)
-    if not _is_one(tokenizer, ids): raise ValueError(f"names: {name!r} is not one token {_WHERE[start]} but {_split(tokenizer, ids)}; choose another name.")
+    (ids,) = word_ids(_tokenizer(tokenizer), [word("names", name)], start)
+    if not _is_one(tokenizer, ids):
+        raise ValueError(f"names: {short(name)} is not one token {_WHERE[start]} but {_split(tokenizer, ids)}; choose another name.")
     return ids[0]
 
 _WHERE = {True: "at the start of a text", False: "after a space"}
 
+# What stands before a word to see how the word is written within a text. A tokenizer may put a mark of its own in front of a
+# text (Llama's does), so " Mary" alone is not what " Mary" is after something.
+_BEFORE = "The"
+
+def word_ids(
+    tokenizer, # a Hugging Face tokenizer
+    words:list, # words, without a space before them
+    start:bool=False, # at the start of a text, or after a space within one
+)->list: # a list of token ids for each
+    "The tokens of each word as it stands in a text, where encoding the word alone may give something else."
+    if not words: return []
+    texts = list(words) if start else [_BEFORE, *(f"{_BEFORE} {w}" for w in words)]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids if start else [_after(ids[0], both) for both in ids[1:]]
+
+def _after(before, both):
+    "The ids that follow `before`; all of them where the text before is written otherwise."
+    return both[len(before):] if both[:len(before)] == before else both
+
+def token_as_text(
+    tokenizer, # a Hugging Face tokenizer
+    token:int, # a token's id
+)->str: # with the space before it, if it has one
+    "A token as it stands within a text. Some tokenizers leave the space out when they decode a token alone."
+    text = tokenizer.decode([int(token)])
+    mark = tokenizer.convert_ids_to_tokens(int(token))
+    return " " + text if isinstance(mark, str) and mark.startswith("\u2581") and not text.startswith(" ") else text
+
 def _is_one(tokenizer, ids): return len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None)
 
-def _split(tokenizer, ids): return f"{len(ids)}: {[tokenizer.decode([i]) for i in ids]}"
+def _split(tokenizer, ids): return f"{len(ids)}: {[token_as_text(tokenizer, i) for i in ids]}"
 
 def _whole(tokenizer, names, starts):
     "Those of the names that are one token in each of the forms: at the start of a text (True), after a space (False)."
     for start in starts:
-        ids = tokenizer([n if start else " " + n for n in names], add_special_tokens=False)["input_ids"] if names else []
-        names = [n for n, i in zip(names, ids) if _is_one(tokenizer, i)]
+        names = [n for n, ids in zip(names, word_ids(tokenizer, names, start)) if _is_one(tokenizer, ids)]
     return names
 
 # %% ../nbs/00_data.ipynb #1c95343b
 def _listed(values, argument):
     "A string or list of strings as a list without repeats."
-    values = [values] if isinstance(values, str) else list(dict.fromkeys(values))
-    if not values or not all(isinstance(v, str) and v for v in values):
-        raise ValueError(f"{argument}: expected words, got {values!r}; give a word or a list of words.")
-    return values
+    given = [values] if isinstance(values, str) else listed(argument, values, "words")
+    if not given or not all(isinstance(v, str) and v.strip() for v in given):
+        raise ValueError(f"{argument}: expected words, got {short(given)}; give a word or a list of words.")
+    return list(dict.fromkeys(given))
 
 def _forms(literals, keys, exchanged=(), alias=None):
     "For each name placeholder: does it stand at the start of the text (True), after a space (False)? A set of these."
@@ -199,8 +236,18 @@ def _name_pools(tokenizer, names, forms):
             pools[key] = _listed(given[key], "names")
             if len(_whole(tokenizer, pools[key], starts)) < len(pools[key]):
                 for name, start in itertools.product(pools[key], starts): name_token(tokenizer, name, start)  # says which
-    if dropped: warnings.warn(f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out, {sorted(dropped)[0]!r} among them.", stacklevel=4)
+    if dropped: _say_dropped(tokenizer, pools, sorted(dropped), forms)
     return pools
+
+def _say_dropped(tokenizer, pools, dropped, forms):
+    "A warning that shipped names are left out, with the splits of the first; `ValueError` where a placeholder has none left."
+    starts = sorted(set().union(*forms.values()))
+    parts = lambda name: next((ids for s in starts for ids in word_ids(tokenizer, [name], s) if not _is_one(tokenizer, ids)), [])
+    shown = ", ".join(f"{name!r} is {_split(tokenizer, parts(name))}" for name in dropped[:2])
+    if bare := next((k for k, pool in pools.items() if not pool), None):
+        raise ValueError(f"names: none of the {len(NAMES)} shipped names is one token for this tokenizer where {{{bare}}} stands ({shown}); "
+                         f"give names that are, with names=[...].")
+    warnings.warn(f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out ({shown}).", stacklevel=5)
 
 # %% ../nbs/00_data.ipynb #904f00e7
 def _word_pools(keys, descriptions, cue_words, words):
@@ -253,30 +300,85 @@ def _random_draws(pools, rng, unequal=_same_group):
             chosen[key] = free[rng.integers(len(free))]
         else: yield chosen
 
+def _classes(pools, unequal=_same_group):
+    "The placeholders in groups within which words must differ."
+    groups = []
+    for key in pools:
+        near = [g for g in groups if any(unequal(key, k) for k in g)]
+        groups = [g for g in groups if g not in near] + [[key, *itertools.chain(*near)]]
+    return groups
+
+def _ways(pools):
+    """In how many ways placeholders can take words of their pools, all different. Words that fit the same placeholders count
+    together. Exact up to a thousand million; of more it is a number that is surely reached."""
+    keys = sorted(pools, key=lambda k: len(pools[k]))
+    surely = math.prod(max(0, len(set(pools[k])) - i) for i, k in enumerate(keys))
+    if surely > 10**9: return surely
+    fits = collections.Counter(tuple(i for i, k in enumerate(keys) if word in pools[k]) for word in dict.fromkeys(itertools.chain(*pools.values())))
+    ways = {frozenset(): 1}  # those who have a word -> in how many ways
+    for fit, words in fits.items():
+        more = collections.Counter()
+        for filled, count in ways.items():
+            free = [i for i in fit if i not in filled]
+            for k in range(min(len(free), words) + 1):
+                for taken in itertools.combinations(free, k): more[filled | set(taken)] += count * math.perm(words, k)
+        ways = more
+    return ways.get(frozenset(range(len(keys))), 0)
+
+def _scarce(pools):
+    "The first few placeholders that have too few words between them, and these; None where there are none."
+    for size in range(1, len(pools) + 1):
+        for keys in itertools.combinations(pools, size):
+            words = list(dict.fromkeys(itertools.chain(*(pools[k] for k in keys))))
+            if len(words) < size: return keys, words
+
+def _fillings(pools, unequal=_same_group):
+    "The number of different fillings."
+    return math.prod(_ways({k: pools[k] for k in group}) for group in _classes(pools, unequal))
+
 def _draws(pools, n, rng, unequal=_same_group):
     "Distinct fillings in random order: at least `n`, or all there are."
-    few = list(itertools.islice(_all_draws(pools, unequal), max(2 * n, 200) + 1))
-    if len(few) > max(2 * n, 200): return _random_draws(pools, rng, unequal)
+    if _fillings(pools, unequal) > max(2 * n, 200): return _random_draws(pools, rng, unequal)
+    few = list(_all_draws(pools, unequal))
     return iter([few[i] for i in rng.permutation(len(few))])
+
+def _check_enough(variants, n, unequal):
+    "Raise `ValueError` unless `n` different prompts can be drawn, before any is."
+    for template, pools, _ in variants:
+        for group in _classes(pools, unequal):
+            few = {k: pools[k] for k in group}
+            if not _ways(few) and (found := _scarce(few)):
+                keys, words = found
+                places = " and ".join(f"{{{k}}}" for k in sorted(keys))
+                raise ValueError(f"n: {n} prompts were asked for but only 0 are possible, for {places} of {short(template)} "
+                                 f"need {len(keys)} different words and have {short(words)}; give more.")
+    different = {(template, tuple((k, frozenset(pool)) for k, pool in pools.items()), tuple(alias.items())): pools for template, pools, alias in variants}
+    possible = sum(_fillings(pools, unequal) for pools in different.values())
+    if possible < n: raise ValueError(f"n: {n} prompts were asked for but only {possible} different ones are possible; {_MORE}.")
+
+_MORE = "lower n or give more names, words or templates"
+_PATIENCE = 10_000 # draws in a row that bring nothing new
 
 def _draw_prompts(variants, n, rng, unequal=_same_group):
     "`n` distinct (variant, values) of `variants`, each (template, pools, alias), taken in turn as far as each goes."
+    _check_enough(variants, n, unequal)
     sources = {i: _draws(pools, n, rng, unequal) for i, (template, pools, alias) in enumerate(variants)}
+    parsed = [_parse(template) for template, _, _ in variants]
     seen, drawn = set(), []
     while sources and len(drawn) < n:
         for i in list(sources):
             if len(drawn) == n: break
-            template, pools, alias = variants[i]
-            literals, keys = _parse(template)
-            for values in sources[i]:
-                values = values | {k: values[v] for k, v in alias.items()}
+            literals, keys = parsed[i]
+            for values in itertools.islice(sources[i], _PATIENCE):
+                values = values | {k: values[v] for k, v in variants[i][2].items()}
                 text = _fill(literals, [values[k] for k in keys])
                 if text not in seen:
-                    seen.add(text); drawn.append((i, values))
+                    seen.add(text)
+                    drawn.append((i, values))
                     break
             else: del sources[i]
     if len(drawn) < n:
-        raise ValueError(f"n: {n} prompts were asked for but only {len(drawn)} different ones are possible; lower n or give more names, words or templates.")
+        raise ValueError(f"n: {n} prompts were asked for but only {len(drawn)} different ones are possible; {_MORE}.")
     return drawn
 
 # %% ../nbs/00_data.ipynb #62b3bfba
@@ -310,14 +412,12 @@ class Task:
 
     def answer(self, i: int = 0, wrong: bool = False) -> str:
         "The right (or wrong) answer to prompt `i` as text, with its leading space."
-        return self.tokenizer.decode([int((self.wrong if wrong else self.correct)[i])])
+        (i,) = selected("i", whole("i", i), len(self))
+        return token_as_text(self.tokenizer, (self.wrong if wrong else self.correct)[i])
 
     def subset(self, index) -> Task:
-        "The task of some of its prompts: an index, a slice or a list of indices."
-        keep = list(range(len(self)))[index] if isinstance(index, slice) else np.atleast_1d(np.asarray(index)).tolist()
-        if not keep: raise ValueError(f"index: {index!r} leaves no prompt of {len(self)}.")
-        if min(keep) < -len(self) or max(keep) >= len(self): raise IndexError(f"index: {index!r} is outside of {len(self)} prompts.")
-        keep = [int(i) % len(self) for i in keep]
+        "The task of some of its prompts: an index, a slice, a list of indices, or a mask with True or False for each prompt."
+        keep = selected("index", index, len(self))
         longest = int(self.lengths[keep].max())
         pick = lambda values: [values[i] for i in keep]
         return replace(self, clean=pick(self.clean), corrupted=pick(self.corrupted),
@@ -332,7 +432,11 @@ def _encode(tokenizer, texts):
     "Token ids with BOS of each text."
     if tokenizer.bos_token_id is None:
         raise ValueError("tokenizer: it has no BOS token, and every prompt starts with one; set tokenizer.bos_token (GPT-2's is its eos_token).")
-    return [[tokenizer.bos_token_id, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    for i, ids in enumerate(rows):
+        if ids[:1] == [tokenizer.bos_token_id]:
+            raise ValueError(f"prompts: {short(texts[i])} begins with the BOS token {tokenizer.bos_token!r}, which every prompt gets by itself; leave it out.")
+    return [[tokenizer.bos_token_id, *ids] for ids in rows]
 
 def _pad(rows, fill):
     width = max(map(len, rows))
@@ -359,6 +463,16 @@ def _named_positions(keys, ends, length, repeated, after):
     found["END"] = length - 1
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
+def _answersword_ids(tokenizer, prompts, prompt_ids, names):
+    "The token of each name as the tokenizer writes it after its prompt."
+    found = []
+    for prompt, ids, name, both in zip(prompts, prompt_ids, names, _encode(tokenizer, [f"{p} {n}" for p, n in zip(prompts, names)])):
+        follows = _after(ids, both)
+        if not _is_one(tokenizer, follows):
+            raise ValueError(f"names: {short(name)} is not one token after {short(prompt)} but {_split(tokenizer, follows)}; choose another name.")
+        found += follows
+    return found
+
 def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=()):
     "A `Task` of `records`: dicts with template, literals, keys, values (a list), spoilt (literals, values), correct, wrong, names."
     clean = [_fill(r["literals"], r["values"]) for r in records]
@@ -370,14 +484,17 @@ def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=
     for r, text, other, ids, other_ids, ends, other_ends in zip(records, clean, corrupted, clean_ids, corrupted_ids, all_ends, spoilt_ends):
         same = r["spoilt"][0] != r["literals"] or ends == other_ends
         if len(ids) != len(other_ids) or not same:
-            raise ValueError(f"corruption {corruption!r}: clean and corrupted prompt must have the same words at the same positions, but {text!r} ({len(ids)} tokens) and {other!r} ({len(other_ids)}) have not; choose words of one token.")
-        if text == other: raise ValueError(f"corruption {corruption!r} changes nothing in {text!r}; choose another corruption or template.")
+            raise ValueError(f"corruption {corruption!r}: clean and corrupted prompt must have the same words at the same positions, but {short(text)} ({len(ids)} tokens) and {short(other)} ({len(other_ids)}) have not; choose words of one token.")
+        if text == other: raise ValueError(f"corruption {corruption!r} changes nothing in {short(text)}; choose another corruption or template.")
         for key, value, end in zip(r["keys"], r["values"], ends):
             if _group(key) == "S" and tokenizer.decode([ids[end]]).strip() != value:
-                raise ValueError(f"names: {value!r} is not one token where {text!r} puts it; put a space before the placeholder, or choose another name.")
+                raise ValueError(f"names: {short(value)} is not one token where {short(text)} puts it; put a space before the placeholder, or choose another name.")
         positions.append(_named_positions(r["keys"], ends, len(ids), repeated, after))
-        correct.append(name_token(tokenizer, r["correct"])); wrong.append(name_token(tokenizer, r["wrong"]))
-        if correct[-1] == wrong[-1]: raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {text!r}; give different names.")
+    answers = [_answersword_ids(tokenizer, clean, clean_ids, [r[which] for r in records]) for which in ("correct", "wrong")]
+    for r, text, right, other in zip(records, clean, *answers):
+        correct.append(right)
+        wrong.append(other)
+        if right == other: raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {short(text)}; give different names.")
     return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions, corruption, seed,
                   [r["template"] for r in records], [r["names"] for r in records])
 
@@ -398,21 +515,12 @@ def _templates(given, shipped, default):
     if isinstance(given, dict): chosen = dict(given)
     else:
         chosen = {}
-        for t in [given] if isinstance(given, str) else given:
-            if "{" in t: chosen[t] = t
-            elif t in shipped: chosen[t] = shipped[t]
-            else: raise ValueError(f"templates: {t!r} is neither a shipped template nor one with placeholders; shipped are {list(shipped)}.")
+        for t in [given] if isinstance(given, str) else listed("templates", given, "templates"):
+            if not isinstance(t, str) or "{" not in t and t not in shipped:
+                raise ValueError(f"templates: {short(t)} is neither a shipped template nor one with placeholders; shipped are {list(shipped)}.")
+            chosen[t] = shipped.get(t, t)
     if not chosen: raise ValueError("templates: none given; give a template, a list or dict of them, or None for the default.")
     return chosen
-
-def _check_n(n):
-    if not isinstance(n, (int, np.integer)) or isinstance(n, bool) or n < 1: raise ValueError(f"n: {n!r} prompts are impossible; give a whole number of at least 1.")
-
-def _check_seed(seed):
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or seed < 0: raise ValueError(f"seed: {seed!r} is no seed; give a whole number of at least 0.")
-
-def _check_corruption(corruption, corruptions):
-    if corruption not in corruptions: raise ValueError(f"corruption: {corruption!r} is unknown; choose one of {list(corruptions)}.")
 
 # %% ../nbs/00_data.ipynb #58e597a0
 def token_table(
@@ -421,7 +529,7 @@ def token_table(
 )->pd.DataFrame: # a row a token: clean, corrupted, whether they differ, and the positions' names
     "One prompt of a task token by token, with its named positions; for `plots.table`. A dot stands for a leading space."
     one = task[i]
-    shown = lambda ids: [task.tokenizer.decode([int(t)]).replace(" ", "·", 1) for t in ids]
+    shown = lambda ids: [token_as_text(task.tokenizer, t).replace(" ", "·", 1) for t in ids]
     named = {}
     for name, at in one.positions.items(): named.setdefault(int(at[0]), []).append(name)
     clean, corrupted = shown(one.clean_tokens[0]), shown(one.corrupted_tokens[0])
@@ -438,7 +546,7 @@ def align(
     "Two texts token by token. A pair that lines up has no empty cell. A dot stands for a leading space."
     tokenizer = _tokenizer(tokenizer)
     a, b = _encode(tokenizer, [clean, corrupted])
-    shown = lambda ids: [tokenizer.decode([t]).replace(" ", "·", 1) for t in ids]
+    shown = lambda ids: [token_as_text(tokenizer, t).replace(" ", "·", 1) for t in ids]
     rows = [pair for i, j in _runs(a, b) for pair in itertools.zip_longest(shown(a[slice(*i)]), shown(b[slice(*j)]), fillvalue="")]
     return pd.DataFrame([(x, y, "≠" if x != y else "") for x, y in rows], columns=["clean", "corrupted", "changed"])
 
@@ -458,13 +566,13 @@ def _tokenizer(given):
 
 def _check_pair(tokenizer, i, clean, corrupted, a, b):
     "Raise `ValueError`, showing where they part, unless two texts (with their ids) line up."
-    if clean == corrupted: raise ValueError(f"corrupted: prompt {i} is the same as the clean one, {clean!r}; change something in it.")
+    if clean == corrupted: raise ValueError(f"corrupted: prompt {i} is the same as the clean one, {short(clean)}; change something in it.")
     parting = next(((x, y) for x, y in _runs(a, b) if x[1] - x[0] != y[1] - y[0]), None)
     if parting is None: return
     (i1, i2), (j1, j2) = parting
-    say = lambda ids: str([tokenizer.decode([t]) for t in ids]) if len(ids) else "nothing"
+    say = lambda ids: str([token_as_text(tokenizer, t) for t in ids]) if len(ids) else "nothing"
     size = f"they have {len(a)} and {len(b)} tokens" if len(a) != len(b) else f"they have {len(a)} tokens each, but in between they are shifted"
-    raise ValueError(f"corrupted: prompt {i} does not line up with its clean one ({clean!r}, {corrupted!r}): {size}, and they part at token {i1}, "
+    raise ValueError(f"corrupted: prompt {i} does not line up with its clean one ({short(clean)}, {short(corrupted)}): {size}, and they part at token {i1}, "
                      f"where the clean one has {say(a[i1:i2])} and the corrupted one {say(b[j1:j2])}; use words of as many tokens (`align` shows both side by side).")
 
 # %% ../nbs/00_data.ipynb #3c07bad2
@@ -473,8 +581,8 @@ def _texts(given, argument):
     given = [given] if isinstance(given, str) else list(given)
     if not given: raise ValueError(f"{argument}: no prompts given; give at least one text.")
     for i, text in enumerate(given):
-        if not isinstance(text, str) or not text.strip(): raise ValueError(f"{argument}: prompt {i} is {text!r}; give a text with a word in it.")
-        if text != text.rstrip(): raise ValueError(f"{argument}: prompt {i}, {text!r}, ends in a space; end it with a word, since the answer brings its own space.")
+        if not isinstance(text, str) or not text.strip(): raise ValueError(f"{argument}: prompt {i} is {short(text)}; give a text with a word in it.")
+        if text != text.rstrip(): raise ValueError(f"{argument}: prompt {i}, {short(text)}, ends in a space; end it with a word, since the answer brings its own space.")
     return given
 
 def _answer(tokenizer, answer, prompt, ids, i):
@@ -482,17 +590,18 @@ def _answer(tokenizer, answer, prompt, ids, i):
     if isinstance(answer, (int, np.integer)) and not isinstance(answer, bool):
         if 0 <= answer < len(tokenizer): return int(answer)
         raise ValueError(f"answers: prompt {i} has the token id {answer}, but ids go from 0 to {len(tokenizer) - 1}.")
-    if not isinstance(answer, str) or not answer.strip(): raise ValueError(f"answers: prompt {i} has the answer {answer!r}; give a text such as ' Mary'.")
-    own = tokenizer.encode(answer, add_special_tokens=False)
-    spaced = tokenizer.encode(" " + answer, add_special_tokens=False)
-    hint = f"write {' ' + answer!r}, with the space that begins a new word" if _is_one(tokenizer, spaced) and answer[0] != " " else "choose an answer of one token"
-    if not _is_one(tokenizer, own): raise ValueError(f"answers: {answer!r} (prompt {i}) is not one token but {_split(tokenizer, own)}; {hint}.")
-    if answer[0].isalpha() and prompt[-1].isalpha():
-        raise ValueError(f"answers: {answer!r} (prompt {i}) would go on with the word {prompt.split()[-1]!r} without a space; write {' ' + answer!r}, or give the token's id if that is meant.")
-    both = _encode(tokenizer, [prompt + answer])[0]
-    if both != ids + own:
-        raise ValueError(f"answers: {answer!r} is one token, but not after prompt {i}: {(prompt + answer)[-24:]!r} ends in the tokens {[tokenizer.decode([t]) for t in both[-2:]]}; end the prompt elsewhere, or choose another answer.")
-    return own[0]
+    if not isinstance(answer, str) or not answer.strip(): raise ValueError(f"answers: prompt {i} has the answer {short(answer)}; give a text such as ' Mary'.")
+    both, spaced = _encode(tokenizer, [prompt + answer, f"{prompt} {answer.strip()}"])
+    follows, own = _after(ids, both), tokenizer.encode(answer, add_special_tokens=False)
+    lacks_space = answer[0] != " " and _is_one(tokenizer, _after(ids, spaced))
+    hint = f"write {' ' + answer!r}, with the space that begins a new word" if lacks_space else "choose an answer of one token"
+    if answer[0].isalpha() and prompt[-1].isalpha() and lacks_space:
+        raise ValueError(f"answers: {short(answer)} (prompt {i}) would go on with the word {short(prompt.split()[-1])} without a space; write {' ' + answer!r}, or give the token's id if that is meant.")
+    if both[:len(ids)] == ids and _is_one(tokenizer, follows): return follows[0]
+    if both[:len(ids)] != ids and _is_one(tokenizer, own):
+        ending = [token_as_text(tokenizer, t) for t in both[-2:]]
+        raise ValueError(f"answers: {short(answer)} is one token, but not after prompt {i}: {(prompt + answer)[-24:]!r} ends in the tokens {ending}; end the prompt elsewhere, or choose another answer.")
+    raise ValueError(f"answers: {short(answer)} (prompt {i}) is not one token but {_split(tokenizer, follows if both[:len(ids)] == ids else own)}; {hint}.")
 
 def _answers_of(tokenizer, answers, clean, clean_ids):
     "Two lists of token ids: right and wrong."
@@ -510,14 +619,14 @@ def _answers_of(tokenizer, answers, clean, clean_ids):
 def _place(tokenizer, wanted, text, ids, said, i):
     "The index of the token with which a piece of a text ends; `wanted` is the piece, or (piece, which occurrence, from 1)."
     piece, which = wanted if isinstance(wanted, tuple) and len(wanted) == 2 else (wanted, None)
-    if not isinstance(piece, str) or not piece.strip(): raise ValueError(f"{said}: {wanted!r} is no piece of prompt {i}; give a text, or (text, which occurrence).")
+    if not isinstance(piece, str) or not piece.strip(): raise ValueError(f"{said}: {short(wanted)} is no piece of prompt {i}; give a text, or (text, which occurrence).")
     stops = [m.start() + len(piece) for m in re.finditer(f"(?={re.escape(piece)})", text)]
-    if not stops: raise ValueError(f"{said}: {piece!r} is not in prompt {i}, {text!r}; give a piece of the clean prompt, letter for letter.")
-    if which is None and len(stops) > 1: raise ValueError(f"{said}: {piece!r} is {len(stops)} times in prompt {i}, {text!r}; say which one, from ({piece!r}, 1) to ({piece!r}, {len(stops)}).")
-    if which is not None and not 1 <= which <= len(stops): raise ValueError(f"{said}: prompt {i} has {piece!r} {len(stops)} times, so there is no occurrence {which!r}; they count from 1.")
+    if not stops: raise ValueError(f"{said}: {short(piece)} is not in prompt {i}, {short(text)}; give a piece of the clean prompt, letter for letter.")
+    if which is None and len(stops) > 1: raise ValueError(f"{said}: {short(piece)} is {len(stops)} times in prompt {i}, {short(text)}; say which one, from ({short(piece)}, 1) to ({short(piece)}, {len(stops)}).")
+    if which is not None and not 1 <= which <= len(stops): raise ValueError(f"{said}: prompt {i} has {short(piece)} {len(stops)} times, so there is no occurrence {which!r}; they count from 1.")
     before = _encode(tokenizer, [text[:stops[(which or 1) - 1]]])[0]
     parted = next((t for t, b in zip(ids, before) if t != b), None if len(before) <= len(ids) else ids[-1])
-    if parted is not None: raise ValueError(f"{said}: {piece!r} ends within a token of prompt {i} ({tokenizer.decode([parted])!r}); let it end where the token does.")
+    if parted is not None: raise ValueError(f"{said}: {short(piece)} ends within a token of prompt {i} ({token_as_text(tokenizer, parted)!r}); let it end where the token does.")
     return len(before) - 1
 
 def _places(tokenizer, positions, clean, clean_ids):
@@ -565,15 +674,15 @@ def _from_pairs(
     if len(clean) != len(corrupted): raise ValueError(f"corrupted: {len(corrupted)} prompts for {len(clean)} clean ones; give one for each.")
     first = {}
     for i, text in enumerate(clean):
-        if first.setdefault(text, i) != i: raise ValueError(f"clean: prompts {first[text]} and {i} are the same, {text!r}; leave one out, since an interval counts every prompt once.")
+        if first.setdefault(text, i) != i: raise ValueError(f"clean: prompts {first[text]} and {i} are the same, {short(text)}; leave one out, since an interval counts every prompt once.")
     clean_ids, corrupted_ids = _encode(tokenizer, clean), _encode(tokenizer, corrupted)
     for i, pair in enumerate(zip(clean, corrupted, clean_ids, corrupted_ids)): _check_pair(tokenizer, i, *pair)
     right, wrong = _answers_of(tokenizer, answers, clean, clean_ids)
     places = _changed(clean_ids, corrupted_ids) if positions is None else _places(tokenizer, positions, clean, clean_ids)
     places = _sorted(places, map(len, clean_ids))
-    word = lambda t: tokenizer.decode([t]).strip()
-    says = [[word(t) for t in row] for row in clean_ids]
-    if subjects is None: subjects = [k for k in places[0] if k != "END" and all(s[p[k]] in (word(a), word(b)) for s, p, a, b in zip(says, places, right, wrong))]
+    spoken = lambda t: tokenizer.decode([t]).strip()
+    says = [[spoken(t) for t in row] for row in clean_ids]
+    if subjects is None: subjects = [k for k in places[0] if k != "END" and all(s[p[k]] in (spoken(a), spoken(b)) for s, p, a, b in zip(says, places, right, wrong))]
     if unknown := [s for s in subjects if s not in places[0]]: raise ValueError(f"subjects: there is no position {unknown[0]!r}; there are {list(places[0])}.")
     return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places, corruption, 0, ["pairs"] * len(clean),
                   [{s: said[p[s]] for s in subjects} for said, p in zip(says, places)], tuple(subjects))
@@ -611,9 +720,8 @@ def _spoil(rule, keys, places, lookup, pools, rng):
 def _check_words(tokenizer, key, words, starts, answer):
     "Raise `ValueError`, with the splits, unless every word is one token wherever it is to stand."
     for start in sorted(starts | ({False} if answer else set())):
-        fit = set(_whole(tokenizer, words, [start]))
-        if bad := [w for w in words if w not in fit]:
-            split = "; ".join(f"{w!r} is {_split(tokenizer, tokenizer.encode(w if start else ' ' + w, add_special_tokens=False))}" for w in bad[:3])
+        if bad := {w: ids for w, ids in zip(words, word_ids(tokenizer, words, start)) if not _is_one(tokenizer, ids)}:
+            split = "; ".join(f"{short(w)} is {_split(tokenizer, ids)}" for w, ids in list(bad.items())[:3])
             raise ValueError(f"words[{key!r}]: {len(bad)} of {len(words)} are not one token {_WHERE[start]} ({split}); leave them out: they could not be told from other words by one position.")
 
 def _from_template(
@@ -634,7 +742,8 @@ def _from_template(
     In `corrupt`, `"A"` means A wherever it stands, and `"A.2"` its second place only. The clean prompts do not depend on `corrupt`.
     Raises `ValueError` for placeholders without words and words without placeholders, for names that are more than one token
     (showing the split), too few words for `n` different prompts, and for what `from_pairs` raises it for."""
-    _check_n(n); _check_seed(seed)
+    whole("n", n, least=1)
+    whole("seed", seed, least=0)
     tokenizer = _tokenizer(tokenizer)
     chosen = dict(template) if isinstance(template, dict) else {t: t for t in _listed(template, "template")}
     parsed = [_parse(t) for t in chosen.values()]
@@ -757,14 +866,14 @@ def _corrupt_mrs(tokenizer, corruption, literals, keys, values, right, wrong, po
 def _answers(template, keys):
     "The placeholders of the right and the wrong answer: the last two subjects."
     subjects = _subjects(keys)
-    if len(subjects) < 2: raise ValueError(f"templates: {template!r} needs two subjects at least ({{S1}}, {{S2}}, ...) and has {len(subjects)}.")
+    if len(subjects) < 2: raise ValueError(f"templates: {short(template)} needs two subjects at least ({{S1}}, {{S2}}, ...) and has {len(subjects)}.")
     return subjects[-1], subjects[-2]
 
 def _alias(template, keys, cue_subject):
     "Which subject `{cue_name}` stands for."
     if "cue_name" not in keys: return {}
     source = _subjects(keys[:keys.index("cue_name")])
-    if not source: raise ValueError(f"templates: {template!r} names a subject in its cue before there is one; put {{S1}} before {{cue_name}}.")
+    if not source: raise ValueError(f"templates: {short(template)} names a subject in its cue before there is one; put {{S1}} before {{cue_name}}.")
     if cue_subject in ("last", "first"): return {"cue_name": source[-(cue_subject == "last")]}
     if cue_subject in source: return {"cue_name": cue_subject}
     raise ValueError(f"cue_subject: {cue_subject!r} is no subject of the source part; choose 'last', 'first' or one of {source}.")
@@ -789,7 +898,9 @@ def mrs_task(
     The clean prompts depend on `n`, `seed`, and the words and templates, and not on the corruption.
     Raises `ValueError` where a name is not one token, clean and corrupted differ in length, the answers are equal,
     a placeholder has no value or fewer than `n` prompts are possible."""
-    _check_n(n); _check_seed(seed); _check_corruption(corruption, MRS_CORRUPTIONS)
+    whole("n", n, least=1)
+    whole("seed", seed, least=0)
+    one_of("corruption", corruption, MRS_CORRUPTIONS)
     chosen = _templates(templates, MRS_TEMPLATES, {"pilot": MRS_TEMPLATES["pilot"]})
     variants, right_wrong = [], []
     for template in chosen.values():
@@ -824,7 +935,7 @@ def _in_order(template, order):
     "An IOI template with its first two names in the order ABBA (IO first) or BABA (S first)."
     literals, keys = _parse(template)
     if keys.count("IO") != 1 or keys.count("S") != 2 or [k for k in keys if k in ("IO", "S")][-1] != "S":
-        raise ValueError(f"templates: {template!r} is no IOI template; it needs {{IO}} once and {{S}} twice, the second {{S}} last of the three.")
+        raise ValueError(f"templates: {short(template)} is no IOI template; it needs {{IO}} once and {{S}} twice, the second {{S}} last of the three.")
     io, s = keys.index("IO"), keys.index("S")
     if (order == "ABBA") != (io < s): keys[io], keys[s] = "S", "IO"
     return _fill(literals, [f"{{{k}}}" for k in keys])
@@ -844,8 +955,10 @@ def ioi_task(
     Named positions: `IO`, `S1`, `S1+1`, `S2`, `END`. Templates may be written in either order.
     The clean prompts depend on `n`, `seed`, `order`, the words and templates, and not on the corruption.
     Raises `ValueError` as `mrs_task` does."""
-    _check_n(n); _check_seed(seed); _check_corruption(corruption, IOI_CORRUPTIONS)
-    if order not in ("ABBA", "BABA", "mixed"): raise ValueError(f"order: {order!r} is unknown; choose 'ABBA', 'BABA' or 'mixed'.")
+    whole("n", n, least=1)
+    whole("seed", seed, least=0)
+    one_of("corruption", corruption, IOI_CORRUPTIONS)
+    one_of("order", order, ("ABBA", "BABA", "mixed"))
     chosen = _templates(templates, IOI_TEMPLATES, dict(IOI_TEMPLATES))
     rng, variants, titles = np.random.default_rng(seed), [], []
     for title in [list(chosen)[i] for i in rng.permutation(len(chosen))]:
@@ -886,7 +999,7 @@ def survey_template(
 )->str: # a template
     "The template of a family of prompts: source sentences, cue sentence, target sentences, and the beginning of a cue sentence."
     for argument, value, known in (("cue", cue, ("present", "absent", "changed")), ("descriptions", descriptions, ("repeated", "different", "titles")), ("subject", subject, ("first", "last"))):
-        if value not in known: raise ValueError(f"{argument}: {value!r} is unknown; choose one of {list(known)}.")
+        if value not in known: raise ValueError(f"{argument}: {short(value)} is unknown; choose one of {list(known)}.")
     if source < 1 or target < 0: raise ValueError(f"source: {source} and target: {target} subjects are impossible; a source of at least 1 and a target of at least 0 are needed.")
     letter, article = ("T", "") if descriptions == "titles" else ("D", "a ")
     def sentence(number, description):
@@ -934,7 +1047,7 @@ def predictions(
     "The most probable next tokens of each prompt."
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     top = _next_token(model, _encode(model.tokenizer, prompts)).topk(k)
-    return pd.DataFrame([(prompt, r + 1, model.tokenizer.decode([int(top.indices[i, r])]), float(top.values[i, r]))
+    return pd.DataFrame([(prompt, r + 1, token_as_text(model.tokenizer, top.indices[i, r]), float(top.values[i, r]))
                          for i, prompt in enumerate(prompts) for r in range(k)], columns=["prompt", "rank", "token", "probability"])
 
 def _kinds(k):
@@ -957,7 +1070,8 @@ def survey(
     `probability` [family, kind, prompt], of all subjects of the kind, and for `none` what is left; NaN where a family has no such kind;
     `text` and `token` [family, prompt]. Over prompts: `share` [family, kind] with `share_low` and `share_high`
     (Wilson's 95 % interval), and `mean`, `low` and `high` of the probability (bootstrap)."""
-    _check_n(n); _check_seed(seed)
+    whole("n", n, least=1)
+    whole("seed", seed, least=0)
     tokenizer, families = model.tokenizer, SURVEY if families is None else families
     if not families: raise ValueError("families: none given; give a dict family -> template, or None for the default.")
     shape = (len(families), len(KINDS), n)
@@ -981,7 +1095,7 @@ def survey(
             hit = np.flatnonzero(ids[i].numpy() == int(best[i]))
             top[f, kinds[hit[0]] if len(hit) else 3, i] = 1
         top[f, [k for k in range(3) if k not in kinds]] = np.nan
-        text.append(texts); token.append([tokenizer.decode([int(b)]) for b in best]); count.append(len(subjects))
+        text.append(texts); token.append([token_as_text(tokenizer, b) for b in best]); count.append(len(subjects))
     attrs = provenance(model, n=n, seed=seed, unit="share of prompts")
     ds = xr.Dataset({"top": (("family", "kind", "prompt"), top), "probability": (("family", "kind", "prompt"), probability),
                      "text": (("family", "prompt"), np.array(text, dtype=object)), "token": (("family", "prompt"), np.array(token, dtype=object))},

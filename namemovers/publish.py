@@ -335,7 +335,7 @@ def _interactive(fig, inches, height, aspect, title, about, named) -> str:
 
 # %% ../nbs/core/publish.ipynb #e6e674f9
 def read_provenance(
-    path: str | Path, # a file of `save_figure`, `save_table` (LaTeX) or `export_page`
+    path: str | Path, # a file of `save_figure`, of `save_table` (LaTeX), or a page of `namemovers export`
 ) -> dict:
     """What a file says of where it came from: the provenance of its results, its title, and `made_by`, the version that wrote it.
 

@@ -22,11 +22,12 @@ def provenance(
     task=None,    # the task measured on, if there is one
     **extra,      # whatever else the measurement depends on, e.g. `site="z"`
 ) -> dict:
-    """Where a result comes from, for its `attrs`: model, hash of its weights, task, versions.
+    """Where a result comes from, for its `attrs`: model, hash of its weights, whether it is GPT-2 small, task, versions.
 
     Holds no time and no place, so that the same settings give the same result to the byte."""
     from namemovers.model import model_name, weights_hash
-    attrs: dict = dict(model=model_name(model), weights_hash=weights_hash(model))
+    from namemovers.published import unlike_gpt2_small
+    attrs: dict = dict(model=model_name(model), weights_hash=weights_hash(model), gpt2_small=int(not unlike_gpt2_small(model)))
     if task is not None:
         attrs |= dict(task=task.name, n=len(task), seed=task.seed, corruption=task.corruption)
     for package in ("namemovers", "torch", "transformer_lens", "transformers"):

@@ -1,17 +1,21 @@
 """The tasks: words, templates, corruptions, positions, errors; the survey."""
 
+import itertools
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from conftest import gpt2_tokenizer, small_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -245,6 +249,67 @@ def test_subset(tokenizer):
     assert task[2:4].clean == task.clean[2:4] and part.names == [task.names[3], task.names[9]] and "n=2" in repr(part)
     with pytest.raises(IndexError): task[10]
     with pytest.raises(ValueError): task[5:5]
+
+
+@pytest.mark.parametrize("make", [list, np.array, torch.tensor, lambda m: xr.DataArray(m, dims="prompt"), pd.Series], ids=["list", "numpy", "torch", "xarray", "pandas"])
+def test_a_mask_selects_prompts(make):
+    task = mrs_task(ANY, n=6)
+    part = task[make([False, True, False, False, True, True])]
+    assert part.clean == [task.clean[i] for i in (1, 4, 5)] and part.correct.tolist() == task.correct[[1, 4, 5]].tolist()
+    for wrong in (make([True] * 5), make([False] * 6), make([0.0, 1.0])):
+        with pytest.raises(ValueError, match="^index: "): task[wrong]
+    assert [one.clean[0] for one in task] == task.clean  # a loop over a task ends
+
+
+def seconds(call, limit=2):
+    "What a call that must be refused says, in time."
+    start = time.perf_counter()
+    with pytest.raises(ValueError) as caught: call()
+    assert time.perf_counter() - start < limit
+    return str(caught.value)
+
+
+TOO_FEW = {
+    "one description for two": (lambda t: mrs_task(t, n=2, descriptions=["teacher"]), r"\{D1\} and \{D2\} .* need 2 different words and have \['teacher'\]"),
+    "two placeholders share a word": (lambda t: mrs_task(t, n=2, words={"D1": "teacher", "D2": ["teacher"]}), r"need 2 different words and have \['teacher'\]"),
+    "three share two": (lambda t: mrs_task(t, n=1, names={"S1": ["Bob", "John"], "S3": ["Bob", "John"], "S4": ["John", "Bob"]}), r"\{S1\} and \{S3\} and \{S4\} .* need 3 different words"),
+    "too few names": (lambda t: mrs_task(t, n=1, names=["Bob", "John", "Mary"]), "need 4 different words"),
+    "one word each, a template": (lambda t: data.Task.from_template("{A} and {B} left. {B} called", dict(A=["Mary"], B=["Mary"]), ("A", "B"), ("A", "B"), t), "need 2 different words"),
+    "very many, few names": (lambda t: mrs_task(t, n=500_000, names=NAMES[:6]), "only 360 different"),
+    "very many, IOI": (lambda t: ioi_task(t, n=500_000, order="ABBA", templates="went", names=NAMES[:8], words={"PLACE": ["zoo", "park"]}), f"only {8 * 7 * 2 * len(OBJECTS)} different"),
+    "very many, a template": (lambda t: data.Task.from_template("{A} and {B} left. {B} called", dict(A=NAMES, B=NAMES), ("A", "B"), ("A", "B"), t, n=500_000), f"only {len(NAMES) * (len(NAMES) - 1)} different"),
+    "one template twice": (lambda t: mrs_task(t, n=48, names=NAMES[:4], templates={"a": MRS_TEMPLATES["pilot"], "b": MRS_TEMPLATES["pilot"]}), "only 24 different"),
+}
+
+
+@pytest.mark.parametrize("what", TOO_FEW)
+def test_too_few_is_said_before_drawing(what, monkeypatch):
+    monkeypatch.setattr(data, "_draws", lambda *_: pytest.fail("drawn"))
+    call, message = TOO_FEW[what]
+    assert re.search(message, seconds(lambda: call(ANY)))
+
+
+def test_fillings_are_counted_exactly():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        pools = {key: sorted({"abcdef"[i] for i in rng.integers(6, size=rng.integers(1, 6))}) for key in "ABCD"[: rng.integers(1, 5)]}
+        every = [words for words in itertools.product(*pools.values()) if len(set(words)) == len(words)]
+        assert data._fillings(pools, lambda a, b: True) == len(every) and bool(data._scarce(pools)) == (not every)
+        assert list(map(list, every)) == [list(d.values()) for d in data._all_draws(pools, lambda a, b: True)]
+    pools = {"S1": ["a", "b", "c"], "S2": ["b", "c"], "D1": ["a", "b"], "D2": ["a", "b"], "X": ["a", "b"]}
+    assert data._fillings(pools) == len(list(data._all_draws(pools))) == 4 * 2 * 2
+
+
+def test_prompts_that_come_out_alike_are_no_endless_search():
+    # many ways to fill the template, few different texts
+    words = {"X": ["a" * k for k in range(1, 40)], "Y": ["a" * k for k in range(1, 40)]}
+    assert "only" in seconds(lambda: mrs_task(ANY, n=500, names={"S1": "Bob", "S2": "John"}, templates="{S1} met {S2}, {X}{Y}. So", words=words))
+
+
+@pytest.mark.parametrize("template, written", [("{S1!r} met {S2}. So", "{S1!r}"), ("{S1} met {S2:>10}. So", "{S2:>10}"), ("{S1!s:3} met {S2}. So", "{S1!s:3}")])
+def test_a_template_has_no_formats(template, written):
+    for call in (lambda: mrs_task(ANY, n=1, templates=template), lambda: data.Task.from_template(template, dict(S1=NAMES, S2=NAMES), ("S1", "S2"), ("S1", "S2"), ANY)):
+        with pytest.raises(ValueError, match=re.escape(f"{written} asks for a format")): call()
 
 
 def test_token_table(tokenizer):

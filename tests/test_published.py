@@ -1,12 +1,34 @@
 """The quoted numbers against the files they were taken from."""
 
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from namemovers.published import IOI_HEADS, MRS_HEADS, SOURCES, ioi_role, pilot_prompts, published_figure, published_figures, published_grid, published_heads
+from conftest import gpt2_tokenizer
+
+from namemovers import published
+from namemovers.published import (
+    ASKED,
+    GPT2_SMALL,
+    IOI_HEADS,
+    MRS_HEADS,
+    NEAR,
+    SOURCES,
+    ioi_role,
+    is_gpt2_small,
+    pilot_prompts,
+    published_figure,
+    published_figures,
+    published_grid,
+    published_heads,
+    unlike_gpt2_small,
+)
+from namemovers.results import provenance
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 
@@ -85,3 +107,156 @@ def test_heads():
 ])
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message): call()
+
+
+# Is it GPT-2 small?
+
+
+class Stand:
+    "What `unlike_gpt2_small` reads of a model: GPT-2 small's shape and tokenizer, whatever its name."
+
+    def __init__(self, tokenizer, **shape):
+        self.cfg = SimpleNamespace(**GPT2_SMALL | shape, model_name="anything")
+        self.tokenizer = tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    found = gpt2_tokenizer()
+    if found is None:
+        pytest.skip("GPT-2's tokenizer is not beside the repository")
+    return found
+
+
+def answer(monkeypatch, tokenizer, off=0.0, token=None):
+    "As if the model answered the pilot's prompts as published, but for what is `off`."
+    rows = pilot_prompts().set_index("prompt")
+
+    def say(model, prompt):
+        p = torch.zeros(len(tokenizer))
+        p[tokenizer.encode(token or rows.token[prompt], add_special_tokens=False)[0]] = rows.probability[prompt] + off
+        return p
+
+    monkeypatch.setattr(published, "_next_token", say)
+
+
+def test_gpt2_small_is_known_by_what_it_does(monkeypatch, tokenizer):
+    answer(monkeypatch, tokenizer)
+    assert unlike_gpt2_small(Stand(tokenizer)) == ""
+    for off, near in ((NEAR - 0.001, True), (NEAR + 0.001, False), (0.001 - NEAR, True), (-0.001 - NEAR, False)):
+        answer(monkeypatch, tokenizer, off)
+        assert (unlike_gpt2_small(Stand(tokenizer)) == "") == near, off
+    answer(monkeypatch, tokenizer, token=" Nobody")
+    assert "continues" in unlike_gpt2_small(Stand(tokenizer))
+
+
+@pytest.mark.parametrize("shape", [{name: value + 1} for name, value in GPT2_SMALL.items()])
+def test_another_shape_is_another_model(monkeypatch, tokenizer, shape):
+    answer(monkeypatch, tokenizer)
+    assert unlike_gpt2_small(Stand(tokenizer, **shape)).startswith(next(iter(shape)))
+
+
+def test_another_vocabulary_is_another_model(monkeypatch, tokenizer):
+    answer(monkeypatch, tokenizer)
+    stand = Stand(SimpleNamespace(encode=lambda text, add_special_tokens: [1, 2]))
+    assert "its tokens of" in unlike_gpt2_small(stand)
+
+
+def test_the_prompts_asked_are_of_every_kind():
+    kinds = pilot_prompts().kind.iloc[list(ASKED)]
+    assert set(kinds) == {"latest", "earliest", "none"}
+
+
+def test_a_name_proves_nothing(gpt2_shape, monkeypatch):
+    "Random weights of GPT-2 small's shape under its name: not GPT-2 small, in what they measure either."
+    monkeypatch.setattr(gpt2_shape.cfg, "model_name", "gpt2")
+    assert unlike_gpt2_small(gpt2_shape)
+    attrs = provenance(gpt2_shape)
+    assert attrs["model"] == "gpt2" and attrs["gpt2_small"] == 0 and not is_gpt2_small(attrs)
+    assert not is_gpt2_small({"model": "gpt2"}) and not is_gpt2_small({"model": "openai-community/gpt2"})
+    assert is_gpt2_small({"model": "my/folder", "gpt2_small": 1})
+
+
+def test_what_a_model_says_is_read_at_the_end_of_the_prompt(mini):
+    prompt = pilot_prompts().prompt[0]
+    expected = mini(mini.to_tokens(prompt))[0, -1].softmax(-1)
+    torch.testing.assert_close(published._next_token(mini, prompt), expected.detach())
+
+
+# An independent copy: typed from Wang et al. 2022 (arXiv 2211.00593, figure 2 and section 3) and from the pilot's notes.
+
+PAPER = """
+name movers: 9.9 9.6 10.0
+negative name movers: 10.7 11.10
+S-inhibition heads: 7.3 7.9 8.6 8.10
+induction heads: 5.5 5.8 5.9 6.9
+duplicate token heads: 0.1 0.10 3.0
+previous token heads: 2.2 4.11
+backup name movers: 9.0 9.7 10.1 10.2 10.6 10.10 11.2 11.9
+"""
+
+
+def test_the_heads_of_the_paper():
+    typed = {}
+    for line in PAPER.strip().splitlines():
+        kind, heads = line.split(": ")
+        role = kind.removesuffix(" heads").removesuffix("s") if "mover" in kind else kind.removesuffix(" heads")
+        typed[role] = {tuple(map(int, h.split("."))) for h in heads.split()}
+    assert {role: set(heads) for role, heads in IOI_HEADS.items()} == typed
+    assert sum(map(len, typed.values())) == 26
+
+
+def test_the_order_that_the_paper_gives():
+    "Figure 3b: the name movers by their effect on the logits, the negative ones likewise."
+    assert IOI_HEADS["name mover"] == [(9, 9), (10, 0), (9, 6)]
+    assert IOI_HEADS["negative name mover"] == [(10, 7), (11, 10)]
+
+
+def test_the_figures_of_the_paper_and_the_pilot():
+    typed = {
+        ("ioi", "logit_diff"): 3.56, ("ioi", "accuracy"): 0.993, ("ioi", "probability"): 0.49,
+        ("ioi", "name_mover_copy_score"): 0.95, ("ioi", "average_copy_score"): 0.20,
+        ("ioi", "negative_copy_score"): 0.98, ("ioi", "average_negative_copy_score"): 0.12,
+        ("ioi", "name_mover_attention"): 0.59, ("ioi", "s_inhibition_attention"): 0.51,
+        ("ioi", "attention_output_correlation"): 0.81, ("ioi", "faithfulness"): 0.87, ("ioi", "faithfulness_gap"): 0.46,
+        ("mrs", "logit_diff"): 3.56, ("mrs", "probability"): 0.900,
+    }
+    table = published_figures()
+    assert {(r.task, r["name"]): r.value for _, r in table.iterrows()} == typed
+
+
+def test_the_heads_of_the_pilot():
+    assert MRS_HEADS == {
+        ("head_attribution", "positive"): [(9, 9), (8, 11), (10, 6)],
+        ("head_attribution", "negative"): [(10, 7), (10, 0), (11, 10)],
+        ("z", "positive"): [(8, 11), (9, 9), (4, 11), (10, 0), (8, 3)],
+        ("z", "negative"): [(10, 7), (11, 10)],
+    }
+
+
+# References
+
+ROOT = Path(__file__).parents[1]
+
+
+def cited():
+    "The arXiv numbers that any notebook names."
+    found = set()
+    for folder in ("nbs", "ioi_nbs"):
+        for path in (ROOT / folder).rglob("*.ipynb"):
+            cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+            for cell in cells:
+                found |= set(re.findall(r"arXiv[:.\s/]*(?:abs/)?(\d{4}\.\d{4,5})", "".join(cell["source"]), re.IGNORECASE))
+    return found
+
+
+@pytest.mark.parametrize("where", ["nbs/writeup.ipynb", "CITATION.cff"])
+def test_what_is_cited_is_among_the_references(where):
+    text = (ROOT / where).read_text(encoding="utf-8")
+    if where.endswith("ipynb"):
+        cells = ["".join(c["source"]) for c in json.loads(text)["cells"]]
+        text = next(c for c in cells if c.startswith("## References"))
+    assert {"2211.00593", "2310.10348"} <= cited()
+    assert not [number for number in cited() if number not in text]
+    title = "Controlling the False Discovery Rate: A Practical and Powerful Approach to Multiple Testing"
+    assert title in text
