@@ -2,9 +2,9 @@
 
 Importing torch and TransformerLens takes longer than most notebooks do, so one server process imports them once, and
 every kernel is forked from it. That server has to be single-threaded when it forks: a lock that another thread holds
-at that moment stays locked in the child for ever. So it imports and never computes, with `OMP_NUM_THREADS=1`, which also
-keeps several kernels from fighting over the cores. (Plotly looks for a notebook when its renderers are imported, so they
-are left to the kernel.)
+at that moment stays locked in the child for ever. So it imports and never computes, with `OMP_NUM_THREADS=1`, which
+also keeps several kernels from fighting over the cores. (Plotly looks for a notebook when its renderers are imported,
+so they are left to the kernel.)
 """
 
 import asyncio
@@ -214,8 +214,8 @@ async def execute(
 ) -> Any:  # the executed notebook, as nbformat reads it
     """Execute one notebook in a fresh kernel, in its own folder, and return it, outputs and all.
 
-    The file stays as it is. Raises NotebookError, which holds the notebook up to the failing cell as `.notebook`, and ImportError without
-    nbclient.
+    The file stays as it is. Raises NotebookError, which holds the notebook up to the failing cell as `.notebook`, and
+    ImportError without nbclient.
     """
     need("Running a notebook", "nbclient", "nbformat", "ipykernel")
     from . import imports  # noqa: F401  # before nbformat

@@ -1,4 +1,4 @@
-"""A page as one file: one HTML file with its interactive figures, or a PDF with the figures drawn as `save_figure` draws them.
+"""A page as one file: HTML with its interactive figures, or PDF with the figures drawn as `save_figure` draws them.
 
 Nothing is computed. Links to other notebooks and to places that do not travel with the page become plain words.
 """

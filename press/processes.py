@@ -40,7 +40,7 @@ def aside(task, *args):
 
 
 def check_settings(root: str | Path) -> None:
-    """Raise ValueError if the study of a repository cannot run with the settings at hand: load the model, make both tasks.
+    """Load the model and make both tasks: ValueError if the study of a repository cannot run with its settings.
 
     An unknown model is then one clear error and not one in every notebook, and one that has to be downloaded is
     downloaded once.

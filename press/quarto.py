@@ -1,4 +1,6 @@
-"""The processed notebooks as a project for Quarto: `python -m press.quarto build/quarto`, then `quarto render build/quarto`.
+"""The processed notebooks as a project for Quarto.
+
+`python -m press.quarto build/quarto` writes it, and `quarto render build/quarto` makes a site of it.
 
 The site of this repository is built without Quarto. Who wants its looks gets the same tidied notebooks, `_quarto.yml`
 with the list of pages to render, and the script that draws the figures.

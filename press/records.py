@@ -1,8 +1,9 @@
 """What is done already: which executed copies of notebooks still hold.
 
-An executed copy holds a record: a fingerprint of what the notebook depends on (its own source, the library, the settings,
-the weights, the pinned versions, the notebooks of earlier stages), and which results it read and wrote, with what was in
-them. While all of that is the same the notebook need not run again. Nothing in it depends on where the clone is.
+An executed copy holds a record: a fingerprint of what the notebook depends on (its own source, the library, the
+settings, the weights, the pinned versions, the notebooks of earlier stages), and which results it read and wrote, with
+what was in them. While all of that is the same the notebook need not run again. Nothing in it depends on where the
+clone is.
 """
 
 import hashlib

@@ -61,7 +61,10 @@ def rerun(
     only: list[str] | None = None,  # notebooks, as paths below root; all of them by default
     workers: int | None = None,  # notebooks at once; as many as there are cores by default
 ) -> list[Path]:  # the notebooks that failed, or show something else than what is committed
-    """Run the notebooks in a copy and print a line for each, with what failed or differs. Raises ImportError without nbclient."""
+    """Run the notebooks in a copy and print a line for each, with what failed or differs.
+
+    Raises ImportError without nbclient and nbdev.
+    """
     need("Testing notebooks", "nbclient", "nbformat", "nbdev", "ipykernel")
     from nbdev.config import get_config
 

@@ -250,7 +250,8 @@ def _run(
         stale = paths
     if stale:
         say(
-            f"{len(stale)} of {len(paths)} notebooks to run. Importing torch and TransformerLens, once for all of them ..."
+            f"{len(stale)} of {len(paths)} notebooks to run. "
+            "Importing torch and TransformerLens, once for all of them ..."
         )
         if can_fork():
             server()

@@ -607,6 +607,24 @@ def test_the_audit_finds_what_is_wrong(browser):
     page.close()
 
 
+FITS = """() => [...document.querySelectorAll('pre.sourceCode')].filter(pre => pre.scrollWidth > pre.clientWidth + 1)
+    .map(pre => pre.textContent.slice(0, 60))"""
+
+
+def test_code_is_read_without_scrolling_sideways(browser, tmp_path):
+    "A line of 120 letters stands on one line at 1300 pixels; a longer one, and any on a narrow screen, goes on below."
+    lines = ["x = '" + "y" * n + "'" for n in (1, 114, 300)]
+    folder = alone(tmp_path, *map(new_code_cell, lines))
+    site.build(folder, tmp_path / "out", root=folder)
+    height = "[...document.querySelectorAll('pre.sourceCode')].map(pre => Math.round(pre.getBoundingClientRect().height))"
+    for width in (1300, 1700, 360):
+        with Visit(browser, folder_url(tmp_path / "out"), width=width) as visit:
+            page = visit.open("index.html", draw=False)
+            assert page.evaluate(FITS) == []
+            short, full, longer = page.evaluate(height)
+            assert longer > short and (full == short) == (width > 360), (width, short, full, longer)
+
+
 def test_menu_on_a_narrow_screen_by_keyboard(browser, small):
     with Visit(browser, folder_url(small), width=360) as visit:
         page = visit.open("data.html", draw=False)
@@ -797,6 +815,7 @@ def test_a_page_for_everybody(tour, name):
     tour.page.emulate_media(color_scheme="light", reduced_motion="reduce")
     page = tour.open(name)
     wide = tour.audit()
+    assert page.evaluate(FITS) == []
     tour.tab_through()
     tour.look(360, "dark")
     narrow = tour.audit()

@@ -26,10 +26,6 @@ class _Public(NamedTuple):
     constants: list[str]
 
 
-def _is_constant(target: ast.AST) -> bool:
-    return isinstance(target, ast.Name) and target.id.isupper() and target.id[0] != "_"
-
-
 def _public(nb: dict) -> _Public:
     found = _Public("", [], [])
     for cell in nb["cells"]:
@@ -43,7 +39,8 @@ def _public(nb: dict) -> _Public:
                 first = (ast.get_docstring(node) or "").split("\n\n")[0]
                 found.names.append((node.name, first.replace("\n", " ")))
             elif isinstance(node, ast.Assign):
-                found.constants.extend(target.id for target in node.targets if _is_constant(target))  # type: ignore[attr-defined]
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+                found.constants.extend(name for name in names if name.isupper() and name[0] != "_")
     return found
 
 

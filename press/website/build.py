@@ -183,8 +183,8 @@ def build(
 
     Nothing is executed but imports and exported cells, by nbdev, to read signatures from live objects.
     Links on the site are relative: it works from a folder on disk, and from any place on a server.
-    Raises ValueError for a page of `_quarto.yml` without a notebook, for a link that leads nowhere, and for anything that
-    a page would load from outside the site; ImportError without nbdev and pypandoc.
+    Raises ValueError for a page of `_quarto.yml` without a notebook, for a link that leads nowhere, and for anything
+    that a page would load from outside the site; ImportError without nbdev and pypandoc.
     """
     root, out = _find_root(root), Path(out)
     notebooks = Path(notebooks or root).resolve()
@@ -197,7 +197,8 @@ def build(
     absent = [page.source for page in written if not (notebooks / page.source).is_file()]
     if absent:
         raise ValueError(
-            f"_quarto.yml lists {', '.join(absent)}, which {notebooks} does not hold; execute it or take it off the list."
+            f"_quarto.yml lists {', '.join(absent)}, which {notebooks} does not hold; "
+            "execute it or take it off the list."
         )
     if missing := [name for name in ("nbdev", "pypandoc") if find_spec(name) is None]:
         raise ImportError(f"Building the site needs {' and '.join(missing)}: pip install 'namemovers[notebooks,site]'.")

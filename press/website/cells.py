@@ -45,7 +45,7 @@ def _paragraphs(outputs: Sequence[dict], cells: Sequence[dict] = ()) -> list[str
 
 
 def _reading(outputs: Sequence[dict], around: _Around) -> str:
-    """The words for a reader who cannot see a figure: the first paragraph below it, else the last above it, of its section."""
+    """The words for who cannot see a figure: the first paragraph below it, else the last above it, of its section."""
     for paragraphs in (_paragraphs(outputs, around.following), _paragraphs([], around.before)[::-1]):
         for paragraph in paragraphs:
             if paragraph.startswith("#"):

@@ -128,7 +128,7 @@ _INDEX_NAME = re.compile(
 
 
 def _dataframe(table: str) -> str:
-    """pandas' HTML of a DataFrame: numbers flush right under their heading, words flush left, the index's name in its row."""
+    """pandas' HTML of a DataFrame: numbers flush right, words flush left, the index's name beside the headings."""
     table = re.sub(r' (?:border="\d+"|style="text-align: \w+;")', "", table)
     names = _INDEX_NAME.search(table)
     if names:
@@ -169,7 +169,7 @@ def _html(text: str) -> str:
 
 
 def output_data(output: dict, state: dict, reading: str = "") -> dict:
-    """The one representation of an output that the page shows, as a MIME bundle of one entry (empty: nothing to show)."""
+    """The one representation of an output that the page shows, as a bundle of one entry (empty: nothing to show)."""
     data = output.get("data", {})
     if PLOTLY in data:
         return {"text/html": figure_html(data[PLOTLY], reading)}
