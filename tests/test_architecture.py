@@ -29,7 +29,6 @@ ROOMS = [
     {"plots", "figures"},
     {"task_study", "compare", "stability", "validation", "claims"},
     {"explorer", "publish"},
-    {"study", "site"},
     {"__main__", "cli"},
 ]
 
@@ -42,7 +41,6 @@ AGAINST_THE_ORDER = {
     ("head_attribution", "plots"),
     ("head_roles", "plots"),
     ("path_patching", "edges"),
-    ("publish", "site"),
 }
 
 # modules that import each other in a circle, by name
@@ -67,10 +65,6 @@ FOREIGN_PRIVATES = {
     ("publish", "plots._summary"),
     ("publish", "plots._unit"),
     ("publish", "results._plain"),
-    ("publish", "site._READER"),
-    ("publish", "site._inline"),
-    ("publish", "site._pandoc"),
-    ("publish", "site._strip_markup"),
     ("task_study", "activation_patching._fingerprint"),
     ("validation", "model._quiet"),
 }
