@@ -12,7 +12,7 @@ import xarray as xr
 from .activation_patching import Cell, _label, cells, check_patch, effect, which_logit
 from .engine import STREAM_SITES, Reader, alike, embed, forward, ready, run_fast, run_sets, two_runs
 from .guard import guarded
-from .results import provenance
+from .results import provenance, stamp
 
 # %% ../nbs/core/attribution_patching.ipynb #0d36930f
 def _gradients(w, base, donor, first, name, read, prompts, steps):
@@ -102,7 +102,7 @@ def attribute(
     ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
     ds.attrs = provenance(model, task, measurement="attribution patching", site=site, by=by, direction=direction, metric=metric, engine="fast",
                           steps=steps, **which_logit(model, metric), approximation="first order" if steps == 1 else f"integrated gradients in {steps} steps")
-    return ds
+    return stamp(ds)
 
 # %% ../nbs/core/attribution_patching.ipynb #483f8f36
 @guarded
@@ -133,4 +133,4 @@ def patch_screened(
     out["effect"] = effect(out[metric], out.clean, out.corrupted, direction)
     out["exact"] = tuple(axes), exact.view([len(v) for v in axes.values()]).numpy()
     out.attrs = ds.attrs | {"measurement": "activation patching, screened", "screen": screen, "approximation": "first order, where `exact` is False"}
-    return out
+    return stamp(out)

@@ -20,7 +20,7 @@ from .activation_patching import effect, which_logit
 from .edges import Edge
 from .engine import MAX_ROWS, Buffers, Group, Reader, Run, alike, attention, carry, forward, mlp, norm, ready, rotate, two_runs
 from .guard import guarded
-from .results import provenance
+from .results import provenance, stamp
 from .stats import estimate, head_name, heads_in_words, q_values, summarise, top_heads
 
 # %% ../nbs/05_path_patching.ipynb #df12a2d5
@@ -251,7 +251,7 @@ def path_patch(
     said = lambda who: who if isinstance(who, str) else " ".join(head_name(*h) for h in who)
     ds.attrs = provenance(model, task, measurement="path patching", senders=said(senders), receivers=said(receivers), through_mlps=through_mlps, direction=direction,
                           metric=metric, engine="fast", **which_logit(model, metric), **({} if receivers == "logits" else {"component": component if isinstance(component, str) else list(component), "together": not apart}))
-    return ds
+    return stamp(ds)
 
 # %% ../nbs/05_path_patching.ipynb #0d5b23db
 @guarded
@@ -330,7 +330,7 @@ def trace(
     ds.attrs = provenance(model, task, measurement="trace of paths", depth=depth, k=k, component=component, least=least, senders=len(senders), through_mlps=through_mlps,
                           direction=direction, metric=metric, engine="fast", followed=followed, **which_logit(model, metric), **{a: whole.attrs[a] for a in ("confidence", "null", "n_resamples")},
                           variable="effect", n_tests=int((~np.isnan(ds.p.values)).sum()))
-    return ds
+    return stamp(ds)
 
 def _corrected(parts): # q values over all levels, NaN where there was no test
     return q_values(xr.DataArray(np.concatenate([s.p.values for s in parts]), dims="edge")).values
