@@ -32,12 +32,12 @@ import xarray as xr
 
 from . import engine as fast
 from .activation_patching import BY, DIRECTIONS, HEAD_SITES, METRICS, STREAM_SITES, cells, check_patch, effect, pick_engine
-from .copy_scores import _names_in_context, _ranks, shipped_names
+from .copy_scores import _names_in_context, _ranks, check_values, shipped_names
 from .data import Task, _encode, _runs, ioi_task, mrs_task, word_ids
 from .head_attribution import attention, head_attribution
 from .logit_lens import logit_lens, stage_words
 from .guard import guarded
-from .model import load_model, model_name, run_at_end, shipped_models, weights_hash
+from .model import biases, load_model, model_name, run_at_end, shipped_models, weights_hash
 from .path_patching import COMPONENTS, run_paths
 from .plots import DIVERGING, SEQUENTIAL, token_text, visible
 from .results import load
@@ -589,6 +589,7 @@ def _names(session, progress):
             warnings.simplefilter("ignore")
             try: tokens, at, who = _names_in_context(session.tokenizer, names, COPY_SAMPLES, 0)
             except ValueError: return None
+        check_values(session.model, ioi_task(session.tokenizer, n=2, seed=0))
         said, device, kept = ids[who], session.model.cfg.device, []
         for i in torch.arange(len(tokens)).split(64):
             progress(int(i[0]), len(tokens))
@@ -602,9 +603,11 @@ def _names(session, progress):
 def _head_copies(session, layer, head, progress, top=5):
     if (found := _names(session, progress)) is None: return None
     (resid, ids, who, k), model, ranks = found, session.model, []
+    W_V, b_V = model.W_V, biases(model, "b_V")
+    values = head * W_V.shape[1] // model.cfg.n_heads # several heads may share them
     for s in torch.arange(len(resid)).split(128):
         progress(int(s[0]), len(resid))
-        v = model.blocks[layer].ln1(resid[s]) @ model.W_V[layer, head] + model.b_V[layer, head]
+        v = model.blocks[layer].ln1(resid[s]) @ W_V[layer, values] + b_V[layer, values]
         ranks.append(_ranks((v @ model.W_O[layer, head])[None], ids[s], model))
     scores = [np.array([(np.concatenate([r[sign] for r in ranks], 1)[0, who == i, 0] < top).mean() for i in range(k)]) for sign in (0, 1)]
     return [summarise(xr.DataArray(s, dims="name", name="copy_score"), dim="name", n_resamples=RESAMPLES) for s in scores]

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch.nn.modules import module as torch_module
+from transformer_lens.hook_points import HookPoint
 
 # %% ../nbs/core/guard.ipynb #20bf9500
 WIDTH = 1024 # numbers that are summed up to one
@@ -53,7 +54,7 @@ def fingerprint(
     digest = hashlib.sha256(repr(counted).encode())
     for device in sorted({str(t.device) for t in named.values()}):
         here = {n: t for n, t in named.items() if str(t.device) == device}
-        sums = _sums(list(here.values()))
+        with session(torch.device(device).type): sums = _sums(list(here.values()))
         if not sums.isfinite().all(): _check_finite(here)
         digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -76,9 +77,11 @@ def _hooked(model) -> str | None:
     "Where somebody's hook is, or None."
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks: return "all modules (a global hook of PyTorch)"
     for name, part in _modules(model):
-        points = hasattr(part, "add_perma_hook") # a hook point: what is there was put there through TransformerLens
-        for kind in _HOOKS:
-            if any(points or not _own(f) for f in vars(part)[kind].values()): return points and part.name or name
+        hooks = [f for kind in _HOOKS for f in vars(part)[kind].values()]
+        if isinstance(part, HookPoint): # TransformerLens wraps what it is given
+            hooks += [handle.user_hook for handle in (*part.fwd_hooks, *part.bwd_hooks) if handle.user_hook is not None]
+            name = part.name or name
+        if not all(map(_own, hooks)): return name
         if "forward" in vars(part) and not _own(vars(part)["forward"]): return f"{name} (its forward was replaced)"
     return None
 
@@ -156,7 +159,7 @@ def guard(
 
 # %% ../nbs/core/guard.ipynb #7bb179f9
 @contextlib.contextmanager
-def _session(device_type: str):
+def session(device_type: str):
     "Settings of the session that would change numbers, put aside."
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     with contextlib.ExitStack() as stack:
@@ -208,7 +211,7 @@ def guarded(
         given |= given.pop("how", {}) # further arguments by name
         model = given.get("model", getattr(given.get("self"), "model", None))
         device = str(getattr(getattr(model, "cfg", None), "device", None) or "cpu")
-        with _session(torch.device(device).type):
+        with session(torch.device(device).type):
             if not isinstance(model, (str, Path)): _look(model, given)
             outer = _inside.set(model)
             try: return f(*arguments, **more)
