@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 
+from .model import taken_from_logits
+
 # %% ../nbs/core/engine.ipynb #1876a16b
 class Layer(NamedTuple):
     "One layer's linear maps, [in, out], with their biases."
@@ -49,6 +51,7 @@ class Weights:
     b_U: torch.Tensor            # [token]
     n_heads: int
     eps: float                   # of all LayerNorms
+    taken: tuple | None          # from every logit, as `model.taken_from_logits` gives it; None where it is not known
     @property
     def n_layers(self) -> int: return len(self.layers) # layers
     @property
@@ -129,7 +132,7 @@ def weights_of(
     return Weights([_layer(block, model.cfg.d_model) for block in model.blocks], model.W_E.detach(),
                    model.W_pos.detach() if model.cfg.positional_embedding_type == "standard" else None, _rotary(model),
                    bool(model.cfg.parallel_attn_mlp), GELU[model.cfg.act_fn], final.weight.detach(), final.bias.detach(),
-                   model.W_U.detach(), model.b_U.detach(), model.cfg.n_heads, float(model.cfg.eps))
+                   model.W_U.detach(), model.b_U.detach(), model.cfg.n_heads, float(model.cfg.eps), taken_from_logits(model))
 
 @exactly
 def why_not(
@@ -248,19 +251,28 @@ class Reader:
     "Turns the residual stream at END into the metric."
     def __init__(self, w, metric, correct, wrong, clean_final=None): # clean_final [prompt, d_model], for kl
         self.w, self.metric, self.correct = w, metric, correct
-        if metric in ("logit_diff", "logit"):
-            toward, bias = w.W_U[:, correct], w.b_U[correct]
-            if metric == "logit_diff": toward, bias = toward - w.W_U[:, wrong], bias - w.b_U[wrong]
-            self.toward, self.bias = (w.w_final[:, None] * toward).T.contiguous(), bias + w.b_final @ toward
         self.clean_final = clean_final
+        if metric not in ("logit_diff", "logit"): return
+        toward, bias = w.W_U[:, correct], w.b_U[correct] # [d_model, prompt], [prompt]
+        if metric == "logit_diff":
+            toward = toward - w.W_U[:, wrong]
+            bias = bias - w.b_U[wrong]
+        self.bias = bias + w.b_final @ toward
+        self.toward = (w.w_final[:, None] * toward).T.contiguous() # [prompt, d_model]
+        if metric == "logit" and w.taken:
+            self.toward = self.toward + w.taken[0]
+            self.bias = self.bias + w.taken[1]
 
     def __call__(self, x, prompts): # x [row, d_model], prompts [row] -> [row]
-        if self.metric in ("logit_diff", "logit"): return (norm(self.w, x.to(self.toward.dtype)) * self.toward[prompts]).sum(-1) + self.bias[prompts]
+        if self.metric in ("logit_diff", "logit"):
+            x = norm(self.w, x.to(self.toward.dtype))
+            return (x * self.toward[prompts]).sum(-1) + self.bias[prompts]
         return torch.cat([self.whole(*part) for part in zip(x.split(64), prompts.split(64))])
 
     def whole(self, x: torch.Tensor, prompts: torch.Tensor) -> torch.Tensor: # [row]
         "The metrics that read all logits, of the stream `x` [row, d_model] and the `prompts` that the rows are of [row]."
-        y, correct = logits(self.w, x), self.correct[prompts, None]
+        y = logits(self.w, x)                   # [row, token]
+        correct = self.correct[prompts, None]
         if self.metric == "prob": return y.softmax(-1).gather(1, correct)[:, 0]
         if self.metric == "rank": return (y > y.gather(1, correct)).sum(-1).float()
         clean = logits(self.w, self.clean_final[prompts]).log_softmax(-1)
