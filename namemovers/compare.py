@@ -13,7 +13,7 @@ import xarray as xr
 from .published import is_gpt2_small  # noqa: F401  # pages import it from here
 from .results import load
 from .settings import Settings, settings
-from .stats import estimate, head_name, heads_in_words, overlap, rank_correlation, summarise, top_heads
+from .stats import estimate, head_name, heads_in_words, overlap, rank_correlation, summarise, top_heads, untested
 
 # %% ../nbs/core/compare.ipynb #fbcec375
 #: in the order of the tables
@@ -88,33 +88,36 @@ def evidence(
 
     Returns `mean`, `low`, `high`, `q`, `significant`, `n` over [task, measure, layer, head]: `task` is "mrs" or "ioi",
     `measure` "attribution" (direct logit attribution, in logits) or "patching" (normalised effect of restoring `z`).
-    `significant` is after Benjamini-Hochberg over the heads of one task and measure. `attrs` are those of the MRS attribution.
-    Raises FileNotFoundError, naming the missing result, when a step has not run."""
+    `significant` is after Benjamini-Hochberg over the heads of one task and measure. `attrs` are those of the MRS attribution, and
+    `untested`: why nothing could be significant.
+    Raises FileNotFoundError, naming the missing result, when a step has not run, and ValueError for results that are not of one study."""
+    results = load_study([f"{task}_{name}" for task in TASKS for name, _ in MEASURES.values()], folder)
     def one(task, method):
         name, var = MEASURES[method]
-        return summarise(load(f"{task}_{name}", folder)[var])
-    rows = [xr.concat([one(t, m) for m in MEASURES], dim="measure", combine_attrs="override") for t in TASKS]
-    found = xr.concat(rows, dim="task", combine_attrs="override").assign_coords(task=list(TASKS), measure=list(MEASURES))
-    attrs = load(f"{TASKS[0]}_{MEASURES['attribution'][0]}", folder).attrs
-    return found.assign_attrs(attrs)
+        return summarise(results[f"{task}_{name}"][var])
+    rows = [xr.concat([one(task, m) for m in MEASURES], dim="measure", combine_attrs="override", coords="minimal", compat="override") for task in TASKS]
+    found = xr.concat(rows, dim="task", combine_attrs="override", coords="minimal", compat="override")
+    attrs = results[f"{TASKS[0]}_{MEASURES['attribution'][0]}"].attrs
+    return found.assign_coords(task=list(TASKS), measure=list(MEASURES)).assign_attrs(attrs)
 
 # %% ../nbs/core/compare.ipynb #e164b03c
 def headline(
     folder=None, # where the results are; those of the model in the settings by default
     k: int = 3,  # heads a method
 ) -> pd.DataFrame: # a row a task
-    """The study in two rows: mean logit difference with its 95 % interval, and the top heads by each method.
+    """The study in two rows: mean logit difference with its 95 % interval, and the top heads by each method, their means alone.
 
-    Attribution and patching name significant positive heads only, and say "none" where there is none;
-    the copy score names the k highest heads of the model, with their scores."""
+    Attribution and patching name significant positive heads only, and say "none" where there is none, or that it is untested;
+    the copy score names the k highest heads of the model, with their scores. Raises as `evidence` does."""
     seen = evidence(folder)
-    scores = load("copy_scores", folder).copy_score.mean("name")
-    copying = ", ".join(f"{head_name(l, h)} {estimate(scores.sel(layer=l, head=h))}" for l, h in top_heads(scores, k))
+    loaded = load_study(["copy_scores", *[f"{task}_head_attribution" for task in TASKS]], folder)
+    scores = loaded["copy_scores"].copy_score.mean("name")
+    copying = ", ".join(f"{head_name(*h)} {estimate(scores.sel(layer=h[0], head=h[1]))}" for h in top_heads(scores, k))
     rows = []
     for task in TASKS:
-        total = summarise(load(f"{task}_head_attribution", folder).logit_diff)
-        rows.append({"task": task.upper(), "prompts": int(total["n"]), "logit difference": estimate(total),
-                     **{f"top heads by {m}": heads_in_words(seen.sel(task=task, measure=m), k=k, intervals=False) for m in MEASURES}, "top heads by copy score": copying})
+        total = summarise(loaded[f"{task}_head_attribution"].logit_diff)
+        heads = {f"top heads by {m}": heads_in_words(seen.sel(task=task, measure=m), k=k, intervals=False) for m in MEASURES}
+        rows.append({"task": task.upper(), "prompts": int(total["n"]), "logit difference": estimate(total), **heads, "top heads by copy score": copying})
     return pd.DataFrame(rows)
 
 # %% ../nbs/core/compare.ipynb #6b69cf42
@@ -124,18 +127,24 @@ def tasks_in_words(
     folder=None,       # where the results are, as for `evidence`
 ) -> str:
     """How far the two tasks use the same heads: rank correlation over heads (prompts resampled), overlap of the
-    significant ones against chance, and which of the three highest significant ones are common."""
+    significant ones against chance, and which of the three highest significant ones are common. Where the prompts are too few for
+    a test, the correlation alone, and why."""
     name, var = MEASURES[measure]
-    mrs, ioi = (load(f"{t}_{name}", folder)[var] for t in TASKS)
-    rho = rank_correlation(mrs, ioi)
-    seen = {t: found.sel(task=t, measure=measure) for t in TASKS}
-    both = overlap(*(seen[t].significant for t in TASKS))
-    best = {t: top_heads(seen[t]["mean"].where(seen[t].significant.astype(bool) & (seen[t]["mean"] > 0)), 3) for t in TASKS}
+    loaded = load_study([f"{task}_{name}" for task in TASKS], folder)
+    rho = rank_correlation(*(loaded[f"{task}_{name}"][var] for task in TASKS))
+    ranks = f"Over all {int(rho.n)} heads the rank correlation of the two tasks is {estimate(rho)}. "
+    seen = {task: found.sel(task=task, measure=measure) for task in TASKS}
+    if reason := untested(found):
+        return f"{ranks}Which heads are the same is {reason}."
+    both = overlap(*(seen[task].significant for task in TASKS))
+    positive = {task: s["mean"].where(s.significant.astype(bool) & (s["mean"] > 0)) for task, s in seen.items()}
+    best = {task: top_heads(mean, 3) for task, mean in positive.items()}
     common = [head_name(*h) for h in best["mrs"] if h in best["ioi"]]
-    return (f"Over all {int(rho.n)} heads the rank correlation of the two tasks is {estimate(rho)}. "
-            f"Significant are {both['a']} of them in MRS and {both['b']} in IOI; {both['shared']} of these are the same, where two random sets of these sizes "
-            f"would share {both['expected']:.1f} (hypergeometric p = {both['p']:.2g}). Among the three highest significant heads of each task, "
-            f"{len(common) or 'none'} {'is' if len(common) == 1 else 'are'} the same" + (f": {', '.join(common)}." if common else "."))
+    sizes = (f"Significant, of whatever size, are {both['a']} of them in MRS and {both['b']} in IOI; {both['shared']} of these are the same, where two random "
+             f"sets of these sizes would share {both['expected']:.1f} (hypergeometric p = {both['p']:.2g}). ")
+    are = "is" if len(common) == 1 else "are"
+    said = ": " + ", ".join(common) if common else ""
+    return f"{ranks}{sizes}Among the three highest significant heads of each task, {len(common) or 'none'} {are} the same{said}."
 
 # %% ../nbs/core/compare.ipynb #cbf7cd24
 def head_table(
@@ -150,8 +159,12 @@ def head_table(
     order = (abs(found["mean"]) / scale.where(scale > 0)).max(("task", "measure")).where(marked)
     rows = {}
     for l, h in top_heads(order, int(marked.sum())):
-        cell = found.sel(layer=l, head=h)
-        row = {f"{t.upper()} {m}": estimate(cell.sel(task=t, measure=m)) + ("*" if bool(cell.significant.sel(task=t, measure=m)) else "") for t in TASKS for m in MEASURES}
-        if copies is not None: row["copy score"] = f"{float(copies.copy_score.sel(layer=l, head=h).mean()):.2f}"
+        row = {}
+        for task in TASKS:
+            for m in MEASURES:
+                cell = found.sel(task=task, measure=m, layer=l, head=h)
+                row[f"{task.upper()} {m}"] = estimate(cell) + ("*" if bool(cell.significant) else "")
+        if copies is not None:
+            row["copy score"] = f"{float(copies.copy_score.sel(layer=l, head=h).mean()):.2f}"
         rows[head_name(l, h)] = row
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("head")
