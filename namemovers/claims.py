@@ -273,15 +273,15 @@ def _late(r, task):
     return verdict(meets(summarise(late - 0.5 * all_), 0.0), figure, share)
 
 # %% ../nbs/core/claims.ipynb #446516dd
-#: a rank correlation below this is no likeness, however many prompts make its interval narrow
+#: a rank correlation that stays below this is no likeness, however many heads
 ALIKE = 0.3
 
 def _rank_alike(a, b, paired=False):
-    "Two methods or tasks rank heads alike: the interval is above 0, and the correlation not small."
+    "Two methods or tasks rank heads alike: the correlation is above 0 for sure. Not so where it may be 0 and cannot be large."
     rho = rank_correlation(a, b, paired=paired)
-    figure = f"rank correlation {estimate(rho)} over {int(rho.n)} heads; asked: at least {ALIKE:g}, above 0 for sure"
-    large = meets(rho, ALIKE)
-    return verdict(None if large and float(rho.low) <= 0 else large, figure, rho)
+    figure = f"rank correlation {estimate(rho)} over {int(rho.n)} heads; asked: above 0"
+    alike = True if float(rho.low) > 0 else False if float(rho.high) < ALIKE else None
+    return verdict(alike, figure, rho)
 
 # %% ../nbs/core/claims.ipynb #e0b619c3
 def _one_prompt(r, task):
