@@ -942,6 +942,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'namemovers.settings.Settings.results': ( 'core/settings.html#settings.results',
                                                                                'namemovers/settings.py'),
                                      'namemovers.settings._find': ('core/settings.html#_find', 'namemovers/settings.py'),
+                                     'namemovers.settings._read': ('core/settings.html#_read', 'namemovers/settings.py'),
                                      'namemovers.settings._whole': ('core/settings.html#_whole', 'namemovers/settings.py'),
                                      'namemovers.settings.settings': ('core/settings.html#settings', 'namemovers/settings.py'),
                                      'namemovers.settings.slug': ('core/settings.html#slug', 'namemovers/settings.py')},
