@@ -199,7 +199,7 @@ def study(
     device: Device = None,
     update: Annotated[
         bool,
-        typer.Option("--update", help="Write the outputs into the notebooks themselves and clean them, for committing."),
+        typer.Option("--update", help="Write the outputs into the notebooks themselves, clean, for committing."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run also what has not changed since it last ran.")] = False,
     workers: Annotated[Optional[int], typer.Option(help="Notebooks at once.", show_default="as many as cores")] = None,
@@ -357,7 +357,8 @@ def models() -> None:
     Console().print(table)
     typer.echo(
         "\nAlso: a hub id of a model that TransformerLens supports, such as gpt2 "
-        "(downloaded once, then from the cache),\nor a folder in Hugging Face format with config.json, model.safetensors and tokenizer.json."
+        "(downloaded once, then from the cache),\n"
+        "or a folder in Hugging Face format with config.json, model.safetensors and tokenizer.json."
     )
 
 # %% ../nbs/core/cli.ipynb #357429d3

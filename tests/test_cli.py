@@ -90,7 +90,7 @@ def test_elsewhere_it_says_that_it_needs_a_clone(command, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(library)}
     done = subprocess.run([sys.executable, "-m", "namemovers", *command], capture_output=True, text=True, cwd=here, env=env)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "clone" in done.stderr and f"python -m namemovers {command[0]}" in done.stderr and str(here) in done.stderr
+    assert "clone" in done.stderr and f"python -m namemovers {command[0]}" in done.stderr and str(tmp_path) in done.stderr
 
 
 def test_bad_settings_file(here, capsys):
