@@ -17,6 +17,7 @@ from .activation_patching import handover, patch
 from .circuits import faithfulness
 from .compare import not_one_study
 from .data import Task, _encode, _next_token, name_token
+from .guard import guarded
 from .head_roles import evidence_in_words, heads_of_role, worst_period
 from .published import IOI_HEADS, MRS_HEADS, SOURCES, is_gpt2_small, pilot_prompts, published_figure, published_grid
 from .results import provenance
@@ -554,6 +555,7 @@ def demo_task(
     return Task.from_pairs(clean, corrupted, answers, tokenizer, positions=places, name="ioi", corruption="switch_s2")
 
 # %% ../nbs/core/claims.ipynb #68d81d3a
+@guarded
 def measure_published(
     model,                    # TransformerBridge
     task: Task | None = None, # in place of the demo's eight prompts

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from . import engine, plots
 from .activation_patching import _fingerprint, patch, say_positions
 from .copy_scores import task_copy_scores
+from .guard import guarded
 from .head_attribution import attention, head_attribution, leading_heads, subject_positions
 from .logit_lens import logit_lens, read_baseline, read_lens
 from .path_patching import path_patch
@@ -215,9 +216,10 @@ def _warn_of_few(task, model):
     needed = prompts_needed(heads)
     if len(task) < needed:
         warnings.warn(f"task has {len(task)} prompt{'s' * (len(task) != 1)}: too few for any of {heads} heads to be significant, "
-                      f"so every head stays untested; {needed} is the least.", UserWarning, stacklevel=3)
+                      f"so every head stays untested; {needed} is the least.", UserWarning, stacklevel=4)  # of who called `study`, which is wrapped
 
 # %% ../nbs/core/task_study.ipynb #07ac15e4
+@guarded
 def study(
     task,  # a `Task`: `Task.from_pairs`, `Task.from_template`, `mrs_task`, `ioi_task`
     model, # as from `load_model`
