@@ -6,6 +6,12 @@
 __all__ = ['study', 'patch', 'attribute', 'copy_scores', 'models', 'site', 'export', 'main']
 
 # %% ../nbs/core/cli.ipynb #5263e105
+import signal
+
+if __name__ == "__main__" and __spec__:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while this imports ends it at once, without a traceback
+
+import importlib
 import os
 import re
 import sys
@@ -101,35 +107,69 @@ def _print(title, rows, unit):
         table.add_row(name, f"{mean:+.3f}", "" if low != low else f"{low:+.3f} to {high:+.3f}", "yes" if significant else "")
     Console().print(table)
 
+# %% ../nbs/core/cli.ipynb #c10ae002
+def _press(module, command, s):
+    "A module of `press`; ValueError, with the remedy, where there is no clone of the repository."
+    places = [Path(__file__).resolve().parents[1], s.root]
+    found = next((place for place in places if (place / "press" / "runner.py").is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"{command} works on the notebooks of a clone of the repository, and there is none in {s.root}; "
+            f"clone it, and run `python -m namemovers {command}` in it."
+        )
+    if str(found) not in sys.path:
+        sys.path.insert(0, str(found))
+    return importlib.import_module(f"press.{module}")
+
+def _pages(s, wrong):
+    "Build the site and print the headline table; the home page, if there is one. Adds to `wrong` what went wrong."
+    processes = _press("processes", "study", s)
+    typer.echo("Building the site ...")
+    home = None
+    try:
+        home = processes.aside(processes.build_site, s.root)
+    except (ValueError, RuntimeError) as e:
+        wrong.append(f"the site could not be built: {e}")
+    typer.echo(f"\n{_press('headline', 'study', s).headline(s.results)}\n")
+    return home
+
 # %% ../nbs/core/cli.ipynb #e0b61278
 @app.command(epilog="Examples: python -m namemovers study --model gpt2 --n 20      python -m namemovers study nbs/03_head_attribution.ipynb --force")
 def study(
-    notebooks: Annotated[Optional[list[str]], typer.Argument(help="Run only these, e.g. nbs/03_head_attribution.ipynb; without them all run, and the site is built.", show_default=False)] = None,
-    model: Model = None, n: N = None, seed: Seed = None, corruption: Corruption = None, device: Device = None,
-    update: Annotated[bool, typer.Option("--update", help="Write the outputs into the notebooks themselves and clean them, for committing.")] = False,
+    notebooks: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            help="Run only these, e.g. nbs/03_head_attribution.ipynb; without them all run, and the site is built.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    n: N = None,
+    seed: Seed = None,
+    corruption: Corruption = None,
+    device: Device = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Write the outputs into the notebooks themselves and clean them, for committing.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run also what has not changed since it last ran.")] = False,
     workers: Annotated[Optional[int], typer.Option(help="Notebooks at once.", show_default="as many as cores")] = None,
 ) -> None:
-    """Run every notebook, save the results, build the site, print the headline table.
+    """Run every notebook, save the results, build the site, print the headline table (in a clone of the repository).
 
     Results go to results/<model>/, notebooks with their outputs to results/<model>/notebooks/, the site to _site/.
-    What is unchanged since it last ran is not run again, so an interrupted study goes on where it stopped.
-    Exit status 1 if a notebook failed; the others run all the same."""
-    from namemovers import study as st
+    What is unchanged since it last ran is not run again, so an interrupted study goes on where it stopped, by whole notebooks.
+    Exit status 1 if a notebook failed; only those that read what it saves do not run."""
     s = _use(model, n, seed, corruption, device)
     typer.echo(f"Study of {s.model}: n = {s.n}, seed {s.seed}, corruption {s.corruption}")
-    failures = st.run(s.root, notebooks, update, force, workers)
-    wrong = [f"failed: {f}" for f in failures]
+    failures = _press("runner", "study", s).run(s.root, notebooks, update, force, workers)
+    wrong = [f"failed: {failure}" for failure in failures]
     home = None
     if not notebooks:
-        typer.echo("Building the site ...")
-        try:
-            home = st.aside(st.site, s.root)
-        except (ValueError, RuntimeError) as e:
-            wrong.append(f"the site could not be built: {e}")
-        typer.echo(f"\n{st.headline(s.results)}\n")
-    for line in wrong: typer.echo(line, err=True)
-    if home: typer.echo(f"Home page: {home}")
+        home = _pages(s, wrong)
+    for line in wrong:
+        typer.echo(line, err=True)
+    if home:
+        typer.echo(f"Home page: {home}")
     raise typer.Exit(1 if wrong else 0)
 
 # %% ../nbs/core/cli.ipynb #807d16da
@@ -232,51 +272,82 @@ def site(
     model: Model = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("_site"),
 ) -> None:
-    """Build the site from the notebooks as the study last executed them, or else as they are in the repository."""
-    from namemovers import study as st
+    """Build the site from the notebooks as the study last executed them, or else as they are in the repository (in a clone)."""
     s = _use(model)
-    typer.echo(f"Home page: {st.aside(st.site, s.root, out.resolve())}")
+    processes = _press("processes", "site", s)
+    typer.echo(f"Home page: {processes.aside(processes.build_site, s.root, out.resolve())}")
 
 # %% ../nbs/core/cli.ipynb #9d1c44e7
+def _executed(notebook, s):
+    "The file of a notebook, as a path or as the name of one of the study, as it was last executed with these settings."
+    path = Path(notebook)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path
+    wanted = path.with_suffix("").as_posix()
+    every = _press("notebooks", "export", s).notebooks(s.root)
+    there = [p for p in every if f"/{p.with_suffix('').as_posix()}".endswith(f"/{wanted}")]
+    if len(there) != 1:
+        found = f"{len(there)}: {', '.join(map(str, there))}" if there else "none"
+        raise ValueError(f"NOTEBOOK must name one notebook, such as writeup, but {wanted!r} names {found}.")
+    executed = s.results / "notebooks" / there[0]
+    return executed if executed.is_file() else s.root / there[0]
+
+def _shown(s):
+    "The study's first results, whose provenance a page has."
+    from namemovers.results import load
+    found = []
+    for task in ("mrs", "ioi"):
+        try:
+            found.append(load(f"{task}_logit_lens", s.results))
+        except FileNotFoundError:
+            pass
+    return found
+
 @app.command(epilog="Examples: python -m namemovers export writeup --to writeup.pdf      python -m namemovers export ioi_nbs/comparison --to comparison.html")
 def export(
-    notebook: Annotated[str, typer.Argument(help="A notebook of the study, e.g. writeup, or the path of any executed notebook.", show_default=False)],
-    to: Annotated[Path, typer.Option("--to", "-t", help="The file to write: x.html (figures interactive) or x.pdf (needs Chromium).", show_default=False)],
+    notebook: Annotated[
+        str, typer.Argument(help="A notebook of the study, e.g. writeup, or the path of any executed notebook.", show_default=False)
+    ],
+    to: Annotated[
+        Path, typer.Option("--to", "-t", help="The file to write: x.html (figures interactive) or x.pdf (needs Chromium).", show_default=False)
+    ],
     paper: Annotated[str, typer.Option(help="Of a PDF: a4 or letter.")] = "a4",
     model: Model = None,
 ) -> None:
-    """Write a page as one file, complete by itself: HTML or PDF.
+    """Write a page as one file, complete by itself: HTML or PDF (in a clone).
 
     Of a notebook of the study, as the study last executed it with this model, or else as it is in the repository. Nothing is computed."""
     s = _use(model)
-    from namemovers.publish import export_page
-    from namemovers.results import load
-    from namemovers.study import notebooks
-    path = Path(notebook)
-    if not (path.suffix == ".ipynb" and path.is_file()):
-        wanted = path.with_suffix("").as_posix()
-        there = [p for p in notebooks(s.root) if f"/{p.with_suffix('').as_posix()}".endswith(f"/{wanted}")]
-        if len(there) != 1: raise ValueError(f"NOTEBOOK must name one notebook, such as writeup, but {wanted!r} names " + (f"{len(there)}: {', '.join(map(str, there))}." if there else "none."))
-        executed = s.results / "notebooks" / there[0]
-        path = executed if executed.is_file() else s.root / there[0]
-    shown = []  # what a page reports has the provenance of the study's first results
-    for task in ("mrs", "ioi"):
-        try: shown.append(load(f"{task}_logit_lens", s.results))
-        except FileNotFoundError: pass
-    try: typer.echo(f"Page: {export_page(path, to, paper=paper, result=shown)}")
-    except (RuntimeError, ImportError) as e: raise ValueError(str(e)) from e
+    page = _press("page", "export", s)
+    try:
+        written = page.export_page(_executed(notebook, s), to, paper=paper, result=_shown(s))
+    except (RuntimeError, ImportError) as e:
+        raise ValueError(str(e)) from e
+    typer.echo(f"Page: {written}")
 
 # %% ../nbs/core/cli.ipynb #576d37d0
+def _told(error: Exception) -> str | None:
+    "What is said of an error in one line; None for a defect, which keeps its traceback."
+    if hasattr(error, "format_message"):
+        return error.format_message()
+    if isinstance(error, (ValueError, OSError)) or "pip install" in str(error):
+        return str(error)
+    return None
+
 def main(
     args: list[str] | None = None, # the command line, without the program's name; `sys.argv` by default
 ) -> NoReturn:
     "Run the command line, and leave with its exit status: 2 for a bad argument, 1 for a failed study."
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = app(args, prog_name="python -m namemovers", standalone_mode=False)
     except Exception as e:
-        wrong = e.format_message() if hasattr(e, "format_message") else str(e) if isinstance(e, (ValueError, OSError)) or "pip install" in str(e) else None
-        if wrong is None: raise
-        if wrong: print(f"namemovers: {' '.join(wrong.split())}", file=sys.stderr)
+        wrong = _told(e)
+        if wrong is None:
+            raise
+        if wrong:
+            print(f"namemovers: {' '.join(wrong.split())}", file=sys.stderr)
         status = 2
     sys.exit(status if isinstance(status, int) else 0)
 

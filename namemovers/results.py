@@ -9,11 +9,11 @@ __all__ = ['provenance', 'save', 'load']
 import importlib.metadata
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import xarray as xr
 
+from .files import whole
 from .settings import settings, slug
 
 # %% ../nbs/core/results.ipynb #4cf185bf
@@ -56,8 +56,17 @@ def _unpack(attrs: dict) -> dict:
 
 # %% ../nbs/core/results.ipynb #33160c72
 def _path(name: str, folder) -> Path:
-    if not name or Path(name).name != name: raise ValueError(f"name must be a plain file name such as 'mrs_logit_lens', but it is {name!r}; give another place by folder=.")
+    if not name or Path(name).name != name:
+        raise ValueError(
+            f"name must be a plain file name such as 'mrs_logit_lens', but it is {name!r}; give another place by folder=."
+        )
     return Path(folder) / f"{name.removesuffix('.nc')}.nc"
+
+def _tell(what: str, path: Path) -> None:
+    "Tell the runner of notebooks, where there is one, that a result is read or written."
+    if listener := os.environ.get("NAMEMOVERS_TRACE"):
+        with open(listener, "a", encoding="utf-8") as f:
+            f.write(json.dumps([what, str(path.resolve())]) + "\n")
 
 # %% ../nbs/core/results.ipynb #eea36da9
 def save(
@@ -67,36 +76,81 @@ def save(
 ) -> Path:
     """Save a result as netCDF and return its path.
 
-    The file appears whole or not at all, so a reader never meets half a result."""
-    folder = Path(folder) if folder else settings().root / "results" / slug(str(ds.attrs.get("model", settings().model)))
+    The file appears whole or not at all, so a reader never meets half a result.
+    Raises OSError, in one sentence, where it cannot be written (disk full, folder read-only)."""
+    if not folder:
+        folder = settings().root / "results" / slug(str(ds.attrs.get("model", settings().model)))
     path = _path(name, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     out = ds.copy()
     out.attrs = _pack(ds.attrs)
-    for v in out.variables: out[v].attrs = _pack(ds[v].attrs)
-    handle, part = tempfile.mkstemp(dir=folder, prefix=f".{path.stem}-", suffix=".nc")
-    os.close(handle)
-    try:
-        out.to_netcdf(part, engine="h5netcdf", encoding={v: {"zlib": True} for v in out.data_vars if out[v].dtype.kind in "iufb" and out[v].ndim})
-        os.chmod(part, 0o644)  # mkstemp makes files that only their owner can read
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    for v in out.variables:
+        out[v].attrs = _pack(ds[v].attrs)
+    numbers = [v for v in out.data_vars if out[v].dtype.kind in "iufb" and out[v].ndim]
+    with whole(path) as part:
+        out.to_netcdf(part, engine="h5netcdf", encoding={v: {"zlib": True} for v in numbers})
+    _tell("written", path)
     return path
+
+# %% ../nbs/core/results.ipynb #5e77a1c1
+def _asked(name: str, attrs: dict) -> dict:
+    "What the settings say of a result of the study, under the names of its provenance."
+    s = settings()
+    if not (s.root / "settings.ini").is_file():  # no study is at home here
+        return {}
+    task = attrs.get("task")
+    if task is None:
+        return dict(seed=s.seed) if "seed" in attrs else {}
+    if not name.startswith(f"{task}_"):  # a name that no notebook of the study gives
+        return {}
+    # Of one prompt on purpose, as its name says.
+    wanted = dict(n=1 if name.endswith("_n1") else s.n, seed=s.seed)
+    return wanted | dict(corruption=s.corruption) if task == "mrs" else wanted
+
+def _fits(path: Path, attrs: dict) -> None:
+    "Raise ValueError for a result that was saved with other settings than those at hand."
+    for key, wanted in _asked(path.stem, attrs).items():
+        if attrs.get(key) != wanted:
+            raise ValueError(
+                f"The result {path} was saved with {key} = {attrs.get(key)!r}, but the settings ask for {wanted!r}; "
+                "run `make study` with these settings, or load it from a folder of its own."
+            )
+
+# %% ../nbs/core/results.ipynb #5e77a1c2
+def _opened(path: Path) -> xr.Dataset:
+    "What a file holds, as `save` was given it. Raises ValueError, with path and remedy, for a file that is damaged."
+    try:
+        ds = xr.load_dataset(path, engine="h5netcdf")
+        ds.attrs = _unpack(ds.attrs)
+        for v in ds.variables:
+            ds[v].attrs = _unpack(ds[v].attrs)
+    except PermissionError:
+        raise ValueError(f"The result {path} cannot be read; change its permissions.") from None
+    except Exception as e:  # whatever HDF5, netCDF or JSON make of a damaged file
+        raise ValueError(
+            f"The result {path} is damaged ({type(e).__name__}); remove it, and run the notebook that saves it, or `make study`."
+        ) from None
+    return ds
 
 # %% ../nbs/core/results.ipynb #1f99362a
 def load(
     name: str,                        # e.g. "mrs_logit_lens"
     folder: str | Path | None = None, # `results/<model>/` of the model in the settings by default
 ) -> xr.Dataset:
-    "Load a result saved by `save`. Raises FileNotFoundError, naming what is there, when there is none."
-    folder = Path(folder) if folder else settings().results
+    """Load a result saved by `save`.
+
+    Raises FileNotFoundError, naming what is there, when there is none; ValueError for a file that is damaged, and, in the
+    folder of the settings' own results, for a result of other settings (prompts, seed, corruption)."""
+    own = settings().results
+    folder = Path(folder) if folder else own
     path = _path(name, folder)
+    _tell("read", path)
     if not path.is_file():
         there = sorted(p.stem for p in folder.glob("*.nc") if not p.name.startswith("."))
-        raise FileNotFoundError(f"There is no result {path.stem!r} in {folder} (there: {', '.join(there) or 'nothing'}); run the notebook that saves it, or `make study`.")
-    ds = xr.load_dataset(path, engine="h5netcdf")
-    ds.attrs = _unpack(ds.attrs)
-    for v in ds.variables: ds[v].attrs = _unpack(ds[v].attrs)
+        raise FileNotFoundError(
+            f"There is no result {path.stem!r} in {folder} (there: {', '.join(there) or 'nothing'}); "
+            "run the notebook that saves it, or `make study`."
+        )
+    ds = _opened(path)
+    if folder.resolve() == own.resolve():
+        _fits(path, ds.attrs)
     return ds

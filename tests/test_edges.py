@@ -314,12 +314,13 @@ def test_top_edges():
 # Attribution
 
 
-def test_the_gradient_is_that_of_finite_differences(model):  # noqa: F811
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_the_gradient_is_that_of_finite_differences(model, ablation):  # noqa: F811
     """Each edge carries a little less of its sender: the slope is the estimate."""
     task, g = a_task(model, n=3), graph(model)
-    estimate = attribute_edges(model, task)
+    estimate = attribute_edges(model, task, ablation=ablation)
     change = estimate.logit_diff - estimate.clean
-    ablated, step = ablated_values(model, task, "resample"), 0.02
+    ablated, step = ablated_values(model, task, ablation), 0.02
     largest = np.argsort(-abs(change).max("prompt").values)
     for i in [*largest[:2], largest[30], *(g.number[e] for e in ("embed → L0H1 q", "L0H2 → L1H0 k", "embed → MLP 0"))]:
         less, more = (logit_diff(task, slow(model, task.clean_tokens, ablated, lambda e: 1 + sign * step * (e == g.edges[i]))) for sign in (-1, 1))
