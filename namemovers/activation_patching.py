@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STREAM_SITES', 'HEAD_SITES', 'DIRECTIONS', 'BY', 'METRICS', 'Cell', 'cells', 'hook_point', 'unreached', 'run_hooks',
-           'effect', 'patch']
+           'effect', 'patch', 'label']
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
 import hashlib
@@ -30,7 +30,7 @@ from transformer_lens.utilities import get_act_name
 from . import engine as fast
 from .model import logit_difference, run_at_end, taken_from_logits, weights_hash
 from .results import provenance
-from .stats import estimate, head_name
+from .stats import estimate, head_name, normalise
 
 # %% ../nbs/02_activation_patching.ipynb #a4f1cc54
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") # [prompt, position, d_model]
@@ -221,10 +221,26 @@ def effect(
     corrupted,                   # the corrupted run's metric [prompt]
     direction: str = "denoise",  # one of `DIRECTIONS`
 ) -> xr.DataArray:               # [..., prompt] (an array for arrays): 0 as the run patched into, 1 as the run patched from
-    "Normalised effect of a patch, per prompt. NaN where the two runs do not differ on average, for there is nothing to restore."
+    """Normalised effect of a patch, per prompt: the share of the mean distance of the two runs that it moved.
+
+    NaN, with a warning that says why, where the two runs do not differ on average, for there is nothing to restore: the
+    rule is `namemovers.stats.normalise`'s, for every measurement."""
     source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
-    distance = float((source - target).mean())
-    return (patched - target) / (distance if distance else np.nan)
+    distance = source - target
+    rounding = 1e-6 * np.maximum(np.abs(np.asarray(source)), np.abs(np.asarray(target)))
+    distance = distance * (np.abs(np.asarray(distance)) > rounding) # the same run, computed in two ways
+    return normalise(patched - target, distance)
+
+# %% ../nbs/02_activation_patching.ipynb #c0caf3f1
+def with_effect(
+    ds: xr.Dataset,   # a metric, `clean` and `corrupted`
+    metric: str,      # the metric's name in it
+    direction: str,   # one of `DIRECTIONS`
+    attrs: dict,      # where it comes from, from `provenance`
+) -> xr.Dataset:      # the same with `effect`; both say where they come from, for a table of effects is saved alone
+    "The end of every measurement by patches."
+    share = effect(ds[metric], ds.clean, ds.corrupted, direction)
+    return ds.assign(effect=share.assign_attrs(attrs)).assign_attrs(attrs)
 
 # %% ../nbs/02_activation_patching.ipynb #be407ab4
 def _one_of(name, value, choices, of=""):
@@ -445,15 +461,14 @@ def patch(
             with Checkpoint(checkpoint, fingerprint) as kept:
                 values, clean, corrupted = _by_layer(sweep, todo, own, kept, bar.update)
     base = _finite({"clean": clean, "corrupted": corrupted}, metric)
-    ds = _label(values, axes, by, task, model, metric)
+    ds = label(values, axes, by, task, model, metric)
     ds = ds.assign({k: ("prompt", v.numpy()) for k, v in base.items()})
-    ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
-    ds.attrs = provenance(model, task, measurement="activation patching", site=site, by=by, direction=direction,
-                          metric=metric, engine=name, dtype=dtype, **which_logit(model, metric))
-    return ds
+    attrs = provenance(model, task, measurement="activation patching", site=site, by=by, direction=direction,
+                       metric=metric, engine=name, dtype=dtype, **which_logit(model, metric))
+    return with_effect(ds, metric, direction, attrs)
 
 # %% ../nbs/02_activation_patching.ipynb #c63d6b1f
-def _label(values, axes, by, task, model, metric):
+def label(values, axes, by, task, model, metric):
     "The engine's [cell, prompt] as a Dataset with named axes, NaN where a prompt has no such position."
     shape = tuple(map(len, axes.values()))
     da = xr.DataArray(values.reshape(*shape, -1).numpy(), dims=(*axes, "prompt"),

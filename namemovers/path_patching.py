@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from .activation_patching import effect, which_logit
+from .activation_patching import effect, which_logit, with_effect
 from .arguments import short
 from .edges import Edge
 from .engine import (MAX_ROWS, Buffers, Group, Reader, Run, Weights, attention, carry, exactly, forward, mlp, norm,
@@ -384,14 +384,13 @@ def path_patch(
     values = values.numpy().reshape([len(v) for v in axes.values()])
     ds = xr.DataArray(values, dims=list(axes), coords=axes | coords | more).to_dataset(name=metric)
     ds = ds.assign(clean=("prompt", clean.numpy()), corrupted=("prompt", corrupted.numpy()))
-    ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
     into = {} if receivers == "logits" else {"component": component if isinstance(component, str) else list(component),
                                              "together": not apart}
-    ds.attrs = provenance(model, task, measurement="path patching", senders=_said(senders), receivers=_said(receivers),
-                          through_mlps=through_mlps, direction=direction, metric=metric, engine="fast",
-                          sender_position=_said_position(sender_position),
-                          receiver_position=_said_position(receiver_position), **which_logit(model, metric), **into)
-    return ds
+    attrs = provenance(model, task, measurement="path patching", senders=_said(senders), receivers=_said(receivers),
+                       through_mlps=through_mlps, direction=direction, metric=metric, engine="fast",
+                       sender_position=_said_position(sender_position),
+                       receiver_position=_said_position(receiver_position), **which_logit(model, metric), **into)
+    return with_effect(ds, metric, direction, attrs)
 
 # %% ../nbs/05_path_patching.ipynb #493ba0e8
 def _said(who): return who if isinstance(who, str) else " ".join(head_name(*h) for h in who)

@@ -12,7 +12,7 @@ from conftest import with_mean
 from namemovers import results
 from namemovers.activation_patching import (BY, DIRECTIONS, HEAD_SITES, METRICS, STREAM_SITES, Cell, cells, effect,
                                             patch, run_hooks)
-from namemovers.data import Task
+from namemovers.data import Task, ioi_task
 
 torch.set_num_threads(1)
 IN_TL = [s for s in BY if s not in ("resid_post", "neurons")]  # TransformerLens has no sweep of these
@@ -36,6 +36,13 @@ def made_task(model, n=4, lengths=9, differ=(4, 6), seed=0):
                 correct=correct, wrong=(correct + 1) % model.cfg.d_vocab,
                 positions={**{f"D{i}": torch.full((n,), p) for i, p in enumerate(differ)}, "END": lengths - 1},
                 corruption="random", seed=seed, templates=["made"] * n, names=[{} for _ in range(n)])
+
+
+def told_apart(model, task):
+    "The same prompts with the answers that tell the two runs apart best, so that there is a distance to take a share of."
+    rows = torch.arange(len(task))
+    clean, corrupted = (model(t)[rows, task.positions["END"]] for t in (task.clean_tokens, task.corrupted_tokens))
+    return dataclasses.replace(task, correct=(clean - corrupted).argmax(1), wrong=(clean - corrupted).argmin(1))
 
 
 def of_tl(model, task, site, direction, by_position=False, **chosen):
@@ -98,7 +105,7 @@ def test_hooks_agree_at_the_shape_of_gpt2(gpt2_shape, site):
 
 
 def test_patching_all_that_differs_gives_the_other_run(tiny):
-    task = made_task(tiny, differ=(4,))
+    task = told_apart(tiny, made_task(tiny, differ=(4,)))
     for direction in DIRECTIONS:
         ds = patch(tiny, task, "resid_pre", direction=direction, engine="hooks")
         start = ds.effect.sel(layer=0)
@@ -112,7 +119,7 @@ def test_patching_all_that_differs_gives_the_other_run(tiny):
 
 
 def test_restoring_s2_is_all_of_switch_s2(tiny):
-    ioi = pytest.importorskip("namemovers.data").ioi_task(tiny.tokenizer, n=6, seed=0, corruption="switch_s2")
+    ioi = told_apart(tiny, ioi_task(tiny.tokenizer, n=6, seed=0, corruption="switch_s2"))
     ds = patch(tiny, ioi, "resid_pre", by="named_position", engine="hooks").effect.sel(layer=0)
     np.testing.assert_allclose(ds.sel(position="S2").mean("prompt"), 1, atol=1e-4)
     np.testing.assert_allclose(ds.drop_sel(position="S2").values, 0, atol=1e-4)
@@ -167,11 +174,36 @@ def test_memory_budget_and_repetition_change_nothing(tiny):
 
 
 def test_effect_is_the_ratio_of_means(tiny):
-    ds = patch(tiny, made_task(tiny), "resid_mid", engine="hooks")
+    ds = patch(tiny, told_apart(tiny, made_task(tiny)), "resid_mid", engine="hooks")
     published = (ds.logit_diff.mean("prompt") - ds.corrupted.mean()) / (ds.clean.mean() - ds.corrupted.mean())
     np.testing.assert_allclose(ds.effect.mean("prompt").values, published.values, atol=1e-5)
     assert effect(3.0, torch.tensor([5.0]), torch.tensor([1.0])) == 0.5
     assert effect(4.0, torch.tensor([5.0]), torch.tensor([1.0]), "noise") == 0.25
+
+
+@pytest.mark.filterwarnings("ignore:No effect can be given")
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_runs_that_do_not_differ_have_no_effect_in_any_measurement(tiny, n):
+    from namemovers.attribution_patching import attribute
+    from namemovers.path_patching import path_patch
+    from namemovers.sets import patch_sets
+    task = made_task(tiny, n=n)
+    same = dataclasses.replace(task, corrupted_tokens=task.clean_tokens)
+    for direction in DIRECTIONS:
+        for ds in (patch(tiny, same, "z", direction=direction), patch(tiny, same, "z", direction=direction, engine="hooks"),
+                   patch(tiny, same, "z", direction=direction, screen=2), attribute(tiny, same, "z", direction=direction),
+                   path_patch(tiny, same, direction=direction), path_patch(tiny, same, receivers=[(2, 1)], direction=direction),
+                   patch_sets(tiny, same, {"nothing": [], "one": [("z", Cell(0, 1))]}, direction=direction)):
+            assert ds.effect.isnull().all(), ds.attrs["measurement"]
+            assert ds.effect.attrs.items() >= ds.attrs.items() and ds.effect.attrs["weights_hash"]
+
+
+def test_an_effect_is_told_with_the_distance_it_is_a_share_of(tiny):
+    from namemovers.stats import summarise
+    ds = patch(tiny, told_apart(tiny, ioi_task(tiny.tokenizer, n=12, corruption="switch_s2")), "resid_pre", by="named_position")
+    np.testing.assert_allclose(ds.effect.distance, (ds.clean - ds.corrupted) / (ds.clean - ds.corrupted).mean(), rtol=1e-6)
+    whole = summarise(ds.effect).sel(layer=0, position="S2")  # the whole difference, in every prompt
+    assert abs(whole.low - 1) < 1e-3 and abs(whole.high - 1) < 1e-3
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -193,7 +225,7 @@ def test_metrics(tiny, metric):
 
 
 def test_answers_exchanged_change_the_sign(tiny):
-    task = made_task(tiny)
+    task = told_apart(tiny, made_task(tiny))
     ds = patch(tiny, task, "v", engine="hooks")
     mirror = patch(tiny, dataclasses.replace(task, correct=task.wrong, wrong=task.correct), "v", engine="hooks")
     np.testing.assert_allclose(ds.logit_diff.values, -mirror.logit_diff.values, atol=1e-6)
@@ -400,7 +432,7 @@ def test_auto_falls_back_and_says_so_once(tiny, monkeypatch):
 
 
 def test_screening_computes_the_largest_cells_exactly(tiny):
-    task = made_task(tiny)
+    task = told_apart(tiny, made_task(tiny))
     exact, screened = patch(tiny, task, "z"), patch(tiny, task, "z", screen=3)
     assert int(screened.exact.sum()) == 3 and screened.exact.dims == ("layer", "head")
     assert float(abs((screened.effect - exact.effect).where(screened.exact)).max()) < 1e-4
