@@ -54,7 +54,7 @@ lab: export ## open the notebooks in JupyterLab
 	@$(VENV)/bin/jupyter lab --notebook-dir=. nbs
 
 check: install ## lint with ruff and check types with mypy (two minutes, then seconds: mypy remembers)
-	@$(VENV)/bin/ruff check namemovers press tests bench
+	@$(VENV)/bin/ruff check namemovers press recipes tests bench
 	@$(VENV)/bin/mypy
 
 # The notebooks run in a copy of the repository, with kernels that have torch imported: results/ stays as it is.
@@ -66,7 +66,7 @@ test: check ## make check, then run the notebooks and compare their outputs, the
 	exit $$status
 
 mini: install ## train the model that ships with the package again (up to 30 minutes)
-	@$(PY) -m namemovers.mini_model
+	@$(PY) -m recipes.mini
 
 bench: install ## measure the patching engine against TransformerLens, and the explorer (an hour or two; nnsight: see bench/nnsight_peer.py)
 	@$(PY) bench/patching.py

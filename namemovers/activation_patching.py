@@ -29,7 +29,7 @@ from transformer_lens.utilities import get_act_name
 
 from . import engine as fast
 from .model import logit_difference, run_at_end, taken_from_logits, weights_hash
-from .results import provenance
+from .results import provenance, stamp
 from .stats import estimate, head_name, normalise
 
 # %% ../nbs/02_activation_patching.ipynb #a4f1cc54
@@ -239,8 +239,8 @@ def with_effect(
     attrs: dict,      # where it comes from, from `provenance`
 ) -> xr.Dataset:      # the same with `effect`; both say where they come from, for a table of effects is saved alone
     "The end of every measurement by patches."
-    share = effect(ds[metric], ds.clean, ds.corrupted, direction)
-    return ds.assign(effect=share.assign_attrs(attrs)).assign_attrs(attrs)
+    ds = ds.assign(effect=effect(ds[metric], ds.clean, ds.corrupted, direction))
+    return stamp(ds.assign_attrs(attrs))
 
 # %% ../nbs/02_activation_patching.ipynb #be407ab4
 def _one_of(name, value, choices, of=""):

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from .activation_patching import METRICS, effect
 from .engine import MAX_ROWS, Reader, Run, Weights, alike, attention, check, embed, exactly, forward, mlp, norm, ready, rotate, two_runs
-from .results import provenance
+from .results import provenance, stamp
 from .stats import head_name
 
 # %% ../nbs/core/edges.ipynb #84971553
@@ -448,7 +448,7 @@ def _dataset(job, model, task, values, alone, axis, coords, metric, reference, *
     ds["effect"] = effect(ds[metric], ds.clean if job.direction == "noise" else ds.ablated, ds.ablated if job.direction == "noise" else ds.corrupted, job.direction)
     ds.attrs = provenance(model, task, direction=job.direction, metric=metric, ablation=job.ablation, engine="fast", n_layers=job.g.n_layers, n_heads=job.g.n_heads, parallel=int(job.g.parallel),
                           reference=None if reference is None else f"{reference.name}, n={len(reference)}, corruption={reference.corruption}, seed={reference.seed}", **about)
-    return ds
+    return stamp(ds)
 
 def _bar(total, desc, progress, unit="run"): return tqdm(total=total, desc=desc, unit=unit, disable=not (sys.stderr.isatty() if progress is None else progress))
 

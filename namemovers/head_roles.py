@@ -9,6 +9,8 @@ __all__ = ['PERIODS', 'OFFSETS', 'SIGNALS', 'THRESHOLDS', 'MATTERS', 'ROLES', 'E
            'thresholds_table', 'compare_roles', 'role_map', 'known_roles', 'against_known']
 
 # %% ../nbs/06_head_roles.ipynb #33861f82
+import json
+import re
 import sys
 from dataclasses import replace
 from typing import NamedTuple
@@ -25,6 +27,7 @@ from .copy_scores import copy_scores
 from .data import CUES, NAMES, Task, name_token, word_ids
 from .engine import Reader, embed, forward, ready, run_sets, sweep
 from .head_attribution import _attention_rows, head_attribution
+from .model import model_folder
 from .path_patching import path_patch, run_paths
 from .plots import GREY, ROLE_COLOURS
 from .results import provenance
@@ -685,8 +688,9 @@ def known_roles(
 ) -> dict: # (layer, head) -> part; empty where nothing is known
     "What is known about a model's heads from how it was made: `mini`'s hints, or the truth about `planted`."
     if name == "mini":
-        from namemovers.mini_model import ROLES as hinted
-        return {tuple(h): role for role, heads in hinted.items() for h in heads}
+        card = json.loads((model_folder(name) / "scorecard.json").read_text(encoding="utf-8"))
+        hinted = {row["head"]: row["hinted_role"] for row in card["heads"] if row["hinted_role"]}
+        return {tuple(map(int, re.findall(r"\d+", head))): role for head, role in hinted.items()}
     if name == "planted" or name.startswith("planted-"):
         from namemovers.planted import truth
         return truth(int(name.partition("-")[2] or 0)).parts

@@ -23,7 +23,7 @@ from .edges import Edge
 from .engine import (MAX_ROWS, Buffers, Group, Reader, Run, Weights, attention, carry, exactly, forward, mlp, norm,
                                ready, rotate, two_runs)
 from .pairs import DIRECTIONS, Pairs, Question
-from .results import provenance
+from .results import provenance, stamp
 from .stats import estimate, head_name, heads_in_words, q_values, summarise, top_heads
 
 # %% ../nbs/05_path_patching.ipynb #df12a2d5
@@ -474,7 +474,7 @@ def trace(
     ds.attrs = provenance(model, task, measurement="trace of paths", depth=depth, k=k, component=component, least=least, senders=len(senders), through_mlps=through_mlps,
                           direction=direction, metric=metric, engine="fast", followed=followed, **which_logit(model, metric), **{a: whole.attrs[a] for a in ("confidence", "null", "n_resamples")},
                           variable="effect", n_tests=int((~np.isnan(ds.p.values)).sum()))
-    return ds
+    return stamp(ds)
 
 def _corrected(parts): # q values over all levels, NaN where there was no test
     return q_values(xr.DataArray(np.concatenate([s.p.values for s in parts]), dims="edge")).values

@@ -42,7 +42,7 @@ def _files(folder: Path) -> list:
 
 def _ground(s: Settings) -> str:
     """The fingerprint of what all notebooks depend on."""
-    library = _files(Path(namemovers.__file__).parent)
+    library = _files(Path(namemovers.__file__).parent) + _files(s.root / "recipes")
     model = _files(Path(s.model)) if Path(s.model).is_dir() else []
     pins = s.root / "requirements.lock"
     lock = [pins] if pins.is_file() else []
