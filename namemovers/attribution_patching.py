@@ -141,7 +141,8 @@ def patch_screened(
     values[best] = run_fast(model, *tokens, site, [todo[i] for i in best], direction, metric, memory_budget)
     exact = torch.zeros(len(todo), dtype=torch.bool)
     exact[best] = True
-    out = label(values, axes, ds.attrs["by"], task, model, metric).assign(clean=ds.clean, corrupted=ds.corrupted)
+    out = label(values, axes, ds.attrs["by"], task, model, metric)
+    out = out.assign({run: ds[run].drop_attrs() for run in ("clean", "corrupted")}) # theirs say that they are an estimate's
     out["exact"] = tuple(axes), exact.view([len(v) for v in axes.values()]).numpy()
     attrs = ds.attrs | {"measurement": "activation patching, screened", "screen": screen,
                         "approximation": "first order, where `exact` is False"}
