@@ -10,7 +10,8 @@ import torch
 import xarray as xr
 
 from .activation_patching import Cell, cells, check_patch, label, which_logit, with_effect
-from .engine import STREAM_SITES, Reader, embed, exactly, forward, ready, run_fast, run_sets, two_runs
+from .engine import STREAM_SITES, Reader, embed, forward, ready, run_fast, run_sets, two_runs
+from .guard import guarded
 from .pairs import Pairs, Question
 from .results import provenance
 
@@ -43,7 +44,7 @@ def _estimate(change, site, cell, prompts, first):
     return change[row, at.clamp(0, change.shape[1] - 1)] * inside
 
 # %% ../nbs/core/attribution_patching.ipynb #9630305d
-@exactly
+@guarded
 def run_attribution(
     model,                          # a `TransformerBridge`
     clean_tokens: torch.Tensor,     # [prompt, position]
@@ -86,6 +87,7 @@ def run_attribution(
     return out.cpu()
 
 # %% ../nbs/core/attribution_patching.ipynb #c1c63884
+@guarded
 def attribute(
     model,                       # a `TransformerBridge` in evaluation mode
     task,                        # a `Task`
@@ -116,6 +118,7 @@ def attribute(
     return with_effect(ds, metric, direction, attrs)
 
 # %% ../nbs/core/attribution_patching.ipynb #483f8f36
+@guarded
 def patch_screened(
     model,                       # this and what has no other comment: as in `patch`
     task,                        # as in `patch`

@@ -20,8 +20,9 @@ from tqdm.auto import tqdm
 from .activation_patching import effect, which_logit, with_effect
 from .arguments import short
 from .edges import Edge
-from .engine import (MAX_ROWS, Buffers, Group, Reader, Run, Weights, attention, carry, exactly, forward, mlp, norm,
+from .engine import (MAX_ROWS, Buffers, Group, Reader, Run, Weights, attention, carry, forward, mlp, norm,
                                ready, rotate, two_runs)
+from .guard import guarded
 from .pairs import DIRECTIONS, Pairs, Question
 from .results import provenance, stamp
 from .stats import estimate, head_name, heads_in_words, q_values, summarise, top_heads
@@ -194,7 +195,7 @@ def _each(sweep, block, prompts, layer, component, change, joined, at, into):
     into.view(-1, into.shape[-1])[torch.tensor(cells, device=who.device)[:, None], who] = values.T
 
 # %% ../nbs/05_path_patching.ipynb #00e4cc3a
-@exactly
+@guarded
 def run_paths(
     model,                          # a `TransformerBridge`
     clean_tokens: torch.Tensor,     # [prompt, position]
@@ -331,6 +332,7 @@ def _axes(model, who, kind, prefix=""):
     return axes, axes | numbers
 
 # %% ../nbs/05_path_patching.ipynb #32995e48
+@guarded
 def path_patch(
     model,                          # a `TransformerBridge` in evaluation mode
     task,                           # a `Task`
@@ -399,6 +401,7 @@ def _said_position(position): # for the attributes of a result
     return position if position is None or isinstance(position, str) else torch.as_tensor(position).tolist()
 
 # %% ../nbs/05_path_patching.ipynb #0d5b23db
+@guarded
 def trace(
     model,                          # a `TransformerBridge` that the fast engine knows
     task,                           # a `Task`

@@ -12,9 +12,11 @@ import xarray as xr
 
 from .activation_patching import Cell, which_logit, with_effect
 from .engine import run_sets
+from .guard import guarded
 from .results import provenance
 
 # %% ../nbs/core/sets.ipynb #cf7ca439
+@guarded
 def patch_sets(
     model,                      # a `TransformerBridge` that the fast engine is right about
     task,                       # a `Task`
