@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from transformer_lens.utilities import get_act_name
 
 from . import engine as fast
+from .guard import guarded
 from .model import logit_difference, run_at_end, taken_from_logits, weights_hash
 from .results import provenance, stamp
 from .stats import estimate, head_name, normalise
@@ -168,7 +169,7 @@ def _check_reached(model, site, layers):
                          "so that every patch there would show exactly 0; choose another site")
 
 # %% ../nbs/02_activation_patching.ipynb #1f691270
-@torch.no_grad()
+@guarded
 def run_hooks(
     model,                           # a `TransformerBridge` in evaluation mode
     clean_tokens: torch.Tensor,      # [prompt, position]
@@ -388,6 +389,7 @@ def _finite(values, metric):
     return values
 
 # %% ../nbs/02_activation_patching.ipynb #a1d2b4da
+@guarded
 def patch(
     model,                         # a `TransformerBridge` in evaluation mode, from `load_model`
     task,                          # a `Task`: clean and corrupted prompts, answers, named positions

@@ -10,7 +10,8 @@ import torch
 import xarray as xr
 
 from .activation_patching import Cell, _label, cells, check_patch, effect, which_logit
-from .engine import STREAM_SITES, Reader, alike, embed, exactly, forward, ready, run_fast, run_sets, two_runs
+from .engine import STREAM_SITES, Reader, alike, embed, forward, ready, run_fast, run_sets, two_runs
+from .guard import guarded
 from .results import provenance, stamp
 
 # %% ../nbs/core/attribution_patching.ipynb #0d36930f
@@ -35,7 +36,7 @@ def _estimate(change, site, cell, prompts, first): # change: difference times gr
     inside = (at >= 0) & (at < change.shape[1])
     return change[torch.arange(len(at), device=at.device), at.clamp(0, change.shape[1] - 1)] * inside
 
-@exactly
+@guarded
 def run_attribution(
     model,                          # a `TransformerBridge`
     clean_tokens: torch.Tensor,     # [prompt, position]
@@ -75,6 +76,7 @@ def run_attribution(
     return out.cpu()
 
 # %% ../nbs/core/attribution_patching.ipynb #c1c63884
+@guarded
 def attribute(
     model,                       # a `TransformerBridge` in evaluation mode
     task,                        # a `Task`
@@ -103,6 +105,7 @@ def attribute(
     return stamp(ds)
 
 # %% ../nbs/core/attribution_patching.ipynb #483f8f36
+@guarded
 def patch_screened(
     model,                       # this and what has no other comment: as in `patch`
     task,                        # as in `patch`

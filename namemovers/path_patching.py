@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from .activation_patching import effect, which_logit
 from .edges import Edge
-from .engine import MAX_ROWS, Buffers, Group, Reader, Run, alike, attention, carry, exactly, forward, mlp, norm, ready, rotate, two_runs
+from .engine import MAX_ROWS, Buffers, Group, Reader, Run, alike, attention, carry, forward, mlp, norm, ready, rotate, two_runs
+from .guard import guarded
 from .results import provenance, stamp
 from .stats import estimate, head_name, heads_in_words, q_values, summarise, top_heads
 
@@ -83,7 +84,7 @@ def _together(w, block, component, targets, prompts, received):
     return forward(w, x, layer, _Repeated(block.base, prompts, S), first, edit=edit).final[:, -1].view(-1, S, w.d_model)
 
 # %% ../nbs/05_path_patching.ipynb #00e4cc3a
-@exactly
+@guarded
 def run_paths(
     model,                          # a `TransformerBridge`
     clean_tokens: torch.Tensor,     # [prompt, position]
@@ -206,6 +207,7 @@ def _axes(model, who, kind, prefix=""): # of senders or receivers: the dimension
     axes = {kind: [head_name(*h) for h in who]}
     return axes, axes | {f"{kind}_{k}": (kind, np.array(v)) for k, v in zip(("layer", "head"), zip(*who))}
 
+@guarded
 def path_patch(
     model,                          # a `TransformerBridge` in evaluation mode
     task,                           # a `Task`
@@ -252,6 +254,7 @@ def path_patch(
     return stamp(ds)
 
 # %% ../nbs/05_path_patching.ipynb #0d5b23db
+@guarded
 def trace(
     model,                          # a `TransformerBridge` that the fast engine knows
     task,                           # a `Task`

@@ -11,11 +11,9 @@ import asyncio
 import base64
 import html
 import json
-import os
 import re
 import struct
 import sys
-import tempfile
 import textwrap
 import unicodedata
 import warnings
@@ -34,6 +32,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from IPython.display import HTML
 
+from .files import whole
 from .plots import _number, _summary, _unit, visible
 from .results import _plain
 from .stats import head_name
@@ -149,14 +148,8 @@ def _target(path, suffixes: tuple) -> Path:
 
 def _put(path: Path, data: bytes) -> Path:
     "Write a file whole or not at all."
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as f: f.write(data)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    with whole(path) as part:
+        part.write_bytes(data)
     return path
 
 # %% ../nbs/core/publish.ipynb #91e2d6c5

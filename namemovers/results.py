@@ -68,7 +68,8 @@ def _unpack(attrs: dict) -> dict:
 def _path(name: str, folder) -> Path:
     if not name or Path(name).name != name:
         raise ValueError(
-            f"name must be a plain file name such as 'mrs_logit_lens', but it is {name!r}; give another place by folder=."
+            f"name must be a plain file name such as 'mrs_logit_lens', but it is {name!r}; "
+            "give another place by folder=."
         )
     return Path(folder) / f"{name.removesuffix('.nc')}.nc"
 
@@ -137,7 +138,8 @@ def _opened(path: Path) -> xr.Dataset:
         raise ValueError(f"The result {path} cannot be read; change its permissions.") from None
     except Exception as e:  # whatever HDF5, netCDF or JSON make of a damaged file
         raise ValueError(
-            f"The result {path} is damaged ({type(e).__name__}); remove it, and run the notebook that saves it, or `make study`."
+            f"The result {path} is damaged ({type(e).__name__}); "
+            "remove it, and run the notebook that saves it, or `make study`."
         ) from None
     return ds
 
@@ -148,8 +150,8 @@ def load(
 ) -> xr.Dataset:
     """Load a result saved by `save`.
 
-    Raises FileNotFoundError, naming what is there, when there is none; ValueError for a file that is damaged, and, in the
-    folder of the settings' own results, for a result of other settings (prompts, seed, corruption)."""
+    Raises FileNotFoundError, naming what is there, when there is none; ValueError for a file that is damaged, and, in
+    the folder of the settings' own results, for a result of other settings (prompts, seed, corruption)."""
     own = settings().results
     folder = Path(folder) if folder else own
     path = _path(name, folder)

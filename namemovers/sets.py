@@ -11,9 +11,11 @@ import xarray as xr
 
 from .activation_patching import Cell, effect, which_logit
 from .engine import run_sets
+from .guard import guarded
 from .results import provenance, stamp
 
 # %% ../nbs/core/sets.ipynb #cf7ca439
+@guarded
 def patch_sets(
     model,                      # a `TransformerBridge` that the fast engine is right about
     task,                       # a `Task`
