@@ -34,7 +34,8 @@ _HOME = {"Task": "data", "ablate_edges": "edges", "attribute": "attribution_patc
          "patch": "activation_patching", "patch_sets": "sets", "path_patch": "path_patching", "roles": "head_roles",
          "run_circuits": "circuits", "save": "results", "save_figure": "publish", "save_table": "publish",
          "summarise": "stats", "top_heads": "stats"}
-_MODULES = {p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_")}
+_FOUND = [*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*/__init__.py")]
+_MODULES = {p.parent.name if p.stem == "__init__" else p.stem for p in _FOUND if p != Path(__file__)} - {"_modidx", "__main__"}
 
 
 def __getattr__(name: str) -> object:

@@ -61,10 +61,6 @@ FOREIGN_PRIVATES = {
     ("explorer", "data._runs"),
     ("head_roles", "head_attribution._attention_rows"),
     ("planted", "model._quiet"),
-    ("publish", "plots._number"),
-    ("publish", "plots._summary"),
-    ("publish", "plots._unit"),
-    ("publish", "results._plain"),
     ("task_study", "activation_patching._fingerprint"),
     ("validation", "model._quiet"),
 }
