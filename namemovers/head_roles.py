@@ -26,6 +26,7 @@ from .activation_patching import Cell, patch
 from .copy_scores import copy_scores
 from .data import CUES, NAMES, Task, name_token, word_ids
 from .engine import Reader, embed, forward, ready, run_sets, sweep
+from .guard import guarded
 from .head_attribution import _attention_rows, head_attribution
 from .model import model_folder
 from .path_patching import path_patch, run_paths
@@ -46,7 +47,7 @@ def _repeated_rows(vocabulary, special, bos, period, offsets, generator):
         rows.append(torch.cat([torch.tensor([bos]), before, block, block, after]))
     return torch.stack(rows)
 
-@torch.no_grad()
+@guarded
 def pattern_scores(
     model, # TransformerBridge
     periods=PERIODS, # lengths of the block that comes twice, each at least 3
@@ -139,6 +140,7 @@ def _places(task):
         if (at >= 0).all(): places["cue_word before"] = at
     return places
 
+@guarded
 def attention_scores(
     model, # TransformerBridge
     task, # Task
@@ -259,6 +261,7 @@ def _heads_of(model, heads, name):
             raise ValueError(f"{name}: the model has no head ({l}, {h}), only {model.cfg.n_layers} layers of {model.cfg.n_heads}; give others.")
     return heads
 
+@guarded
 def s_inhibition(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: what its corruption changes is what is sent
@@ -281,6 +284,7 @@ def s_inhibition(
     return ds.assign_attrs(measurement="s_inhibition")
 
 # %% ../nbs/06_head_roles.ipynb #aaf67b37
+@guarded
 def signals(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -338,7 +342,7 @@ def signals(
     return ds if together else ds.assign_coords(layer=np.arange(L), head=np.arange(H))
 
 # %% ../nbs/06_head_roles.ipynb #a2e227a2
-@torch.no_grad()
+@guarded
 def backup(
     model, # TransformerBridge that the fast engine is right about
     task, # Task
@@ -466,6 +470,7 @@ def _role_levels(found, thresholds):
         levels.append(np.min(parts, 0) if asked and len(measured) == len(asked) else np.zeros(found.value.shape[1:], int))
     return np.stack(levels)
 
+@guarded
 def role_evidence(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -571,6 +576,7 @@ def classify(
     return evidence.merge(found, combine_attrs="override").assign(added).assign_coords(candidate=list(ROLES)).assign_attrs(
         evidence.attrs, measurement="roles", thresholds=[list(t) for t in thresholds], least_effect=matters)
 
+@guarded
 def roles(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi

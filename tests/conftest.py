@@ -144,3 +144,14 @@ def with_mean(model, logits):
     direction, constant = (t.double() for t in taken_from_logits(model))
     stream = (logits - model.b_U).double() @ torch.linalg.pinv(model.W_U.double(), rtol=1e-5)  # [..., d_model]
     return logits + (stream @ direction + constant)[..., None].float()
+
+
+def told_apart(model, task):
+    "The task with other answers: the two tokens of each prompt whose logits differ most between the runs, so that random weights have effects."
+    import dataclasses
+
+    from namemovers.model import run_at_end
+
+    runs = [run_at_end(model, tokens, task.positions["END"])[0] for tokens in (task.clean_tokens, task.corrupted_tokens)]
+    moved = (runs[0] - runs[1]).cpu()
+    return dataclasses.replace(task, correct=moved.argmax(1), wrong=moved.argmin(1))

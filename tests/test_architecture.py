@@ -18,7 +18,7 @@ LIBRARY = ROOT / "namemovers"
 # The rooms, from what stands on nothing to what stands on everything: a module may use its own and those before it.
 # A package's modules live where the package does, unless they are named themselves.
 ROOMS = [
-    {"settings", "stats", "literature", "published", "arguments", "files"},
+    {"settings", "stats", "literature", "published", "arguments", "files", "guard"},
     {"prompts", "data"},
     {"model", "planted"},
     {"results"},

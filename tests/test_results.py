@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from namemovers.results import load, provenance, save
+from namemovers.results import load, provenance, save, stamp
 
 
 @pytest.fixture
@@ -102,6 +102,38 @@ def test_the_same_in_two_processes(tiny_folder, tmp_path):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / i)], check=True, env={**os.environ, "PYTHONHASHSEED": i}, capture_output=True)
     for name in ("lens", "summary"):
         xr.testing.assert_identical(load(name, tmp_path / "1"), load(name, tmp_path / "2"))
+
+
+def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
+    """`summarise(ds.effect)`, as everybody writes it, and a table and a figure of it."""
+    from conftest import told_apart
+
+    from namemovers.activation_patching import patch
+    from namemovers.attribution_patching import attribute
+    from namemovers.data import ioi_task
+    from namemovers.edges import ablate_edges
+    from namemovers.path_patching import path_patch
+    from namemovers.publish import read_provenance, save_table
+    from namemovers.stats import summarise
+
+    task = told_apart(tiny, ioi_task(tiny.tokenizer, n=12, seed=3))
+    found = {"patch": patch(tiny, task, "z"), "screened": patch(tiny, task, "z", screen=2), "attribute": attribute(tiny, task, "z"),
+             "path_patch": path_patch(tiny, task), "edges": ablate_edges(tiny, task)}
+    for name, ds in found.items():
+        s = summarise(ds.effect, n_resamples=9)
+        assert {k: v for k, v in ds.attrs.items() if s.attrs.get(k) != v} == {}, name
+        save(ds, name, tmp_path)
+        assert summarise(load(name, tmp_path).effect, n_resamples=9).attrs == s.attrs, name
+        xr.testing.assert_identical(ds, load(name, tmp_path))
+    table = save_table(summarise(found["patch"].effect, n_resamples=9), tmp_path / "heads.csv")
+    assert read_provenance(table)["model"] == "tiny"
+
+
+def test_a_stamp_leaves_what_a_variable_says_of_itself(ds):
+    ds["effect"].attrs = {"unit": "share", "seed": 9}
+    stamped = stamp(ds)
+    assert stamped.effect.attrs == {**ds.attrs, "unit": "share", "seed": 9} and stamped.clean.attrs == ds.attrs == stamped.attrs
+    assert ds.clean.attrs == {} and ds["effect"].attrs == {"unit": "share", "seed": 9}
 
 
 @pytest.mark.parametrize("name, attrs, says", [
