@@ -18,7 +18,7 @@ import xarray as xr
 from .activation_patching import handover, patch
 from .circuits import faithfulness
 from .compare import is_gpt2_small
-from .data import Task, _encode, _next_token, name_token
+from .data import Task, encode, _next_token, name_token
 from .guard import guarded
 from .head_roles import evidence_in_words, heads_of_role, worst_period
 from .published import IOI_HEADS, MRS_HEADS, SOURCES, pilot_prompts, published_figure, published_grid
@@ -283,7 +283,7 @@ def measure_published(
     found = {f"demo_patch_{site}_head": patch(model, task, site, progress=False) for site in DEMO_SITES}
     found["demo_patch_resid_pre_named_position"] = patch(model, task, "resid_pre", "named_position", progress=False)
     pilot = pilot_prompts()
-    p = _next_token(model, _encode(model.tokenizer, list(pilot.prompt)))
+    p = _next_token(model, encode(model.tokenizer, list(pilot.prompt)))
     said = [model.tokenizer.encode(t, add_special_tokens=False) for t in pilot.token]
     own = [float(row[ids[0]]) if len(ids) == 1 else np.nan for row, ids in zip(p, said)]
     top = p.max(-1)

@@ -53,12 +53,7 @@ CIRCLES = {
 FOREIGN_PRIVATES = {
     ("attribution_patching", "activation_patching._label"),
     ("circuits", "path_patching._Repeated"),
-    ("claims", "data._encode"),
     ("claims", "data._next_token"),
-    ("explorer", "copy_scores._names_in_context"),
-    ("explorer", "copy_scores._ranks"),
-    ("explorer", "data._encode"),
-    ("explorer", "data._runs"),
     ("head_roles", "head_attribution._attention_rows"),
     ("planted", "model._quiet"),
     ("task_study", "activation_patching._fingerprint"),
