@@ -40,11 +40,11 @@ def provenance(
 # %% ../nbs/core/results.ipynb #8c6e4772
 def stamp(
     ds: xr.Dataset, # a result with its provenance
-) -> xr.Dataset:    # the same, with the provenance on each of its variables too; what a variable says of itself stays
+) -> xr.Dataset:    # the same, with the provenance on each of its variables too, over what they said of theirs
     "Write where a result comes from on each of its variables, so that what is made of one alone still says it."
     out = ds.copy()
     for name in out.data_vars:
-        out[name].attrs = {**ds.attrs, **ds[name].attrs}
+        out[name].attrs = {**ds[name].attrs, **ds.attrs}
     return out
 
 # %% ../nbs/core/results.ipynb #55ea045f
@@ -69,7 +69,8 @@ def _unpack(attrs: dict) -> dict:
 def _path(name: str, folder) -> Path:
     if not name or Path(name).name != name:
         raise ValueError(
-            f"name must be a plain file name such as 'mrs_logit_lens', but it is {name!r}; give another place by folder=."
+            f"name must be a plain file name such as 'mrs_logit_lens', but it is {name!r}; "
+            "give another place by folder=."
         )
     return Path(folder) / f"{name.removesuffix('.nc')}.nc"
 
@@ -138,7 +139,8 @@ def _opened(path: Path) -> xr.Dataset:
         raise ValueError(f"The result {path} cannot be read; change its permissions.") from None
     except Exception as e:  # whatever HDF5, netCDF or JSON make of a damaged file
         raise ValueError(
-            f"The result {path} is damaged ({type(e).__name__}); remove it, and run the notebook that saves it, or `make study`."
+            f"The result {path} is damaged ({type(e).__name__}); "
+            "remove it, and run the notebook that saves it, or `make study`."
         ) from None
     return ds
 
@@ -149,8 +151,8 @@ def load(
 ) -> xr.Dataset:
     """Load a result saved by `save`.
 
-    Raises FileNotFoundError, naming what is there, when there is none; ValueError for a file that is damaged, and, in the
-    folder of the settings' own results, for a result of other settings (prompts, seed, corruption)."""
+    Raises FileNotFoundError, naming what is there, when there is none; ValueError for a file that is damaged, and, in
+    the folder of the settings' own results, for a result of other settings (prompts, seed, corruption)."""
     own = settings().results
     folder = Path(folder) if folder else own
     path = _path(name, folder)

@@ -216,7 +216,7 @@ def wheel(tmp_path_factory):
     copy = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    for name in ("nbs", "tests", "bench"):
+    for name in ("nbs", "tests", "bench", "press", "recipes"):
         (copy / name).mkdir()
         (copy / name / "left_out.py").write_text("")
     shutil.copytree(ROOT / "namemovers", copy / "namemovers", ignore=shutil.ignore_patterns("__pycache__"))
