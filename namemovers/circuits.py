@@ -35,7 +35,7 @@ from .engine import MAX_ROWS, Reader, embed, exactly, forward, ready
 from .path_patching import _Repeated
 from .published import IOI_ACTS_AT, IOI_HEADS
 from .results import provenance
-from .stats import estimate, head_name, summarise
+from .stats import estimate, head_name, normalise, summarise, untested
 from .stats import overlap as stats_overlap
 
 # %% ../nbs/07_circuits.ipynb #7f236b51
@@ -420,36 +420,26 @@ def circuit_of(
     return frozenset(node(str(n)) for n in member.node.values[member.values.astype(bool)])
 
 # %% ../nbs/07_circuits.ipynb #d99757a8
+ENOUGH = 10 # prompts from which on resampling covers what is no mean (the area between a curve and 1)
+
 def _bootstrap(statistic, n, confidence, n_resamples, seed):
-    "Percentile interval of a statistic of prompts: a function of their indices [..., n]."
-    if n < 2 or np.isnan(statistic(np.arange(n))): return np.nan, np.nan
-    ci = stats.bootstrap((np.arange(n),), lambda i, axis=-1: statistic(i), method="percentile", vectorized=True, batch=max(1, int(1e6) // n),
-                         n_resamples=n_resamples, confidence_level=confidence, rng=np.random.default_rng(seed)).confidence_interval
-    return float(ci.low), float(ci.high)
+    "Percentile interval of a statistic of prompts: a function of their indices [..., n]; NaN for fewer than `ENOUGH` prompts."
+    if n < ENOUGH or np.isnan(statistic(np.arange(n))): return np.nan, np.nan
+    rng, batch = np.random.default_rng(seed), max(1, int(1e6) // n)
+    found = stats.bootstrap((np.arange(n),), lambda i, axis=-1: statistic(i), method="percentile", vectorized=True, batch=batch,
+                            n_resamples=n_resamples, confidence_level=confidence, rng=rng)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 def _share(values, model, empty):
     "Normalised faithfulness of means; NaN where the model does nothing that the empty circuit does not."
     with np.errstate(divide="ignore", invalid="ignore"): return (values - empty) / np.where(model == empty, np.nan, model - empty)
 
-def _size(value, low, high):
-    "A number with its interval without the sign: from 0 where the interval holds it."
-    return abs(value), 0. if low <= 0 <= high else min(abs(low), abs(high)), max(abs(low), abs(high))
-
-def _intervals(rows, dims, n, confidence, n_resamples, seed, attrs):
-    "`value`, `low` and `high` of statistics; `rows` gives {coordinates: statistic} and `dims` the coordinates' names."
-    found = {at: (float(f(np.arange(n))), *_bootstrap(f, n, confidence, n_resamples, seed)) for at, f in rows.items()}
-    found = {at: _size(*v) if at[-1] == "gap" else v for at, v in found.items()}
-    axes = [list(dict.fromkeys(at[i] for at in found)) for i in range(len(dims))]
-    cube = np.array(list(found.values())).reshape(*map(len, axes), 3)
-    return xr.Dataset({k: (dims, cube[..., i]) for i, k in enumerate(("value", "low", "high"))}, coords=dict(zip(dims, axes)),
-                      attrs=attrs | {"confidence": confidence, "n_resamples": n_resamples})
-
 # %% ../nbs/07_circuits.ipynb #f0227f6b
 def faithfulness(
     ds: xr.Dataset,            # from `run_circuits`
     confidence: float = 0.95,  # of the interval
-    n_resamples: int = 2000,   # of the bootstrap over prompts
-    seed: int = 0,             # of the bootstrap
+    n_resamples: int = 2000,   # as in `summarise`
+    seed: int = 0,             # as in `summarise`
 ) -> xr.Dataset:
     """How faithful each circuit is: `value`, `low`, `high` over `circuit` and `measure`, from means over prompts.
 
@@ -457,15 +447,18 @@ def faithfulness(
     - "ratio": F(C) / F(M), the share of the model's metric (the paper's 87 %)
     - "normalised": (m(C) - m(empty)) / (m(M) - m(empty)), as in the MIB benchmark (Mueller et al. 2025)
 
-    The interval is a percentile bootstrap over prompts, the same ones for circuit, model and empty circuit. That of the gap is
-    the interval of F(M) - F(C) without its sign, from 0 on where it holds 0."""
-    values, model, empty = ds[ds.attrs["metric"]].values, ds.model.values, ds.empty.values
-    rows = {}
-    for name, v in zip(ds.circuit.values.tolist(), values):
-        rows[name, "gap"] = lambda i, v=v: model[i].mean(-1) - v[i].mean(-1)
-        rows[name, "ratio"] = lambda i, v=v: _share(v[i].mean(-1), model[i].mean(-1), 0.)
-        rows[name, "normalised"] = lambda i, v=v: _share(v[i].mean(-1), model[i].mean(-1), empty[i].mean(-1))
-    return _intervals(rows, ("circuit", "measure"), len(model), confidence, n_resamples, seed, ds.attrs)
+    Intervals are those of `summarise`, over prompts: circuit, model and empty circuit vary together. None for one or two prompts. That of the gap is
+    the interval of F(M) - F(C) without its sign, from 0 on where it holds 0. A share is NaN, with a warning that says why, where what it is a share of
+    may be zero (`normalise`)."""
+    values, how = ds[ds.attrs["metric"]], dict(confidence=confidence, n_resamples=n_resamples, seed=seed)
+    told = {"gap": summarise(ds.model - values, **how), "ratio": summarise(normalise(values, ds.model), **how),
+            "normalised": summarise(normalise(values - ds.empty, ds.model - ds.empty), **how)}
+    gap = told["gap"]
+    inside, ends = (gap.low <= 0) & (gap.high >= 0), (abs(gap.low), abs(gap.high))
+    told["gap"] = gap.assign(mean=abs(gap["mean"]), low=xr.where(inside, 0., np.minimum(*ends)), high=np.maximum(*ends))
+    found = xr.concat([v[["mean", "low", "high"]] for v in told.values()], dim=xr.DataArray(list(told), dims="measure", name="measure"))
+    found = found.rename(mean="value").transpose("circuit", "measure")
+    return found.assign_attrs(ds.attrs | {"confidence": confidence, "n_resamples": n_resamples})
 
 # %% ../nbs/07_circuits.ipynb #2814dad2
 METHODS = ("gates", "patching", "knockout", "larger") # of scoring a node
@@ -689,22 +682,24 @@ def curve(
     ds.attrs = run.attrs | {"measurement": "faithfulness against size", "total": total, "random_seed": seed, "rounding": rounding}
     return ds
 
-def _curves(ds): # {name: per-prompt metric [draw, share, prompt]}: rankings have one draw
-    return {**{str(r): ds[ds.attrs["metric"]].sel(ranking=r).values[None] for r in ds.ranking.values}, **({"random": ds.random.values} if ds.sizes["draw"] else {})}
+def _by_ranking(ds): # the metric [ranking, share, prompt]; "random" is the mean over draws
+    named = ds[ds.attrs["metric"]]
+    if not ds.sizes["draw"]: return named
+    drawn = ds.random.mean("draw").expand_dims(ranking=["random"])
+    return xr.concat([named.drop_vars(["draw"], errors="ignore"), drawn], dim="ranking")
 
 def trade_off(
     ds: xr.Dataset,           # from `curve`
     confidence: float = 0.95, # of the interval
-    n_resamples: int = 1000,  # of the bootstrap over prompts
-    seed: int = 0,            # of the bootstrap
+    n_resamples: int = 1000,  # as in `summarise`
+    seed: int = 0,            # as in `summarise`
 ) -> dict:                    # {ranking: Dataset of `mean`, `low`, `high` over `share`}, "random" the last; for `plots.lines`
     "Normalised faithfulness along each curve; that of random circuits is the mean over draws."
-    model, empty, found = ds.model.values, ds.empty.values, {}
-    for name, v in _curves(ds).items():
-        f = lambda i, v, k: _share(v[:, k][:, i].mean(-1), model[i].mean(-1), empty[i].mean(-1)).mean(0)
-        one = _intervals({(s,): lambda i, k=k: f(i, v, k) for k, s in enumerate(ds.share.values.tolist())}, ("share",), len(model), confidence, n_resamples, seed, ds.attrs)
-        found[name] = one.rename(value="mean").assign_attrs(variable="normalised faithfulness").assign_coords(label=("share", [f"{100 * s:g} %" for s in ds.share.values]))
-    return found
+    f = normalise(_by_ranking(ds) - ds.empty, ds.model - ds.empty)
+    told = summarise(f, confidence=confidence, n_resamples=n_resamples, seed=seed)[["mean", "low", "high"]]
+    told = told.assign_coords(label=("share", [f"{100 * s:g} %" for s in ds.share.values]))
+    about = ds.attrs | {"confidence": confidence, "n_resamples": n_resamples, "variable": "normalised faithfulness"}
+    return {str(r): told.sel(ranking=r, drop=True).assign_attrs(about) for r in told.ranking.values}
 
 def area(
     ds: xr.Dataset,           # from `curve`
@@ -716,18 +711,30 @@ def area(
 
     With f the normalised faithfulness at a share k of all nodes: "CPR" is the integral of f, "CMD" that of |1 - f|, both by
     the trapezoidal rule over the shares of `ds`, from the first to the last. A circuit that is the model at every size has a CPR of 1 and a
-    CMD of 0 (times the range of the shares). For random circuits both are means over draws.
+    CMD of 0 (times the range of the shares). For random circuits both are means over draws. The interval of CPR is that of `summarise`; that of CMD
+    is a percentile bootstrap over prompts, from `ENOUGH` prompts on. NaN, with a warning that says why, where model and empty circuit may do the same.
 
     The formulas are those of the MIB benchmark (Mueller et al. 2025). Its numbers are of circuits of edges whose cut edges carry the corrupted run,
     with sizes rounded down and pruned: `curve(..., rounding="down", run=AblatedEdges(..., "resample", prune=True))`. Others have other values, and are
     named by their ablation (`area_name`)."""
-    model, empty, rows = ds.model.values, ds.empty.values, {}
-    def score(i, v, far): # v [draw, share, prompt]
-        f = _share(v[:, :, i].mean(-1), model[i].mean(-1), empty[i].mean(-1))
-        return np.trapezoid(np.abs(1 - f) if far else f, ds.share.values, axis=1).mean(0)
-    for name, v in _curves(ds).items():
-        for k, far in (("CPR", False), ("CMD", True)): rows[name, k] = lambda i, v=v, far=far: score(i, v, far)
-    return _intervals(rows, ("ranking", "area"), len(model), confidence, n_resamples, seed, ds.attrs | {"grid": ds.share.values.tolist()})
+    by = _by_ranking(ds)
+    model, empty, shares = ds.model.values, ds.empty.values, ds.share.values
+    moved = (by - ds.empty).reduce(np.trapezoid, "share", x=shares) # [ranking, prompt]: the integral is of what moved
+    cpr = summarise(normalise(moved, ds.model - ds.empty), confidence=confidence, n_resamples=n_resamples, seed=seed)
+    known = bool(cpr["mean"].notnull().any())
+    def far(v): # v [draw, share, prompt]
+        def of(i):
+            f = _share(v[:, :, i].mean(-1), model[i].mean(-1), empty[i].mean(-1))
+            return np.trapezoid(np.abs(1 - f), shares, axis=1).mean(0)
+        return of
+    cmd = []
+    for r in by.ranking.values:
+        f = far(ds.random.values if r == "random" else ds[ds.attrs["metric"]].sel(ranking=r).values[None])
+        cmd.append((float(f(np.arange(len(model)))), *_bootstrap(f, len(model), confidence, n_resamples, seed)) if known else (np.nan,) * 3)
+    cube = np.stack([np.stack([cpr[k].values for k in ("mean", "low", "high")], -1), np.array(cmd)], 1) # [ranking, area, 3]
+    return xr.Dataset({k: (("ranking", "area"), cube[..., i]) for i, k in enumerate(("value", "low", "high"))},
+                      coords={"ranking": by.ranking.values, "area": ["CPR", "CMD"]},
+                      attrs=ds.attrs | {"confidence": confidence, "n_resamples": n_resamples, "grid": shares.tolist()})
 
 # %% ../nbs/07_circuits.ipynb #111a2bc3
 def _roles(circuit, roles):
@@ -1038,8 +1045,11 @@ def areas_in_words(
     for k, sign, what in (("CPR", -1, "Highest CPR"), ("CMD", 1, "Lowest CMD")):
         v = ds.sel(area=k).drop_sel(ranking="random")
         first, second = v.ranking.values[np.argsort(sign * v.value.values, kind="stable")[:2]]
-        clear = v.low.sel(ranking=first) > v.high.sel(ranking=second) if k == "CPR" else v.high.sel(ranking=first) < v.low.sel(ranking=second)
-        said.append(f"{what.split()[0]} {area_name(ds, k)}: {first}, {estimate(v, ranking=first)}; next {second}, {estimate(v, ranking=second)} ({'their intervals are apart' if clear else 'their intervals overlap'}); random circuits {estimate(ds, ranking='random', area=k)}.")
+        low, high = (first, second) if sign < 0 else (second, first)
+        known = bool(v.low.sel(ranking=[first, second]).notnull().all())
+        clear = "their intervals are apart" if bool(v.low.sel(ranking=low) > v.high.sel(ranking=high)) else "their intervals overlap"
+        if not known: clear = "which is ahead is untested, for so few prompts have no intervals"
+        said.append(f"{what.split()[0]} {area_name(ds, k)}: {first}, {estimate(v, ranking=first)}; next {second}, {estimate(v, ranking=second)} ({clear}); random circuits {estimate(ds, ranking='random', area=k)}.")
     if float(ds.value.sel(area="CPR").max()) > 1: said.append("A CPR above 1 is that of circuits which do more than the model, since they leave out what speaks against the answer.")
     return " ".join(said)
 
@@ -1057,6 +1067,6 @@ def incomplete_in_words(
         removed = nodes_in_words(circuit_of(ds.isel(subset=i))) or "nothing"
         circuit, model = (estimate(f[v][i]) for v in ("without", "model_without"))
         return f"{ds.subset.values[i]} (K = {removed}): F(C∖K) {circuit}, F(M∖K) {model}, difference {estimate(s.isel(subset=i))}"
-    counted = (f"For {int(s.significant.sum())} of {s.sizes['subset']} sets K circuit and model differ significantly, "
-               f"for {both} of them by more than {estimate(large)} logits, {least:.0%} of what the model does.")
-    return f"{counted} The largest: " + "; ".join(map(say, order)) + "."
+    counted = untested(s) or (f"For {int(s.significant.sum())} of {s.sizes['subset']} sets K circuit and model differ significantly, "
+               f"for {both} of them by more than {estimate(large)} logits, {least:.0%} of what the model does")
+    return f"{counted[0].upper()}{counted[1:]}. The largest: " + "; ".join(map(say, order)) + "."
