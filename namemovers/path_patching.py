@@ -17,7 +17,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from .activation_patching import effect, which_logit
-from .edges import Edge
+from .circuits.edge_graph import Edge
 from .engine import MAX_ROWS, Buffers, Group, Reader, Run, alike, attention, carry, exactly, forward, mlp, norm, ready, rotate, two_runs
 from .results import provenance
 from .stats import estimate, head_name, heads_in_words, q_values, summarise, top_heads

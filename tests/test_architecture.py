@@ -22,11 +22,11 @@ ROOMS = [
     {"prompts", "data"},
     {"model", "planted", "mini_model"},
     {"results"},
-    {"sites", "pairs", "engine"},
+    {"sites", "pairs", "engine", "circuits.edge_graph"},
     {"activation_patching", "path_patching", "logit_lens", "head_attribution", "sets"},
-    {"attribution_patching", "copy_scores", "edges"},
+    {"attribution_patching", "copy_scores"},
     {"roles", "head_roles", "circuits"},
-    {"plots", "figures"},
+    {"plots", "figures", "circuits.figures"},
     {"task_study", "compare", "stability", "validation", "claims"},
     {"explorer", "publish"},
     {"study", "site"},
@@ -36,14 +36,12 @@ ROOMS = [
 # (module, what it imports): against the order of the rooms
 AGAINST_THE_ORDER = {
     ("activation_patching", "attribution_patching"),
-    ("circuits", "plots"),
     ("data", "plots"),
     ("data", "results"),
     ("head_attribution", "plots"),
     ("head_roles", "plots"),
     ("mini_model", "copy_scores"),
     ("mini_model", "head_attribution"),
-    ("path_patching", "edges"),
     ("publish", "site"),
 }
 
@@ -56,7 +54,6 @@ CIRCLES = {
 # (module, "other.name"): a name with a leading underscore, of another module
 FOREIGN_PRIVATES = {
     ("attribution_patching", "activation_patching._label"),
-    ("circuits", "path_patching._Repeated"),
     ("claims", "data._encode"),
     ("claims", "data._next_token"),
     ("explorer", "copy_scores._names_in_context"),
