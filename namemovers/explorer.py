@@ -33,9 +33,10 @@ import xarray as xr
 from . import engine as fast
 from .activation_patching import BY, DIRECTIONS, HEAD_SITES, METRICS, STREAM_SITES, cells, check_patch, effect, pick_engine
 from .copy_scores import _names_in_context, _ranks, shipped_names
-from .data import Task, _encode, _runs, ioi_task, mrs_task
+from .data import Task, _encode, _runs, ioi_task, mrs_task, word_ids
 from .head_attribution import attention, head_attribution
 from .logit_lens import logit_lens, stage_words
+from .guard import guarded
 from .model import load_model, model_name, run_at_end, shipped_models, weights_hash
 from .path_patching import COMPONENTS, run_paths
 from .plots import DIVERGING, SEQUENTIAL, token_text, visible
@@ -72,7 +73,7 @@ def _one_token(tokenizer, answer, what):
     "The id of an answer after a space, and what is wrong with it."
     answer = answer.strip()
     if not answer: return None, f"Type the {what} answer, a word that is one token."
-    ids = tokenizer.encode(" " + answer, add_special_tokens=False)
+    (ids,) = word_ids(tokenizer, [answer])
     if len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None): return ids[0], ""
     return None, f"The {what} answer “{visible(answer)}” is not one token but {len(ids)}: {', '.join(token_texts(tokenizer, ids))}. Choose another word."
 
@@ -313,6 +314,7 @@ class Session:
         if shown["problem"]: raise ValueError(shown["problem"])
         return Task.from_pairs(state.clean, state.corrupted, (" " + state.correct.strip(), " " + state.wrong.strip()), self.tokenizer)
 
+    @guarded
     def figure(
         self,
         state: ExplorerState,
@@ -328,6 +330,7 @@ class Session:
             except ValueError as e: return dict(problem=_sentence(e))
         return {"of": of, "title": VIEWS[state.view], **self._once(("figure", json.dumps(of)), work), "code": _code(self, state)}
 
+    @guarded
     def head(
         self,
         state: ExplorerState, # prompts and head
@@ -343,6 +346,7 @@ class Session:
             except ValueError as e: return dict(problem=_sentence(e), pending=False)
         return {"of": of, "name": head_name(*state.head), **self._once((*key, "quick") if quick else key, work)}
 
+    @guarded
     def copies(
         self,
         layer: int,    # of the head
@@ -352,6 +356,7 @@ class Session:
         "The copy score and the negative copy score of one head, summarised over names; None where the tokenizer has too few of them."
         return self._once(("copies", layer, head), lambda: _head_copies(self, layer, head, progress or (lambda done, total: None)))
 
+    @guarded
     def measure_roles(
         self,
         task: str,     # a key of `tasks`
@@ -379,6 +384,8 @@ class Session:
         return own if own.startswith(_IMPORT) else _opening(self, state) + own
 
     def _once(self, key, work):
+        if weights_hash(self.model) != self.weights:
+            raise ValueError("The model's weights were changed since this session began; begin another.")
         with self._lock:
             if key in self._answers: self._answers.move_to_end(key)
             else: self._answers[key] = work()
@@ -577,7 +584,7 @@ def _names(session, progress):
     def work():
         names = shipped_names(session.tokenizer)
         if len(names) < 2: return None
-        ids = torch.tensor([session.tokenizer.encode(" " + n, add_special_tokens=False)[0] for n in names])
+        ids = torch.tensor([ids[0] for ids in word_ids(session.tokenizer, names)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try: tokens, at, who = _names_in_context(session.tokenizer, names, COPY_SAMPLES, 0)

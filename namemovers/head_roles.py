@@ -9,6 +9,8 @@ __all__ = ['PERIODS', 'OFFSETS', 'SIGNALS', 'THRESHOLDS', 'MATTERS', 'ROLES', 'E
            'thresholds_table', 'compare_roles', 'role_map', 'known_roles', 'against_known']
 
 # %% ../nbs/06_head_roles.ipynb #33861f82
+import json
+import re
 import sys
 from dataclasses import replace
 from typing import NamedTuple
@@ -22,9 +24,11 @@ from tqdm.auto import tqdm
 
 from .activation_patching import Cell, patch
 from .copy_scores import copy_scores
-from .data import CUES, NAMES, Task, name_token
+from .data import CUES, NAMES, Task, name_token, word_ids
 from .engine import Reader, embed, forward, ready, run_sets, sweep
+from .guard import guarded
 from .head_attribution import _attention_rows, head_attribution
+from .model import model_folder
 from .path_patching import path_patch, run_paths
 from .plots import GREY, ROLE_COLOURS
 from .results import provenance
@@ -43,7 +47,7 @@ def _repeated_rows(vocabulary, special, bos, period, offsets, generator):
         rows.append(torch.cat([torch.tensor([bos]), before, block, block, after]))
     return torch.stack(rows)
 
-@torch.no_grad()
+@guarded
 def pattern_scores(
     model, # TransformerBridge
     periods=PERIODS, # lengths of the block that comes twice, each at least 3
@@ -115,7 +119,7 @@ def _last(task, ids, before=None):
 def _both_forms(tokenizer, token):
     "A name's token ids after a space and at the start of a text, where they are one token."
     text = tokenizer.decode([int(token)]).strip()
-    ids = (tokenizer.encode(form, add_special_tokens=False) for form in (" " + text, text))
+    ids = [word_ids(tokenizer, [text], start)[0] for start in (False, True)]
     return [i[0] if len(i) == 1 else -1 for i in ids]
 
 def _name_places(task, tokens):
@@ -136,6 +140,7 @@ def _places(task):
         if (at >= 0).all(): places["cue_word before"] = at
     return places
 
+@guarded
 def attention_scores(
     model, # TransformerBridge
     task, # Task
@@ -173,7 +178,7 @@ def _new_names(task, i, rng):
     "For each of prompt `i`'s names a new one, in the forms that the prompt uses: {token id: token id}."
     old = list(dict.fromkeys(v for key, v in task.names[i].items() if key in ("IO", "S") or (key[0] == "S" and key[1:].isdigit())))
     free = [n for n in NAMES if n not in old]
-    forms = lambda name: task.tokenizer([name, " " + name], add_special_tokens=False)["input_ids"]
+    forms = lambda name: [word_ids(task.tokenizer, [name], start)[0] for start in (True, False)]
     mapping, order = {}, iter(rng.permutation(len(free)))
     for name in old:
         mine = forms(name)
@@ -189,8 +194,7 @@ def _renamed(row, mapping):
     return torch.tensor([mapping.get(t, t) for t in row.tolist()])
 
 def _nobody(tokenizer):
-    for word in (" It", " Nobody", " it"):
-        ids = tokenizer.encode(word, add_special_tokens=False)
+    for ids in word_ids(tokenizer, ["It", "Nobody", "it"]):
         if len(ids) == 1: return ids[0]
     raise ValueError("tokenizer: neither ' It' nor ' Nobody' is one token, so no subject can be taken out of a prompt; use another tokenizer.")
 
@@ -241,7 +245,7 @@ def other_cue(
     before = _places(task).get("cue_word before")
     if before is None: raise ValueError(f"task: {task.name!r} prompts say no cue word twice; use an MRS template with {{cue_word}} in both parts.")
     rng, rows = np.random.default_rng([task.seed, 3]), task.clean_tokens.clone()
-    cues = [ids[0] for ids in task.tokenizer([" " + c for c in CUES], add_special_tokens=False)["input_ids"] if len(ids) == 1]
+    cues = [ids[0] for ids in word_ids(task.tokenizer, CUES) if len(ids) == 1]
     for i in range(len(task)):
         free = [c for c in cues if not (rows[i] == c).any()]
         if not free: raise ValueError("task: no shipped cue word is one token for this tokenizer; use another tokenizer.")
@@ -257,6 +261,7 @@ def _heads_of(model, heads, name):
             raise ValueError(f"{name}: the model has no head ({l}, {h}), only {model.cfg.n_layers} layers of {model.cfg.n_heads}; give others.")
     return heads
 
+@guarded
 def s_inhibition(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: what its corruption changes is what is sent
@@ -279,6 +284,7 @@ def s_inhibition(
     return ds.assign_attrs(measurement="s_inhibition")
 
 # %% ../nbs/06_head_roles.ipynb #aaf67b37
+@guarded
 def signals(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -336,7 +342,7 @@ def signals(
     return ds if together else ds.assign_coords(layer=np.arange(L), head=np.arange(H))
 
 # %% ../nbs/06_head_roles.ipynb #a2e227a2
-@torch.no_grad()
+@guarded
 def backup(
     model, # TransformerBridge that the fast engine is right about
     task, # Task
@@ -464,6 +470,7 @@ def _role_levels(found, thresholds):
         levels.append(np.min(parts, 0) if asked and len(measured) == len(asked) else np.zeros(found.value.shape[1:], int))
     return np.stack(levels)
 
+@guarded
 def role_evidence(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -569,6 +576,7 @@ def classify(
     return evidence.merge(found, combine_attrs="override").assign(added).assign_coords(candidate=list(ROLES)).assign_attrs(
         evidence.attrs, measurement="roles", thresholds=[list(t) for t in thresholds], least_effect=matters)
 
+@guarded
 def roles(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -686,8 +694,9 @@ def known_roles(
 ) -> dict: # (layer, head) -> part; empty where nothing is known
     "What is known about a model's heads from how it was made: `mini`'s hints, or the truth about `planted`."
     if name == "mini":
-        from namemovers.mini_model import ROLES as hinted
-        return {tuple(h): role for role, heads in hinted.items() for h in heads}
+        card = json.loads((model_folder(name) / "scorecard.json").read_text(encoding="utf-8"))
+        hinted = {row["head"]: row["hinted_role"] for row in card["heads"] if row["hinted_role"]}
+        return {tuple(map(int, re.findall(r"\d+", head))): role for head, role in hinted.items()}
     if name == "planted" or name.startswith("planted-"):
         from namemovers.planted import truth
         return truth(int(name.partition("-")[2] or 0)).parts

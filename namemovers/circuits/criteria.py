@@ -11,6 +11,7 @@ import xarray as xr
 
 from .node_runs import Ablated
 from .parts import Node
+from ..guard import guarded
 from ..pairs import progress_bar
 from ..published import IOI_ACTS_AT, IOI_HEADS
 from ..stats import overlap as overlap_of_sets
@@ -57,6 +58,7 @@ class _Question:
         return np.abs(gap.mean(1))
 
 # %% ../../nbs/core/circuits/criteria.ipynb #c6c9e1ad
+@guarded
 def completeness(
     model,                    # as in `run_circuits`
     task,                     # the prompts to report on
@@ -112,6 +114,7 @@ def _greedy_set(q, steps, width, bar):
     return max(path, key=lambda at: at[0])[1]
 
 # %% ../../nbs/core/circuits/criteria.ipynb #ca3d24cc
+@guarded
 def minimality(
     model,                    # as in `run_circuits`
     task,                     # the prompts to report on

@@ -16,6 +16,7 @@ from .curves import random_circuits
 from .node_runs import Ablated, circuit_of
 from .parts import everywhere, heads_of
 from .search import prune
+from ..guard import guarded
 from ..data import NAMES, name_token
 
 # %% ../../nbs/core/circuits/crossing.ipynb #b1c4f186
@@ -46,6 +47,7 @@ def _is_whole(tokenizer, name):
     except ValueError: return False
 
 # %% ../../nbs/core/circuits/crossing.ipynb #3b7b3903
+@guarded
 def cross_task(
     model,           # as in `run_circuits`
     heads: dict,     # {task: (layer, head) pairs}: the heads of its circuit
@@ -88,6 +90,7 @@ def _on_a_task(model, task, reference, circuits, drawn, how):
     return xr.Dataset(data, attrs=run.attrs)
 
 # %% ../../nbs/core/circuits/crossing.ipynb #b3aff444
+@guarded
 def search_again(
     make,                    # `ioi_task` or `mrs_task`
     model,                   # as in `run_circuits`

@@ -18,6 +18,7 @@ from .ablation import in_words
 from .edge_graph import connected, graph
 from .edges import run_edges
 from .node_runs import Ablated
+from ..guard import guarded
 from ..results import provenance
 from ..stats import normalise, summarise
 
@@ -68,6 +69,7 @@ def random_circuits(
     return {f"random {i}": frozenset(universe[j] for j in chosen) for i, chosen in enumerate(drawn)}
 
 # %% ../../nbs/core/circuits/curves.ipynb #ed02fece
+@guarded
 def curve(
     model,               # as in `run_circuits`
     task,                # the prompts to report on, not those the rankings come from
@@ -212,6 +214,7 @@ def least_faithful(
 # %% ../../nbs/core/circuits/curves.ipynb #ce078d7b
 class AblatedEdges:
     "As `Ablated`, for circuits of edges (labels such as \"L0H1 → L2H3 q\"): what `curve` takes as `run`."
+    @guarded
     def __init__(self,
         model,                      # a `TransformerBridge`
         task,                       # a `Task`

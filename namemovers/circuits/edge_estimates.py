@@ -16,6 +16,7 @@ from .edge_graph import graph
 from .edge_runs import Job, state_of_all
 from .edges import as_dataset
 from ..engine import MAX_ROWS, exactly, forward, norm
+from ..guard import guarded
 from ..pairs import progress_bar
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #cb5f58db
@@ -92,6 +93,7 @@ def _attribution(job, steps, progress): # -> [edge, prompt]
     return out.cpu()
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #8e2cef34
+@guarded
 def attribute_edges(
     model,                        # this and what has no other comment: as in `run_edges`
     task,                         # a `Task`

@@ -15,6 +15,7 @@ from .edge_graph import connected, graph, useful
 from .edge_runs import Job, run_from, state_of_all
 from .edges import as_dataset, run_masks
 from ..engine import exactly
+from ..guard import guarded
 from ..pairs import progress_bar
 
 # %% ../../nbs/core/circuits/edge_search.ipynb #49ad7bab
@@ -125,6 +126,7 @@ _HISTORY = {"edge": object, "rise": float, "cut": bool, "value": float, "left": 
 _SAME = ("weights_hash", "task", "n", "seed", "corruption", "threshold", "metric", "ablation", "reference", "order")
 
 # %% ../../nbs/core/circuits/edge_search.ipynb #96899068
+@guarded
 def acdc(
     model,                        # a `TransformerBridge` that the fast engine is right about
     task,                         # a `Task`

@@ -14,8 +14,9 @@ from .ablation import in_words
 from .edge_graph import graph
 from .edge_runs import Job, run_from, state_of_all
 from ..engine import exactly
+from ..guard import guarded
 from ..pairs import progress_bar
-from ..results import provenance
+from ..results import provenance, stamp
 
 # %% ../../nbs/core/edges.ipynb #4fd80931
 @exactly
@@ -51,9 +52,10 @@ def as_dataset(job, model, task, values, axis, coords, reference, **about):
     ds.attrs = provenance(model, task, direction=job.pairs.direction, metric=metric, ablation=job.ablation,
                           engine="fast", reference=in_words(reference), **g, **which_logit(model, metric),
                           **about, **job.foreign)
-    return ds
+    return stamp(ds)
 
 # %% ../../nbs/core/edges.ipynb #99deb45b
+@guarded
 def run_edges(
     model,                        # a `TransformerBridge` that the fast engine is right about
     task,                         # a `Task`
@@ -98,6 +100,7 @@ def _named(circuits):
     return {name: circuits.isel({axis: i}) for i, name in enumerate(names)}
 
 # %% ../../nbs/core/edges.ipynb #2b7d32a2
+@guarded
 def ablate_edges(
     model,                        # this and what has no other comment: as in `run_edges`
     task,                         # a `Task`

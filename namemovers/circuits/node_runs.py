@@ -14,6 +14,7 @@ from ..activation_patching import which_logit
 from .ablation import ABLATIONS, Replacement, in_words, reference_task, say_foreign
 from .parts import masks_of, node, nodes, owners, positions_of
 from ..engine import MAX_ROWS, Reader, Run, embed, exactly, forward, ready
+from ..guard import guarded
 from ..pairs import Question
 from ..results import provenance
 
@@ -36,6 +37,7 @@ class Ablated:
     Raises ValueError for an unknown ablation or metric, a reference that is empty or lacks a template or length of the
     task, a model that the fast engine is not right about, and a budget too small for one prompt. Warns where a
     reference is out of distribution (`foreign_positions`)."""
+    @guarded
     def __init__(self,
         model,                      # a `TransformerBridge`
         task,                       # a `Task`
@@ -116,11 +118,13 @@ class Ablated:
             return torch.where(keep[..., None], here, there[:, None]).flatten(0, 1)
         return edit
 
-    @exactly
+    @guarded
     def __call__(self,
         circuits, # sets of nodes
     ) -> np.ndarray: # the metric [circuit, prompt]
         "The metric when all but the circuit is ablated. Raises ValueError for a node that does not exist."
+        if ready(self.model) is not self.w:
+            raise ValueError("model: its weights were changed since this was made; make it again.")
         w, circuits = self.w, list(circuits)
         masks = masks_of(circuits, self.task, w.n_layers, w.n_heads, self.mlps)
         masks[:, -1, :, self.unread] = True
@@ -167,6 +171,7 @@ class Ablated:
         return layer, int(names[self.owner[prompts]].any(0).int().argmax())
 
 # %% ../../nbs/core/circuits/node_runs.ipynb #3e4b3142
+@guarded
 def run_circuits(
     model,                      # a `TransformerBridge` that the fast engine is right about
     task,                       # a `Task`

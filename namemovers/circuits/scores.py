@@ -14,11 +14,13 @@ from ..attribution_patching import attribute
 from .node_runs import Ablated
 from .parts import Node, node, positions_of
 from ..engine import embed, exactly, forward
+from ..guard import guarded
 
 # %% ../../nbs/core/circuits/scores.ipynb #610bf43c
 METHODS = ("gates", "patching", "knockout", "larger") # of scoring a node
 
 # %% ../../nbs/core/circuits/scores.ipynb #818a79ec
+@guarded
 def score_nodes(
     model,                  # as in `run_circuits`
     task,                   # a `Task`

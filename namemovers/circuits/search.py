@@ -12,6 +12,7 @@ import xarray as xr
 from .node_runs import Ablated
 from .parts import node
 from .scores import ranking, score_nodes
+from ..guard import guarded
 from ..pairs import progress_bar
 
 # %% ../../nbs/core/circuits/search.ipynb #023e198f
@@ -34,6 +35,7 @@ def _begin(model, task, scores, tolerance, how):
     return run, scores, order, far
 
 # %% ../../nbs/core/circuits/search.ipynb #d8ddc1b4
+@guarded
 def prune(
     model,                         # as in `run_circuits`
     task,                          # the prompts to search on; report on others
@@ -89,6 +91,7 @@ def _weights(scores, order): # node -> |score|, of a search's result 0
     return dict(zip(map(node, scores.node.values.tolist()), size))
 
 # %% ../../nbs/core/circuits/search.ipynb #97cb371c
+@guarded
 def grow(
     model,                         # as in `run_circuits`
     task,                          # the prompts to search on; report on others
