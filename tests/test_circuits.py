@@ -201,7 +201,7 @@ def test_faithfulness_by_hand():
     assert float(even.value) == pytest.approx(0.025) and float(even.low) == 0 and float(told.low) < 0 < float(told.high)
     assert float(even.high) == pytest.approx(max(-float(told.low), float(told.high)))
     below = faithfulness(of_values([2, 2, 2, 2], [0, 0, 0, 0], a=[3, 3.1, 3, 3.2])).sel(circuit="a", measure="gap")
-    assert 0 < float(below.low) < float(below.value) == pytest.approx(1.075) < float(below.high)  # the larger end is the upper one
+    assert float(below.value) == pytest.approx(1.075) and 0 < float(below.low) < 1.075 < float(below.high)  # the larger end is the upper one
     g = faithfulness(of_values([4, 4], [2, 2], a=[3, 3]))
     assert float(g.value.sel(circuit="a", measure="normalised")) == 0.5 and float(g.value.sel(circuit="a", measure="ratio")) == 0.75
     for k in ("low", "high"): assert np.isnan(g[k]).all()  # two prompts have no interval
@@ -223,7 +223,7 @@ def test_no_share_of_what_may_be_nothing():
     "Where model and empty circuit may do the same, a share of their distance says nothing: NaN and a reason, in every measure of it."
     ds = of_values([3, -2, 2.5, -3.1, 0.3], [0, 0, 0, 0, 0], a=[1, 1, 1, 1, 1])
     with pytest.warns(UserWarning, match="which may be zero"): f = faithfulness(ds)
-    assert np.isnan(f.sel(measure="normalised").value).all() and np.isnan(f.sel(measure="normalised").high).all() and float(f.value.sel(measure="gap")) > 0
+    assert np.isnan(f.sel(measure="normalised").value).all() and np.isnan(f.sel(measure="normalised").high).all() and float(f.value.sel(circuit="a", measure="gap")) > 0
     shares = xr.Dataset({"logit_diff": (("ranking", "share", "prompt"), np.ones((1, 2, 5))), "random": (("draw", "share", "prompt"), np.ones((1, 2, 5))), "model": ds.model, "empty": ds.empty},
                         coords={"ranking": ["r"], "share": [0.1, 1.0]}, attrs={"metric": "logit_diff"})
     with pytest.warns(UserWarning, match="which may be zero"): assert np.isnan(area(shares).value).all()
