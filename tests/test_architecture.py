@@ -49,7 +49,6 @@ CIRCLES = {
 
 # (module, "other.name"): a name with a leading underscore, of another module
 FOREIGN_PRIVATES = {
-    ("attribution_patching", "activation_patching._label"),
     ("claims", "data._encode"),
     ("claims", "data._next_token"),
     ("explorer", "copy_scores._names_in_context"),
