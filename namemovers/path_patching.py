@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .activation_patching import effect, which_logit, with_effect
 from .arguments import short
-from .edges import Edge
+from .circuits.edge_graph import Edge
 from .engine import (MAX_ROWS, Buffers, Group, Reader, Run, Weights, attention, carry, forward, mlp, norm,
                                ready, rotate, two_runs)
 from .guard import guarded
