@@ -23,36 +23,53 @@ import typer
 # %% ../nbs/core/cli.ipynb #e44c6b67
 app = typer.Typer(
     help="Find the attention heads that make a language model name somebody.\n\n"
-         "Settings come from settings.ini, from the environment (MODEL, N, SEED, CORRUPTION, DEVICE), or from the options, which win.",
+    "Settings come from settings.ini, from the environment (MODEL, N, SEED, CORRUPTION, DEVICE), "
+    "or from the options, which win.",
     epilog="Example: python -m namemovers patch mrs z --n 20 --out z.nc",
-    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
 
-Model = Annotated[Optional[str], typer.Option("--model", "-m", help="A shipped model (see `models`), a hub id such as gpt2, or a folder in Hugging Face format.", show_default="mini")]
+_MODEL = "A shipped model (see `models`), a hub id such as gpt2, or a folder in Hugging Face format."
+_CORRUPTION = (
+    "How the corrupted prompts differ, e.g. switch_subjects, new_subjects, no_cue (mrs); switch_s2, new_s2, abc (ioi)."
+)
+_OUT = "Save the whole result, per prompt, as netCDF (x.nc); xarray opens it."
+_HEADS = "Print this head, e.g. L9H6, and not the top ones; may be repeated."
+_TASK = "mrs (most recent subject) or ioi (indirect object identification)."
+
+Model = Annotated[Optional[str], typer.Option("--model", "-m", help=_MODEL, show_default="mini")]
 N = Annotated[Optional[int], typer.Option("--n", "-n", help="Prompts.", show_default="50")]
 Seed = Annotated[Optional[int], typer.Option(help="Of the prompts and of every resampling.", show_default="0")]
-Corruption = Annotated[Optional[str], typer.Option(help="How the corrupted prompts differ, e.g. switch_subjects, new_subjects, no_cue (mrs); switch_s2, new_s2, abc (ioi).", show_default="the task's own")]
+Corruption = Annotated[Optional[str], typer.Option(help=_CORRUPTION, show_default="the task's own")]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...", show_default="cuda where there is one")]
-Out = Annotated[Optional[Path], typer.Option("--out", "-o", help="Save the whole result, per prompt, as netCDF (x.nc); xarray opens it.")]
+Out = Annotated[Optional[Path], typer.Option("--out", "-o", help=_OUT)]
 Top = Annotated[int, typer.Option(min=1, help="Rows of the printed table.")]
-Heads = Annotated[Optional[list[str]], typer.Option("--head", help="Print this head, e.g. L9H6, and not the top ones; may be repeated.")]
-Task = Annotated[str, typer.Argument(help="mrs (most recent subject) or ioi (indirect object identification).", show_default=False)]
+Heads = Annotated[Optional[list[str]], typer.Option("--head", help=_HEADS)]
+Task = Annotated[str, typer.Argument(help=_TASK, show_default=False)]
 
 # %% ../nbs/core/cli.ipynb #f69e4e98
 def _use(model=None, n=None, seed=None, corruption=None, device=None):
     "The settings, with the options given on the command line put above the environment."
-    for name, value in dict(MODEL=model, N=n, SEED=seed, CORRUPTION=corruption, DEVICE=device).items():
-        if value is not None: os.environ[name] = str(value)
+    given = dict(MODEL=model, N=n, SEED=seed, CORRUPTION=corruption, DEVICE=device)
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     from namemovers.settings import settings
     return settings()
 
-def _out(path):
+def _check_out(path):
     "Check where a result is to go before hours are spent on it."
-    if path is None: return
-    if path.suffix != ".nc": raise ValueError(f"--out must name a netCDF file such as result.nc, but it is {str(path)!r}.")
-    if not path.resolve().parent.is_dir(): raise ValueError(f"--out: there is no folder {path.resolve().parent}; make it first.")
+    if path is None:
+        return
+    if path.suffix != ".nc":
+        raise ValueError(f"--out must name a netCDF file such as result.nc, but it is {str(path)!r}.")
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"--out: there is no folder {path.resolve().parent}; make it first.")
 
 def _save(ds, path):
-    if path is None: return
+    if path is None:
+        return
     from namemovers.results import save
     save(ds, path.name, path.parent)
     typer.echo(f"saved in {path}")
@@ -61,50 +78,79 @@ def _load(s):
     from namemovers.model import load_model
     return load_model(s.model, device=s.device)
 
-def _task(name, model, s, corruption):
+def _make_task(name, model, s, corruption):
     from namemovers.data import ioi_task, mrs_task
-    if name == "mrs": return mrs_task(model.tokenizer, n=s.n, seed=s.seed, corruption=s.corruption)
-    return ioi_task(model.tokenizer, n=s.n, seed=s.seed, **({} if corruption is None else {"corruption": corruption}))
+    if name == "mrs":
+        return mrs_task(model.tokenizer, n=s.n, seed=s.seed, corruption=s.corruption)
+    given = {} if corruption is None else {"corruption": corruption}
+    return ioi_task(model.tokenizer, n=s.n, seed=s.seed, **given)
 
 def _known_task(name):
-    if name not in ("mrs", "ioi"): raise ValueError(f"TASK must be mrs or ioi, but it is {name!r}.")
+    if name not in ("mrs", "ioi"):
+        raise ValueError(f"TASK must be mrs or ioi, but it is {name!r}.")
 
 # %% ../nbs/core/cli.ipynb #9b9c7115
-def _pick(heads, values):
+def _pick(heads, layers, per_layer):
     "The heads named on the command line, as (layer, head); ValueError for one the model does not have."
     found = []
     for text in heads or []:
         match = re.fullmatch(r"[Ll]?(\d+)(?:[Hh.,])(\d+)", text)
-        if not match: raise ValueError(f"--head must be written like L9H6, but it is {text!r}.")
+        if not match:
+            raise ValueError(f"--head must be written like L9H6, but it is {text!r}.")
         layer, head = map(int, match.groups())
-        if layer >= values.sizes["layer"] or head >= values.sizes["head"]:
-            raise ValueError(f"--head {text}: the model has layers 0 to {values.sizes['layer'] - 1} with heads 0 to {values.sizes['head'] - 1}.")
+        if layer >= layers or head >= per_layer:
+            raise ValueError(f"--head {text}: the model has layers 0 to {layers - 1} with heads 0 to {per_layer - 1}.")
         found.append((layer, head))
     return found
 
+def _heads_exist(heads, model):
+    "Check the heads named on the command line before anything is measured."
+    _pick(heads, model.cfg.n_layers, model.cfg.n_heads)
+
+# %% ../nbs/core/cli.ipynb #c10ae003
+def _where(cell):
+    "A cell of a result in words, from its coordinates."
+    rest = dict(cell)
+    if "head" in rest:
+        from namemovers.stats import head_name
+        where = [head_name(rest.pop("layer"), rest.pop("head"))]
+    else:
+        where = [f"layer {rest.pop('layer')}"]
+    return ", ".join(where + [str(v) if isinstance(v, str) else f"{k} {v}" for k, v in rest.items()])
+
 def _rows(values, dim, top, heads=None):
     "The cells of a result, summarised, largest first: [(name, mean, low, high, survives correction)]."
-    from namemovers.stats import head_name, summarise
-    chosen = _pick(heads, values)
+    from namemovers.stats import summarise
     summary = summarise(values, dim=dim)
-    table = summary[["mean", "low", "high", "significant"]].to_dataframe().reset_index().dropna(subset="mean")
-    if chosen: table = table[[(l, h) in chosen for l, h in zip(table["layer"], table["head"])]]
-    else: table = table.reindex(table["mean"].abs().sort_values(ascending=False, kind="stable").index).head(top)
-    def name(row):
-        rest = {k: row[k] for k in summary["mean"].dims}
-        if "head" in rest: where = [head_name(rest.pop("layer"), rest.pop("head"))]
-        else: where = [f"layer {rest.pop('layer')}"]
-        return ", ".join(where + [str(v) if isinstance(v, str) else f"{k} {v}" for k, v in rest.items()])
-    return [(name(row), row["mean"], row["low"], row["high"], bool(row["significant"])) for _, row in table.iterrows()]
+    shown = ["mean", "low", "high", "significant"]
+    table = summary[shown].to_dataframe().reset_index().dropna(subset="mean")
+    if heads:
+        chosen = _pick(heads, values.sizes["layer"], values.sizes["head"])
+        table = table[[cell in chosen for cell in zip(table["layer"], table["head"])]]
+    else:
+        largest = table["mean"].abs().sort_values(ascending=False, kind="stable").index
+        table = table.reindex(largest).head(top)
+    dims = list(summary["mean"].dims)
+    return [(_where(row[dims]), *row[shown[:3]], _found(row, summary)) for _, row in table.iterrows()]
 
+def _found(row, summary):
+    "What the test says of a cell, in a word."
+    if bool(row["significant"]):
+        return "yes"
+    return "untested" if summary.attrs.get("untested") else ""
+
+# %% ../nbs/core/cli.ipynb #c10ae004
 def _print(title, rows, unit):
     "Print a table of `_rows`."
     from rich.console import Console
     from rich.table import Table
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("where", unit, "95 % interval", "significant"): table.add_column(column, justify="left" if column == "where" else "right")
-    for name, mean, low, high, significant in rows:
-        table.add_row(name, f"{mean:+.3f}", "" if low != low else f"{low:+.3f} to {high:+.3f}", "yes" if significant else "")
+    table.add_column("where")
+    for column in (unit, "95 % interval", "significant"):
+        table.add_column(column, justify="right")
+    for name, mean, low, high, found in rows:
+        interval = "" if low != low else f"{low:+.3f} to {high:+.3f}"
+        table.add_row(name, f"{mean:+.3f}", interval, found)
     Console().print(table)
 
 # %% ../nbs/core/cli.ipynb #c10ae002
@@ -134,7 +180,10 @@ def _pages(s, wrong):
     return home
 
 # %% ../nbs/core/cli.ipynb #e0b61278
-@app.command(epilog="Examples: python -m namemovers study --model gpt2 --n 20      python -m namemovers study nbs/03_head_attribution.ipynb --force")
+@app.command(
+    epilog="Examples: python -m namemovers study --model gpt2 --n 20"
+    "      python -m namemovers study nbs/03_head_attribution.ipynb --force"
+)
 def study(
     notebooks: Annotated[
         Optional[list[str]],
@@ -149,7 +198,8 @@ def study(
     corruption: Corruption = None,
     device: Device = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Write the outputs into the notebooks themselves and clean them, for committing.")
+        bool,
+        typer.Option("--update", help="Write the outputs into the notebooks themselves, clean, for committing."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run also what has not changed since it last ran.")] = False,
     workers: Annotated[Optional[int], typer.Option(help="Notebooks at once.", show_default="as many as cores")] = None,
@@ -157,7 +207,7 @@ def study(
     """Run every notebook, save the results, build the site, print the headline table (in a clone of the repository).
 
     Results go to results/<model>/, notebooks with their outputs to results/<model>/notebooks/, the site to _site/.
-    What is unchanged since it last ran is not run again, so an interrupted study goes on where it stopped, by whole notebooks.
+    What is unchanged since it last ran is not run again: an interrupted study goes on with the notebooks that are left.
     Exit status 1 if a notebook failed; only those that read what it saves do not run."""
     s = _use(model, n, seed, corruption, device)
     typer.echo(f"Study of {s.model}: n = {s.n}, seed {s.seed}, corruption {s.corruption}")
@@ -173,74 +223,113 @@ def study(
     raise typer.Exit(1 if wrong else 0)
 
 # %% ../nbs/core/cli.ipynb #807d16da
-@app.command(epilog="Examples: python -m namemovers patch mrs z --head L3H2 --out z.nc      python -m namemovers patch ioi resid_pre --by named_position")
+@app.command(
+    epilog="Examples: python -m namemovers patch mrs z --head L3H2 --out z.nc"
+    "      python -m namemovers patch ioi resid_pre --by named_position"
+)
 def patch(
     task: Task,
-    site: Annotated[str, typer.Argument(help="What is patched: resid_pre, resid_mid, resid_post, attn_out, mlp_out; or of single heads z, q, k, v, pattern.", show_default=False)],
-    by: Annotated[Optional[str], typer.Option(help="position or named_position; for heads head or head_position.", show_default="position; head")] = None,
-    direction: Annotated[str, typer.Option(help="denoise (clean into corrupted) or noise (corrupted into clean).")] = "denoise",
+    site: Annotated[
+        str,
+        typer.Argument(
+            help="What is patched: resid_pre, resid_mid, resid_post, attn_out, mlp_out; "
+            "or of single heads z, q, k, v, pattern.",
+            show_default=False,
+        ),
+    ],
+    by: Annotated[
+        Optional[str],
+        typer.Option(
+            help="position or named_position; for heads head or head_position.", show_default="position; head"
+        ),
+    ] = None,
+    direction: Annotated[
+        str, typer.Option(help="denoise (clean into corrupted) or noise (corrupted into clean).")
+    ] = "denoise",
     metric: Annotated[str, typer.Option(help="logit_diff, logit, prob, rank or kl.")] = "logit_diff",
     engine: Annotated[str, typer.Option(help="fast (exact, GPT-2's kind), hooks (any model) or auto.")] = "auto",
     head: Heads = None,
-    model: Model = None, n: N = None, seed: Seed = None, corruption: Corruption = None, device: Device = None,
-    out: Out = None, top: Top = 10,
+    model: Model = None,
+    n: N = None,
+    seed: Seed = None,
+    corruption: Corruption = None,
+    device: Device = None,
+    out: Out = None,
+    top: Top = 10,
 ) -> None:
     """Activation patching: put one activation of one run into the other, everywhere in turn.
 
     Prints the cells with the largest effect: 0 leaves the run as it was, 1 makes it the run patched from."""
-    _known_task(task), _out(out)
+    _known_task(task)
+    _check_out(out)
     s = _use(model, n, seed, None if task == "ioi" else corruption, device)
     from namemovers.activation_patching import HEAD_SITES, STREAM_SITES, patch as measure
-    if site not in STREAM_SITES + HEAD_SITES: raise ValueError(f"SITE must be one of {', '.join(STREAM_SITES + HEAD_SITES)}, but it is {site!r}.")
-    if head and site not in HEAD_SITES: raise ValueError(f"--head goes with a site of single heads ({', '.join(HEAD_SITES)}), and {site} is none.")
+    if site not in STREAM_SITES + HEAD_SITES:
+        raise ValueError(f"SITE must be one of {', '.join(STREAM_SITES + HEAD_SITES)}, but it is {site!r}.")
+    if head and site not in HEAD_SITES:
+        sites = ", ".join(HEAD_SITES)
+        raise ValueError(f"--head goes with a site of single heads ({sites}), and {site} is none.")
     m = _load(s)
-    chosen = _task(task, m, s, corruption)
-    if head: _heads_exist(head, m)
+    chosen = _make_task(task, m, s, corruption)
+    _heads_exist(head, m)
     ds = measure(m, chosen, site, by=by, direction=direction, metric=metric, engine=engine)
-    typer.echo(f"{task.upper()} on {s.model}, {len(chosen)} prompts, corruption {chosen.corruption}: "
-               f"{metric} {float(ds['clean'].mean()):.3f} clean, {float(ds['corrupted'].mean()):.3f} corrupted")
-    _print(f"{'Restored' if direction == 'denoise' else 'Lost'} by patching {site}", _rows(ds["effect"], "prompt", top, head), "effect")
+    runs = ", ".join(f"{float(ds[run].mean()):.3f} {run}" for run in ("clean", "corrupted"))
+    study = f"{task.upper()} on {s.model}, {len(chosen)} prompts, corruption {chosen.corruption}"
+    typer.echo(f"{study}: {metric} {runs}")
+    verb = "Restored" if direction == "denoise" else "Lost"
+    _print(f"{verb} by patching {site}", _rows(ds["effect"], "prompt", top, head), "effect")
     _save(ds, out)
-
-def _heads_exist(heads, model):
-    import numpy as np
-    import xarray as xr
-    _pick(heads, xr.DataArray(np.zeros((model.cfg.n_layers, model.cfg.n_heads)), dims=("layer", "head")))
 
 # %% ../nbs/core/cli.ipynb #4d6a0123
 @app.command(epilog="Example: python -m namemovers attribute ioi --n 20 --top 5 --out dla.nc")
 def attribute(
-    task: Task, head: Heads = None,
-    model: Model = None, n: N = None, seed: Seed = None, corruption: Corruption = None, device: Device = None,
-    out: Out = None, top: Top = 10,
+    task: Task,
+    head: Heads = None,
+    model: Model = None,
+    n: N = None,
+    seed: Seed = None,
+    corruption: Corruption = None,
+    device: Device = None,
+    out: Out = None,
+    top: Top = 10,
 ) -> None:
-    """Direct logit attribution: what each head writes towards the right answer and away from the wrong one, in logits."""
-    _known_task(task), _out(out)
+    """Direct logit attribution: what each head writes towards the right answer and away from the wrong one."""
+    _known_task(task)
+    _check_out(out)
     s = _use(model, n, seed, None if task == "ioi" else corruption, device)
     from namemovers.head_attribution import head_attribution
     m = _load(s)
-    chosen = _task(task, m, s, corruption)
-    if head: _heads_exist(head, m)
+    chosen = _make_task(task, m, s, corruption)
+    _heads_exist(head, m)
     ds = head_attribution(m, chosen)
-    typer.echo(f"{task.upper()} on {s.model}, {len(chosen)} prompts: logit difference {float(ds['logit_diff'].mean()):.3f}")
+    difference = float(ds["logit_diff"].mean())
+    typer.echo(f"{task.upper()} on {s.model}, {len(chosen)} prompts: logit difference {difference:.3f}")
     _print("Direct logit attribution", _rows(ds["attribution"], "prompt", top, head), "logits")
     _save(ds, out)
 
 # %% ../nbs/core/cli.ipynb #873e0287
 @app.command("copy-scores", epilog="Example: python -m namemovers copy-scores --model gpt2 --top 5")
 def copy_scores(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Names to score, each one token; the shipped list by default.", show_default=False)] = None,
+    names: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="Names to score, each one token; the shipped list by default.", show_default=False),
+    ] = None,
     head: Heads = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Samples at least: names in context.")] = 1000,
-    model: Model = None, seed: Seed = None, device: Device = None, out: Out = None, top: Top = 10,
+    model: Model = None,
+    seed: Seed = None,
+    device: Device = None,
+    out: Out = None,
+    top: Top = 10,
 ) -> None:
     """Copy scores: how often a head that looks at a name would write that name among the first five tokens."""
-    _out(out)
-    if n < 1: raise ValueError(f"--n must be at least 1, but it is {n}.")
+    _check_out(out)
+    if n < 1:
+        raise ValueError(f"--n must be at least 1, but it is {n}.")
     s = _use(model, None, seed, None, device)
     from namemovers.copy_scores import copy_scores as measure
     m = _load(s)
-    if head: _heads_exist(head, m)
+    _heads_exist(head, m)
     ds = measure(m, names or None, n=n, seed=s.seed)
     typer.echo(f"{s.model}, {ds.sizes['name']} names, {ds.sizes.get('sample', n)} samples")
     _print("Copy score", _rows(ds["copy_score"], "name", top, head), "share")
@@ -256,15 +345,21 @@ def models() -> None:
     from rich.table import Table
     from namemovers.model import model_folder, shipped_models
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "layers", "heads", "width", "vocabulary", "MB"): table.add_column(column, justify="left" if column == "name" else "right")
+    table.add_column("name")
+    for column in ("layers", "heads", "width", "vocabulary", "MB"):
+        table.add_column(column, justify="right")
     for name in shipped_models():
         folder = model_folder(name)
-        c = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
         size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) / 1e6
-        table.add_row(name, *(str(c.get(k, "")) for k in ("n_layer", "n_head", "n_embd", "vocab_size")), f"{size:.1f}")
+        shape = (str(config.get(key, "")) for key in ("n_layer", "n_head", "n_embd", "vocab_size"))
+        table.add_row(name, *shape, f"{size:.1f}")
     Console().print(table)
-    typer.echo("\nAlso: a hub id of a model that TransformerLens supports, such as gpt2 (downloaded once, then from the cache),\n"
-               "or a folder in Hugging Face format with config.json, model.safetensors and tokenizer.json.")
+    typer.echo(
+        "\nAlso: a hub id of a model that TransformerLens supports, such as gpt2 "
+        "(downloaded once, then from the cache),\n"
+        "or a folder in Hugging Face format with config.json, model.safetensors and tokenizer.json."
+    )
 
 # %% ../nbs/core/cli.ipynb #357429d3
 @app.command(epilog="Example: python -m namemovers site --out /tmp/site")
@@ -272,7 +367,7 @@ def site(
     model: Model = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("_site"),
 ) -> None:
-    """Build the site from the notebooks as the study last executed them, or else as they are in the repository (in a clone)."""
+    """Build the site of a clone from the notebooks as the study last executed them, or else as they are in it."""
     s = _use(model)
     processes = _press("processes", "site", s)
     typer.echo(f"Home page: {processes.aside(processes.build_site, s.root, out.resolve())}")
@@ -303,20 +398,33 @@ def _shown(s):
             pass
     return found
 
-@app.command(epilog="Examples: python -m namemovers export writeup --to writeup.pdf      python -m namemovers export ioi_nbs/comparison --to comparison.html")
+@app.command(
+    epilog="Examples: python -m namemovers export writeup --to writeup.pdf"
+    "      python -m namemovers export ioi_nbs/comparison --to comparison.html"
+)
 def export(
     notebook: Annotated[
-        str, typer.Argument(help="A notebook of the study, e.g. writeup, or the path of any executed notebook.", show_default=False)
+        str,
+        typer.Argument(
+            help="A notebook of the study, e.g. writeup, or the path of any executed notebook.", show_default=False
+        ),
     ],
     to: Annotated[
-        Path, typer.Option("--to", "-t", help="The file to write: x.html (figures interactive) or x.pdf (needs Chromium).", show_default=False)
+        Path,
+        typer.Option(
+            "--to",
+            "-t",
+            help="The file to write: x.html (figures interactive) or x.pdf (needs Chromium).",
+            show_default=False,
+        ),
     ],
     paper: Annotated[str, typer.Option(help="Of a PDF: a4 or letter.")] = "a4",
     model: Model = None,
 ) -> None:
     """Write a page as one file, complete by itself: HTML or PDF (in a clone).
 
-    Of a notebook of the study, as the study last executed it with this model, or else as it is in the repository. Nothing is computed."""
+    Of a notebook of the study, as the study last executed it with this model, or else as it is in the repository.
+    Nothing is computed."""
     s = _use(model)
     page = _press("page", "export", s)
     try:

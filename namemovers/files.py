@@ -39,7 +39,7 @@ def whole(
     """A file beside `path` to write to, which takes the place of `path` when the block ends well.
 
     Makes the folder where it is missing. Where the block fails, `path` stays as it was.
-    Raises OSError, in one sentence with path and remedy, for a disk that is full or a folder that cannot be written to."""
+    Raises OSError, in one sentence with path and remedy, where the disk is full or the folder cannot be written to."""
     path = Path(path)
     part = None
     try:

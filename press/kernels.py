@@ -90,6 +90,20 @@ def may_have_children() -> None:
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
 
 
+def _end_with_the_runner() -> None:
+    """Let the server end when the runner does, however that ends, and this kernel with it.
+
+    Every process that the server forks is given what keeps the server alive; kept, a kernel would outlive a runner that
+    was killed, and go on saving results.
+    """
+    from multiprocessing import forkserver
+
+    held: Any = forkserver._forkserver
+    if held._forkserver_alive_fd is not None:
+        os.close(held._forkserver_alive_fd)
+    held._forkserver_alive_fd = held._forkserver_address = held._forkserver_pid = None
+
+
 def _become_kernel(connection_file: str, folder: str, env: dict):
     """What `python -m ipykernel_launcher` does, in a process that has the imports behind it."""
     from ipykernel.kernelapp import IPKernelApp
@@ -97,6 +111,7 @@ def _become_kernel(connection_file: str, folder: str, env: dict):
     os.setsid()  # Ctrl-C is for the runner, which then ends its kernels
     signal.signal(signal.SIGINT, signal.default_int_handler)
     may_have_children()
+    _end_with_the_runner()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.environ.clear()
     os.environ.update(env)
@@ -252,5 +267,5 @@ async def execute(
             client.kc.stop_channels()
         # In peace, so that the kernel can clean up, unless the whole run is being stopped.
         if client.km is not None and client.km.has_kernel:
-            await client.km.shutdown_kernel(now=_cancelled())  # type: ignore[misc]
+            await client.km.shutdown_kernel(now=_cancelled())
     return nb

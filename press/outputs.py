@@ -18,6 +18,9 @@ from .notebooks import directives
 
 VARIES = "varies"  # the mark, as `#| varies`
 RELATIVE = 1e-3  # tolerance of a number
+NOISE = 1e-6  # of effects: what float32 leaves of a zero, on one machine and on another
+ROUNDING = 1e-4  # where all numbers are smaller, q says no more than which way they were rounded
+LEVEL = 0.05  # of q, which resampling gives: below it q is compared within 0.01, above it within 0.1
 
 _PLOTLY = "application/vnd.plotly.v1+json"
 _VIEW, _STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
@@ -33,7 +36,7 @@ _RANDOM = [
     (re.compile(r"-{3,}"), "---"),  # a rule is as wide as what it is under
     (re.compile(r"\s+"), " "),
 ]
-_NUMBER = re.compile(r"(?<![\w.])[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w])")
+_NUMBER = re.compile(r"(?<![\w.])(?P<q>q = )?(?P<number>[-−+]?\d+(?:\.\d+)?(?:e[-−+]?\d+)?)(?![\w])")
 
 
 def _plain(text: Any) -> str:
@@ -52,17 +55,39 @@ def _unit(number: str) -> float:
     return 10.0 ** (int(exponent or 0) - decimals)
 
 
+class _Numbers:
+    """The numbers in a text, as they are written, and the text without them."""
+
+    def __init__(self, text: str):
+        found = [(bool(match["q"]), match["number"].replace("−", "-")) for match in _NUMBER.finditer(text)]
+        self.words = _NUMBER.sub("NUMBER", text)
+        self.written = [number for _, number in found]
+        self.is_q = [is_q for is_q, _ in found]
+        self.of_rounding = all(abs(float(number)) < ROUNDING for is_q, number in found if not is_q and _unit(number))
+
+
+def _same_number(was: str, now: str, tolerance: float) -> bool:
+    """Whether two numbers are the same but for rounding; whole numbers must be the same, and stay whole."""
+    units, a, b = (_unit(was), _unit(now)), float(was), float(now)
+    if a == b:
+        return all(units) or not any(units)
+    return any(units) and abs(a - b) <= max(1.01 * max(units), RELATIVE * abs(a), tolerance)
+
+
 def same_text(committed: Any, now: Any) -> bool:
     """Whether two texts are the same but for what legitimately varies."""
     texts = [_plain(committed), _plain(now)]
     if texts[0] == texts[1]:
         return True
-    if len({_NUMBER.sub("NUMBER", text) for text in texts}) > 1:
+    old, new = map(_Numbers, texts)
+    if old.words != new.words:
         return False
-    for was, new in zip(*(_NUMBER.findall(text) for text in texts)):
-        a, b = (float(number.replace("−", "-")) for number in (was, new))
-        unit = max(_unit(was), _unit(new))
-        if abs(a - b) > (max(1.01 * unit, RELATIVE * abs(a)) if unit else 0.0):
+    for was, is_now, is_q in zip(old.written, new.written, old.is_q):
+        if is_q and old.of_rounding:
+            continue  # whether rounding errors are above zero
+        insignificant = is_q and min(float(was), float(is_now)) > LEVEL
+        tolerance = (0.1 if insignificant else 0.01) if is_q else NOISE
+        if not _same_number(was, is_now, tolerance):
             return False
     return True
 
@@ -77,7 +102,7 @@ def _same_numbers(a: np.ndarray, b: np.ndarray) -> bool:
         return False
     finite = np.abs(a[np.isfinite(a)])
     size = float(finite.max()) if finite.size else 0.0
-    return bool(np.allclose(a, b, rtol=RELATIVE, atol=RELATIVE * size, equal_nan=True))
+    return bool(np.allclose(a, b, rtol=RELATIVE, atol=max(RELATIVE * size, NOISE), equal_nan=True))
 
 
 def _numeric(values: list) -> bool:
@@ -111,7 +136,7 @@ def different(a: Any, b: Any, where: str = "") -> Iterator[str]:
         if not same_text(a, b):
             yield where
     elif _numeric([a]) and _numeric([b]):
-        if not math.isclose(a, b, rel_tol=RELATIVE, abs_tol=1e-6):
+        if not math.isclose(a, b, rel_tol=RELATIVE, abs_tol=NOISE):
             yield where
     elif a != b:
         yield where

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 
 import namemovers
-from namemovers import circuits, copy_scores, data, edges, explorer, head_attribution, head_roles, logit_lens, path_patching, sets, task_study
+from namemovers import circuits, copy_scores, data, explorer, head_attribution, head_roles, logit_lens, path_patching, sets, task_study
 from namemovers.activation_patching import Cell, patch, run_hooks
 from namemovers.attribution_patching import attribute, patch_screened, run_attribution
 from namemovers.engine import run_sets, sweep
@@ -33,64 +33,63 @@ def node(task):
     return circuits.Node(1, 0, "END")
 
 
-# module.name -> f(model, task), a small call of every public measurement
+# name -> f(model, task), a small call of every public measurement
 MEASURE = {
-    "activation_patching.patch": lambda m, t: patch(m, t, "z"),
-    "activation_patching.run_hooks": lambda m, t: run_hooks(m, *tokens_of(t), "z", [Cell(0, 0)]),
-    "attribution_patching.attribute": lambda m, t: attribute(m, t, "z"),
-    "attribution_patching.patch_screened": lambda m, t: patch_screened(m, t, "z", screen=2),
-    "attribution_patching.run_attribution": lambda m, t: run_attribution(m, *tokens_of(t), "z", [Cell(0, 0)]),
-    "circuits.Ablated": lambda m, t: circuits.Ablated(m, t, "zero")([[node(t)]]),
-    "circuits.AblatedEdges": lambda m, t: circuits.AblatedEdges(m, t, "resample")([edges.graph(m).labels[:4]]),
-    "circuits.run_circuits": lambda m, t: circuits.run_circuits(m, t, {"one": [node(t)]}, "zero"),
-    "circuits.score_nodes": lambda m, t: circuits.score_nodes(m, t, steps=1, ablation="zero"),
-    "circuits.prune": lambda m, t: circuits.prune(m, t, tolerance=0.9, ablation="zero", progress=False),
-    "circuits.grow": lambda m, t: circuits.grow(m, t, tolerance=0.9, ablation="zero", progress=False),
-    "circuits.curve": lambda m, t: circuits.curve(m, t, {"one": circuits.nodes(m, t)}, shares=(0, 0.5, 1), ablation="zero"),
-    "circuits.completeness": lambda m, t: circuits.completeness(m, t, [node(t)], random=1, greedy=1, steps=1, width=1, ablation="zero", progress=False),
-    "circuits.minimality": lambda m, t: circuits.minimality(m, t, [node(t)], steps=1, width=1, ablation="zero", progress=False),
-    "circuits.cross_task": lambda m, t: circuits.cross_task(m, {"ioi": [(0, 0)]}, {"ioi": (t, None)}, random=1, ablation="zero"),
-    "circuits.search_again": None,  # makes its own prompts
-    "claims.measure_published": lambda m, t: importlib.import_module("namemovers.claims").measure_published(m, t),
-    "copy_scores.copy_scores": lambda m, t: copy_scores.copy_scores(m, ["Mary", "John", "Tom"], n=9),
-    "copy_scores.task_copy_scores": lambda m, t: copy_scores.task_copy_scores(m, t),
-    "data.predictions": lambda m, t: data.predictions(m, t.clean[0]),
-    "data.survey": lambda m, t: data.survey(m, n=1, families={"one": data.survey_template()}),
-    "edges.run_edges": lambda m, t: edges.run_edges(m, t, [edges.graph(m).labels[:4]], progress=False),
-    "edges.ablate_edges": lambda m, t: edges.ablate_edges(m, t, edges.graph(m).labels[:4], progress=False),
-    "edges.attribute_edges": lambda m, t: edges.attribute_edges(m, t, progress=False),
-    "edges.acdc": lambda m, t: edges.acdc(m, t, 1e9, progress=False),
-    "engine.sweep": lambda m, t: sweep(m, *tokens_of(t), "z", [Cell(0, 0)]),
-    "engine.run_sets": lambda m, t: run_sets(m, *tokens_of(t), [[]]),
-    "explorer.Session": lambda m, t: (s := explorer.Session(m, t, study=False)).figure(dataclasses.replace(s.choose(explorer.ExplorerState(), t.name, 0), view="attribution")),
-    "explorer.explore": None,  # a Session with a widget around it
-    "head_attribution.head_attribution": lambda m, t: head_attribution.head_attribution(m, t),
-    "head_attribution.attention": lambda m, t: head_attribution.attention(m, t),
-    "head_attribution.name_projection": lambda m, t: head_attribution.name_projection(m, t, n_resamples=10),
-    "head_roles.pattern_scores": lambda m, t: head_roles.pattern_scores(m, periods=(5,), n=2),
-    "head_roles.attention_scores": lambda m, t: head_roles.attention_scores(m, t),
-    "head_roles.s_inhibition": lambda m, t: head_roles.s_inhibition(m, t, [(2, 0)], progress=False),
-    "head_roles.signals": lambda m, t: head_roles.signals(m, t, heads=[(1, 0)], progress=False),
-    "head_roles.backup": lambda m, t: head_roles.backup(m, t, [(1, 0)], "zero"),
-    "head_roles.role_evidence": lambda m, t: head_roles.role_evidence(m, t, name_movers=[(2, 0)], ablation="zero", progress=False),
-    "head_roles.roles": lambda m, t: head_roles.roles(m, t, name_movers=[(2, 0)], ablation="zero", progress=False),
-    "logit_lens.logit_lens": lambda m, t: logit_lens.logit_lens(m, t),
-    "model.run_at_end": lambda m, t: run_at_end(m, t.clean_tokens, t.positions["END"]),
-    "path_patching.run_paths": lambda m, t: path_patching.run_paths(m, *tokens_of(t), "head", "logits", "q", False, True, "denoise", "logit_diff", MANY),
-    "path_patching.path_patch": lambda m, t: path_patching.path_patch(m, t, progress=False),
-    "path_patching.trace": lambda m, t: path_patching.trace(m, t, depth=1, progress=False),
-    "sets.patch_sets": lambda m, t: sets.patch_sets(m, t, {"none": []}),
-    "task_study.study": None,  # needs a folder: below
+    "patch": lambda m, t: patch(m, t, "z"),
+    "run_hooks": lambda m, t: run_hooks(m, *tokens_of(t), "z", [Cell(0, 0)]),
+    "attribute": lambda m, t: attribute(m, t, "z"),
+    "patch_screened": lambda m, t: patch_screened(m, t, "z", screen=2),
+    "run_attribution": lambda m, t: run_attribution(m, *tokens_of(t), "z", [Cell(0, 0)]),
+    "Ablated": lambda m, t: circuits.Ablated(m, t, "zero")([[node(t)]]),
+    "AblatedEdges": lambda m, t: circuits.AblatedEdges(m, t, "resample")([circuits.graph(m).labels[:4]]),
+    "run_circuits": lambda m, t: circuits.run_circuits(m, t, {"one": [node(t)]}, "zero"),
+    "score_nodes": lambda m, t: circuits.score_nodes(m, t, steps=1, ablation="zero"),
+    "prune": lambda m, t: circuits.prune(m, t, tolerance=0.9, ablation="zero", progress=False),
+    "grow": lambda m, t: circuits.grow(m, t, tolerance=0.9, ablation="zero", progress=False),
+    "curve": lambda m, t: circuits.curve(m, t, {"one": circuits.nodes(m, t)}, shares=(0, 0.5, 1), ablation="zero"),
+    "completeness": lambda m, t: circuits.completeness(m, t, [node(t)], random=1, greedy=1, steps=1, width=1, ablation="zero", progress=False),
+    "minimality": lambda m, t: circuits.minimality(m, t, [node(t)], steps=1, width=1, ablation="zero", progress=False),
+    "cross_task": lambda m, t: circuits.cross_task(m, {"ioi": [(0, 0)]}, {"ioi": (t, None)}, random=1, ablation="zero"),
+    "search_again": None,  # makes its own prompts
+    "measure_published": lambda m, t: importlib.import_module("namemovers.claims").measure_published(m, t),
+    "copy_scores": lambda m, t: copy_scores.copy_scores(m, ["Mary", "John", "Tom"], n=9),
+    "after_first_block": lambda m, t: copy_scores.after_first_block(m, t.clean_tokens, torch.stack([t.positions["S1"], t.positions["IO"]], 1)),
+    "task_copy_scores": lambda m, t: copy_scores.task_copy_scores(m, t),
+    "predictions": lambda m, t: data.predictions(m, t.clean[0]),
+    "survey": lambda m, t: data.survey(m, n=1, families={"one": data.survey_template()}),
+    "run_edges": lambda m, t: circuits.run_edges(m, t, [circuits.graph(m).labels[:4]], progress=False),
+    "ablate_edges": lambda m, t: circuits.ablate_edges(m, t, circuits.graph(m).labels[:4], progress=False),
+    "attribute_edges": lambda m, t: circuits.attribute_edges(m, t, progress=False),
+    "acdc": lambda m, t: circuits.acdc(m, t, 1e9, progress=False),
+    "sweep": lambda m, t: sweep(m, *tokens_of(t), "z", [Cell(0, 0)]),
+    "run_sets": lambda m, t: run_sets(m, *tokens_of(t), [[]]),
+    "Session": lambda m, t: (s := explorer.Session(m, t, study=False)).figure(dataclasses.replace(s.choose(explorer.ExplorerState(), t.name, 0), view="attribution")),
+    "explore": None,  # a Session with a widget around it
+    "head_attribution": lambda m, t: head_attribution.head_attribution(m, t),
+    "attention": lambda m, t: head_attribution.attention(m, t),
+    "name_projection": lambda m, t: head_attribution.name_projection(m, t, n_resamples=10),
+    "pattern_scores": lambda m, t: head_roles.pattern_scores(m, periods=(5,), n=2),
+    "attention_scores": lambda m, t: head_roles.attention_scores(m, t),
+    "s_inhibition": lambda m, t: head_roles.s_inhibition(m, t, [(2, 0)], progress=False),
+    "signals": lambda m, t: head_roles.signals(m, t, heads=[(1, 0)], progress=False),
+    "backup": lambda m, t: head_roles.backup(m, t, [(1, 0)], "zero"),
+    "role_evidence": lambda m, t: head_roles.role_evidence(m, t, name_movers=[(2, 0)], ablation="zero", progress=False),
+    "roles": lambda m, t: head_roles.roles(m, t, name_movers=[(2, 0)], ablation="zero", progress=False),
+    "logit_lens": lambda m, t: logit_lens.logit_lens(m, t),
+    "run_at_end": lambda m, t: run_at_end(m, t.clean_tokens, t.positions["END"]),
+    "run_paths": lambda m, t: path_patching.run_paths(m, *tokens_of(t), "head", "logits", "q", False, True, "denoise", "logit_diff", MANY),
+    "path_patch": lambda m, t: path_patching.path_patch(m, t, progress=False),
+    "trace": lambda m, t: path_patching.trace(m, t, depth=1, progress=False),
+    "patch_sets": lambda m, t: sets.patch_sets(m, t, {"none": []}),
+    "study": None,  # needs a folder: below
 }
 CALLED = {name: f for name, f in MEASURE.items() if f}
-WITHOUT_A_TASK = {"copy_scores.copy_scores", "data.predictions", "data.survey", "head_roles.pattern_scores"}
+WITHOUT_A_TASK = {"copy_scores", "predictions", "survey", "pattern_scores"}
 
 # take a model and measure nothing
 NO_MEASUREMENT = {
-    "activation_patching.cells", "activation_patching.unreached", "circuits.nodes", "edges.graph", "engine.weights_of", "engine.why_not", "engine.ready",
-    "explorer.ExplorerState", "guard.fingerprint", "guard.guard", "model.model_name", "model.weights_hash", "model.answer_direction", "model.model_note",
-    "model.taken_from_logits", "results.provenance", "settings.Settings", "validation.Case", "compare.unlike_gpt2_small", "literature.unlike_gpt2_small", "published.unlike_gpt2_small",
-    "model.unlike_gpt2_small",
+    "ExplorerState", "Settings", "answer_direction", "cells", "fingerprint", "guard", "label", "minimal_in_words", "model_name", "model_note",
+    "name_ranks", "nodes", "provenance", "ready", "taken_from_logits", "unlike_gpt2_small", "unreached", "weights_hash", "weights_of", "why_not", "Case",
 }
 
 
@@ -129,7 +128,7 @@ def public_with_a_model():
             if not callable(value) or getattr(value, "__module__", "") != module.__name__ or inspect.isclass(value) and issubclass(value, Exception):
                 continue
             if "model" in inspect.signature(value).parameters:
-                yield f"{info.name.removeprefix('namemovers.')}.{name}", value
+                yield name, value
 
 
 def test_every_measurement_is_guarded_and_tried_here():
@@ -137,7 +136,7 @@ def test_every_measurement_is_guarded_and_tried_here():
     new = set(found) - set(MEASURE) - NO_MEASUREMENT
     assert not new, f"{new}: put @guarded above and a call into MEASURE, or, if it measures nothing, its name into NO_MEASUREMENT"
     assert set(MEASURE) <= set(found)
-    bare = {name for name in MEASURE if not inspect.isclass(found[name]) and not hasattr(found[name], "__guarded__")} - {"explorer.explore"}
+    bare = {name for name in MEASURE if not inspect.isclass(found[name]) and not hasattr(found[name], "__guarded__")} - {"explore"}
     assert not bare, f"{bare} forgot @guarded"
     for method in (circuits.Ablated.__init__, circuits.Ablated.__call__, *(getattr(explorer.Session, n) for n in ("figure", "head", "copies", "measure_roles"))):
         assert method.__guarded__
@@ -260,7 +259,7 @@ def of_inference(task):
     with torch.inference_mode(): return dataclasses.replace(task, clean_tokens=task.clean_tokens.clone())
 
 
-BY_TOKENS = {"activation_patching.run_hooks", "attribution_patching.run_attribution", "engine.sweep", "engine.run_sets", "model.run_at_end", "path_patching.run_paths"}
+BY_TOKENS = {"run_hooks", "run_attribution", "sweep", "run_sets", "run_at_end", "run_paths"}
 
 
 @pytest.mark.parametrize("spoil, words, by_tokens", [
@@ -269,7 +268,7 @@ BY_TOKENS = {"activation_patching.run_hooks", "attribution_patching.run_attribut
 ])
 def test_prompts_that_are_not_for_this_model(model, task, spoil, words, by_tokens):
     spoilt = spoil(task)
-    for name in CALLED.keys() - WITHOUT_A_TASK - {"explorer.Session", "model.run_at_end"} - (set() if by_tokens else BY_TOKENS):
+    for name in CALLED.keys() - WITHOUT_A_TASK - {"Session", "run_at_end", "after_first_block"} - (set() if by_tokens else BY_TOKENS):
         with pytest.raises(ValueError, match=words): quietly(CALLED[name], model, spoilt)
 
 
@@ -337,10 +336,10 @@ def test_edited_weights_are_measured_as_they_are(model, task, usual):
         weight.data.mul_(3)
         fast, hooks = (patch(model, task, "z", engine=e) for e in ("fast", "hooks"))
         np.testing.assert_allclose(fast.logit_diff, hooks.logit_diff, atol=1e-4)
-        assert float(abs(fast.logit_diff - usual["activation_patching.patch"].logit_diff).max()) > 1e-3
-        assert fast.attrs["weights_hash"] != usual["activation_patching.patch"].attrs["weights_hash"]
+        assert float(abs(fast.logit_diff - usual["patch"].logit_diff).max()) > 1e-3
+        assert fast.attrs["weights_hash"] != usual["patch"].attrs["weights_hash"]
     finally: weight.data.copy_(kept)
-    same(usual["activation_patching.patch"], patch(model, task, "z"))
+    same(usual["patch"], patch(model, task, "z"))
 
 
 def test_what_was_made_before_an_edit_is_not_used_after_it(model, task):

@@ -111,7 +111,7 @@ def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
     from namemovers.activation_patching import patch
     from namemovers.attribution_patching import attribute
     from namemovers.data import ioi_task
-    from namemovers.edges import ablate_edges
+    from namemovers.circuits import ablate_edges
     from namemovers.path_patching import path_patch
     from namemovers.publish import read_provenance, save_table
     from namemovers.stats import summarise
@@ -125,15 +125,16 @@ def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
         save(ds, name, tmp_path)
         assert summarise(load(name, tmp_path).effect, n_resamples=9).attrs == s.attrs, name
         xr.testing.assert_identical(ds, load(name, tmp_path))
-    table = save_table(summarise(found["patch"].effect, n_resamples=9), tmp_path / "heads.csv")
+    table = save_table(summarise(found["patch"].effect, n_resamples=9), tmp_path / "heads.tex")
     assert read_provenance(table)["model"] == "tiny"
 
 
-def test_a_stamp_leaves_what_a_variable_says_of_itself(ds):
-    ds["effect"].attrs = {"unit": "share", "seed": 9}
+def test_a_stamp_is_over_what_a_variable_was_made_of(ds):
+    """An effect made of a run that another measurement stamped is this measurement's."""
+    ds["effect"].attrs = {"unit": "share", "model": "another"}
     stamped = stamp(ds)
-    assert stamped.effect.attrs == {**ds.attrs, "unit": "share", "seed": 9} and stamped.clean.attrs == ds.attrs == stamped.attrs
-    assert ds.clean.attrs == {} and ds["effect"].attrs == {"unit": "share", "seed": 9}
+    assert stamped.effect.attrs == {"unit": "share", **ds.attrs} and stamped.clean.attrs == ds.attrs == stamped.attrs
+    assert ds.clean.attrs == {} and ds["effect"].attrs == {"unit": "share", "model": "another"}
 
 
 @pytest.mark.parametrize("name, attrs, says", [
@@ -142,7 +143,6 @@ def test_a_stamp_leaves_what_a_variable_says_of_itself(ds):
     ("mrs_x", dict(n=7, corruption="no_cue"), "corruption = 'no_cue'"),
     ("ioi_x", dict(task="ioi", n=8), "n = 8"),
     ("mrs_x_n1", dict(n=7), "n = 7"),
-    ("copy_scores", dict(task=None, seed=2), "seed = 2"),
 ])
 def test_results_of_another_study_are_refused(tmp_path, ds, monkeypatch, name, attrs, says):
     for variable in ("MODEL", "N", "SEED", "CORRUPTION"):
@@ -189,3 +189,20 @@ def test_a_damaged_result_says_which_and_what_to_do(tmp_path, ds, damage):
     with pytest.raises(ValueError) as e:
         load("x", tmp_path)
     assert str(path) in str(e.value) and "remove it" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_results_of_other_prompts_than_the_studys_have_an_n_and_a_seed_of_their_own(tmp_path, monkeypatch):
+    "Copy scores draw names, patterns random tokens, stability hundreds of prompts: none of them is of another study."
+    for name in ("MODEL", "N", "SEED", "CORRUPTION"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "settings.ini").write_text("[study]\nmodel = mini\nn = 6\nseed = 1\ncorruption = new_subjects\n")
+    monkeypatch.chdir(tmp_path)
+    ds = xr.Dataset({"x": ("prompt", np.arange(3.0))}, attrs=dict(model="mini"))
+    study = dict(task="mrs", seed=1, corruption="new_subjects")
+    for name, attrs in (("copy_scores", dict(n=1224, seed=0)), ("pattern_scores", dict(n=24, seed=0)), ("mrs_one_prompt", study | dict(n=400)), ("ioi_stability", dict(task="ioi", n=400, seed=1))):
+        save(ds.assign_attrs(attrs), name)
+        assert load(name).attrs["n"] == attrs["n"]
+    for name, attrs in (("mrs_one_prompt", study | dict(n=400, seed=0)), ("mrs_paths", study | dict(n=7))):
+        save(ds.assign_attrs(attrs), name)
+        with pytest.raises(ValueError, match="the settings ask for"):
+            load(name)

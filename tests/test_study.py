@@ -16,7 +16,7 @@ import xarray as xr
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from namemovers import results
-from press import headline, kernels, notebooks, runner
+from press import headline, kernels, notebooks, outputs, runner
 
 
 ROOT = Path(__file__).parents[1]
@@ -219,3 +219,88 @@ def test_headline(tmp_path):
     assert rows["top heads by copy score"].count("L2H1 0.75") == 2
     (tmp_path / "ioi_head_attribution.nc").write_bytes(b"no netCDF")
     assert headline.headline(tmp_path).startswith("No headline")
+
+
+# --- committed outputs against a run of today -----------------------------------------------------------------------
+
+
+def stream(text):
+    return nbformat.v4.new_output("stream", text=text)
+
+
+def shows(*cells, mark=""):
+    code = [new_code_cell(f"{mark}x", outputs=[output]) for output in cells]
+    return json.loads(nbformat.writes(new_notebook(cells=code)))
+
+
+@pytest.mark.parametrize(
+    ("committed", "now"),
+    [
+        ("took 3.2 s", "took 12.25 s"),
+        ("<object at 0x7f3a9c1b2d30>", "<object at 0x7f0000000001>"),
+        ("mean 0.512 [0.40, 0.61]", "mean 0.513 [0.41, 0.61]"),
+        ("mean −3.3e−06", "mean −3.35e−06"),
+        ("mean −9.7e−08, n = 1", "mean 0, n = 1"),
+        ("mean −9.7e−08 q = 0.2", "mean 1.1e−08 q = 0.7"),
+        ("mean 0.25 q = 0.206", "mean 0.25 q = 0.165"),
+        ("a    b\n-----\n0.5", "a b\n---\n0.50"),
+    ],
+)
+def test_what_may_vary(committed, now):
+    assert outputs.differences(shows(stream(committed)), shows(stream(now))) == []
+
+
+@pytest.mark.parametrize(
+    ("committed", "now"),
+    [
+        ("12 heads", "13 heads"),
+        ("mean 0.512", "mean 0.53"),
+        ("mean 0.51", "mean −0.51"),
+        ("L9H6 0.51", "L9H7 0.51"),
+        ("holds", "does not hold"),
+        ("mean 0.51 q = 0.04", "mean 0.51 q = 0.06"),
+        ("mean 3.1e−06", "mean 3.1e−05"),
+        ("one\ntwo", "one"),
+        ("n = 50", "n = 50.0"),
+    ],
+)
+def test_what_may_not(committed, now):
+    (told,) = outputs.differences(shows(stream(committed)), shows(stream(now)))
+    assert told.startswith("cell 1, committed") and committed in told and now in told
+    assert outputs.differences(shows(stream(committed), mark="#| varies\n"), shows(stream(now), mark="#| varies\n")) == []
+
+
+def figure(**layout):
+    import plotly.graph_objects as go
+
+    made = go.Figure(go.Heatmap(z=np.array([[0.5, 0.25], [1e-9, 1.0]]) * layout.pop("times", 1.0)), layout)
+    data = {"application/vnd.plotly.v1+json": json.loads(made.to_json())}
+    return nbformat.v4.new_output("display_data", data)
+
+
+def test_figures_are_compared_by_their_data():
+    same = shows(figure())
+    assert outputs.differences(same, shows(figure(times=1 + 1e-5))) == []
+    (told,) = outputs.differences(same, shows(figure(times=1.01)))
+    assert "data[0].z" in told
+    (told,) = outputs.differences(same, shows(figure(title_text="Another")))
+    assert "layout.title" in told
+    assert outputs.differences(same, shows(stream("no figure")))
+
+
+def test_cells_that_show_more_or_less():
+    two = json.loads(nbformat.writes(new_notebook(cells=[new_code_cell("x", outputs=[stream("a"), figure()])])))
+    (told,) = outputs.differences(two, shows(stream("a")))
+    assert "figure" in told
+    assert outputs.differences(shows(stream("a")), json.loads(nbformat.writes(new_notebook(cells=[new_code_cell("x")]))))
+
+
+def test_a_committed_output_that_is_not_what_comes_out_fails_the_rerun(root):
+    cells = [new_code_cell("print(6 * 7)", outputs=[stream("41\n")]), new_code_cell("#| varies\nprint(6 * 7)", outputs=[stream("41\n")])]
+    (root / "nbs").mkdir()
+    nbformat.write(new_notebook(cells=cells), root / "nbs/00_stale.ipynb")
+    write(root / "nbs/01_good.ipynb", "1;")
+    done = subprocess.run([sys.executable, "-m", "press.rerun"], capture_output=True, text=True, env=AWAY)
+    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "1 notebooks passed, 1 failed", done.stdout + done.stderr
+    assert "nbs/00_stale.ipynb, cell 1, committed" in done.stdout and "41" in done.stdout and "42" in done.stdout
+    assert "cell 2" not in done.stdout
