@@ -16,7 +16,7 @@ __all__ = ['short', 'whole', 'number', 'one_of', 'word', 'yes_or_no', 'listed', 
 # %% ../nbs/core/arguments.ipynb #72be81ad
 def short(
     value: object,   # anything
-    limit: int = 80, # characters
+    limit: int = 160, # characters
 ) -> str: # its `repr`, or the beginning and the end of it
     "A value as it is quoted in a message; of what has no short `repr` (a tensor, a model) only its kind."
     kind = type(value).__name__

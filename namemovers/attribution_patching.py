@@ -9,7 +9,7 @@ __all__ = ['run_attribution', 'attribute', 'patch_screened']
 import torch
 import xarray as xr
 
-from .activation_patching import Cell, _label, cells, check_patch, effect
+from .activation_patching import Cell, _label, cells, check_patch, effect, which_logit
 from .engine import STREAM_SITES, Reader, alike, embed, exactly, forward, ready, run_fast, run_sets, two_runs
 from .results import provenance
 
@@ -99,7 +99,7 @@ def attribute(
     ds = _label(values, axes, by, task, model, metric).assign(clean=("prompt", clean.numpy()), corrupted=("prompt", corrupted.numpy()))
     ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
     ds.attrs = provenance(model, task, measurement="attribution patching", site=site, by=by, direction=direction, metric=metric, engine="fast",
-                          steps=steps, approximation="first order" if steps == 1 else f"integrated gradients in {steps} steps")
+                          steps=steps, **which_logit(model, metric), approximation="first order" if steps == 1 else f"integrated gradients in {steps} steps")
     return ds
 
 # %% ../nbs/core/attribution_patching.ipynb #483f8f36

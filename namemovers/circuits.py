@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['OTHER', 'ABLATIONS', 'REFERENCE', 'METHODS', 'SHARES', 'Node', 'node', 'positions_of', 'nodes', 'everywhere',
-           'heads_of', 'reference_task', 'Ablated', 'run_circuits', 'circuit_of', 'faithfulness', 'score_nodes',
-           'larger', 'ranking', 'prune', 'grow', 'random_circuits', 'curve', 'trade_off', 'area', 'completeness',
-           'minimality', 'published_circuit', 'overlap', 'AblatedEdges', 'edge_ranking', 'least_faithful', 'held_out',
-           'cross_task', 'search_again']
+           'heads_of', 'reference_task', 'foreign_positions', 'Ablated', 'run_circuits', 'circuit_of', 'faithfulness',
+           'score_nodes', 'larger', 'ranking', 'prune', 'grow', 'random_circuits', 'curve', 'trade_off', 'area',
+           'completeness', 'minimality', 'published_circuit', 'overlap', 'AblatedEdges', 'edge_ranking',
+           'least_faithful', 'held_out', 'cross_task', 'search_again']
 
 # %% ../nbs/07_circuits.ipynb #913639d8
+import functools
 import itertools
 import re
 import sys
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import NamedTuple
@@ -24,7 +26,7 @@ import xarray as xr
 from scipy import stats
 from tqdm.auto import tqdm
 
-from .data import NAMES, IOI_TEMPLATES, MRS_TEMPLATES, Task, ioi_task, mrs_task, name_token
+from .data import CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, NAMES, OBJECTS, PLACES, TITLES, Task, ioi_task, mrs_task, name_token
 from . import edges as edges_module
 from . import plots
 from .activation_patching import METRICS
@@ -108,7 +110,7 @@ def _masks(circuits, task, n_layers, n_heads, mlps):
 
 # %% ../nbs/07_circuits.ipynb #bb6cf999
 ABLATIONS = ("mean", "resample", "random", "zero") # what a node outside the circuit gives
-REFERENCE = {"ioi": "abc", "mrs": "no_cue"} # the corruption whose corrupted prompts are the reference
+REFERENCE = {"ioi": "abc", "mrs": "other_cue"} # the corruption whose corrupted prompts are the reference
 
 def reference_task(
     task,                    # an IOI or MRS `Task` of shipped templates, or of templates written out
@@ -116,13 +118,109 @@ def reference_task(
     seed: int | None = None, # of the drawing; by default the task's plus 1
     names=None,              # names to draw from; by default all that are shipped
 ) -> Task:                   # its corrupted prompts are the reference distribution
-    "Reference prompts for ablation: the same templates with other names, and without what tells the answer. Raises ValueError for another task."
-    known: dict[str, tuple[Callable, dict]] = {"ioi": (ioi_task, IOI_TEMPLATES), "mrs": (mrs_task, MRS_TEMPLATES)}
-    make, shipped = known.get(task.name, (None, {}))
+    """Reference prompts for ablation: the same templates with other names, and without what tells the answer.
+
+    Every position holds a word of the kind that it holds in the task: a name where there is a name, a cue word where there
+    is one. Of MRS only the cue word in the source is another one, so that the cue at the end was never said before.
+    Words that the task fixes or draws from a list of its own are drawn from the words that it holds.
+    Raises ValueError for another task, and for a template without a cue word in its source."""
+    make: Callable | None = {"ioi": ioi_task, "mrs": mrs_task}.get(task.name)
+    shipped = {"ioi": IOI_TEMPLATES, "mrs": MRS_TEMPLATES}.get(task.name, {})
     titles = list(dict.fromkeys(task.templates))
     if make is None or any(t not in shipped and "{" not in t for t in titles):
-        raise ValueError(f"task: no reference prompts can be made for {task.name!r} with templates {titles}; give reference=, a Task whose corrupted prompts are the reference")
-    return make(task.tokenizer, n=n, seed=task.seed + 1 if seed is None else seed, templates=titles, names=names, corruption=REFERENCE[task.name])
+        raise ValueError(f"task: no reference prompts can be made for {task.name!r} with templates {titles}; "
+                         "give reference=, a Task whose corrupted prompts are the reference")
+    how = dict(n=n, seed=task.seed + 1 if seed is None else seed, templates=titles, names=names,
+               corruption=REFERENCE[task.name], **_own_words(task))
+    if task.name == "ioi": return make(task.tokenizer, **how)
+    try: return _same_cue(task, lambda subject: make(task.tokenizer, cue_subject=subject, **how))
+    except ValueError as e:
+        if "other_cue" not in str(e): raise
+        raise ValueError(f"task: no reference prompts can be made, for a template of {titles} has no {{cue_word}} in its source; "
+                         "give reference=, a Task whose corrupted prompts are the reference") from None
+
+def _names_somebody(placeholder): return placeholder in ("IO", "S", "cue_name") or bool(re.fullmatch(r"S\d+", placeholder))
+
+def _usual(key, words):
+    "Whether words are what a placeholder holds where a task is made without saying more."
+    lists = {"PLACE": PLACES, "OBJECT": OBJECTS, "cue_word": CUES[:1], "other_cue": CUES[1:2]}
+    numbered = re.fullmatch(r"([DT])(\d+)", key)
+    if numbered: lists[key] = {"D": DESCRIPTIONS, "T": TITLES}[numbered[1]][int(numbered[2]) - 1:int(numbered[2])]
+    return set(words) <= set(lists.get(key, ()))
+
+def _own_words(task):
+    "The arguments of `ioi_task` or `mrs_task` that give a reference the words of a task where they are not the usual ones."
+    found: dict[str, dict] = {}
+    for key, word in itertools.chain(*(filled.items() for filled in task.names)): found.setdefault(key, {})[word] = None
+    own = {key: list(words) for key, words in found.items() if not _names_somebody(key) and not _usual(key, words)}
+    fixed = {key: words for key, words in own.items() if all(key in filled for filled in task.names)}
+    drawn = {key: words for key, words in own.items() if key not in fixed} # not in every template, so drawn from one list
+    how: dict = {"words": fixed}
+    if any(key[0] == "D" for key in drawn): how["descriptions"] = list(dict.fromkeys(itertools.chain(*(w for k, w in drawn.items() if k[0] == "D"))))
+    if any(key[0] == "T" for key in drawn): how["descriptions"] = "vary"
+    return how
+
+def _cued(task):
+    "Which placeholders each template's cue can name: {template: placeholders}."
+    found: dict[str, set] = {}
+    for template, filled in zip(task.templates, task.names):
+        subjects = {key for key, word in filled.items() if key != "cue_name" and word == filled.get("cue_name")}
+        found[template] = found.get(template, subjects) & subjects
+    return found
+
+def _same_cue(task, make):
+    "The reference whose cue names the subject that the task's names."
+    wanted = _cued(task)
+    for subject in dict.fromkeys(("last", "first", *itertools.chain(*wanted.values()))):
+        try: found = make(subject)
+        except ValueError as e:
+            if "cue_subject" in str(e): continue
+            raise
+        if all(found_of & wanted[t] or not wanted[t] for t, found_of in _cued(found).items()): return found
+    raise ValueError("task: its templates' cues name different subjects, so no reference prompts can be made; "
+                     "give reference=, a Task whose corrupted prompts are the reference")
+
+_LISTS = (DESCRIPTIONS, TITLES, CUES, PLACES, OBJECTS) # words of which one can stand for another; names are added
+
+def _lists_of(task, word):
+    "Sets of words of which one can stand for another in a task. Of a task of your own only its names are known."
+    own = task.name not in REFERENCE
+    subjects = {p.split(".")[0] for p in task.subjects or ()}
+    names = {said for filled in task.names for key, said in filled.items() if key in subjects or _names_somebody(key)}
+    names |= {*NAMES, *(word(t) for t in (*task.correct.tolist(), *task.wrong.tolist()))}
+    if not own: return [names, *map(set, _LISTS)]
+    rows = torch.arange(len(task))
+    return [names.union(*({word(t) for t in task.corrupted_tokens[rows, task.positions[p]].tolist()} for p in task.subjects or ()))]
+
+def foreign_positions(
+    task,       # a `Task`: its clean prompts are run
+    reference,  # a `Task`: what its corrupted prompts give takes the place of what is ablated
+) -> list[str]: # of `positions_of(task)`
+    """Where the reference holds a word of another kind than the task does: ablation there is out of distribution.
+
+    Compared are the tokens at each place of prompts of one template and length. Where all of a task's are names, or
+    descriptions, or cue words, and so on, the reference's must be so too; a word of the template itself must be the same.
+    Of a task of your own only its names are known; what stands elsewhere is not judged."""
+    if task.tokenizer is None: return [] # tokens without words
+    word = functools.cache(lambda i: task.tokenizer.decode([i]).strip())
+    lists, owner, names, found = _lists_of(task, word), _owner(task), positions_of(task), set()
+    mine, theirs = _by_kind(task), _by_kind(reference)
+    texts = {**IOI_TEMPLATES, **MRS_TEMPLATES} if task.name in REFERENCE else {}
+    for kind in mine.keys() & theirs.keys():
+        written = re.findall(r"\w+|[^\w\s]", re.sub(r"\{.*?\}", " ", texts.get(kind[0], kind[0] if texts else "")))
+        for place in range(1, kind[1]):
+            here = {word(t) for t in task.clean_tokens[mine[kind], place].tolist()}
+            there = {word(t) for t in reference.corrupted_tokens[theirs[kind], place].tolist()}
+            fits = [words for words in lists if here <= words]
+            if there <= here or any(there <= words for words in fits): continue
+            if fits or len(here) == 1 and here <= set(written): found |= {names[int(o)] for o in owner[mine[kind], place]}
+    return [p for p in names if p in found]
+
+def _by_kind(task):
+    "The prompts of each template and length: {(template, length): indices}."
+    found: dict = {}
+    for i, kind in enumerate(_kinds(task)): found.setdefault(kind, []).append(i)
+    return found
 
 def _kinds(task): return list(zip(task.templates, task.lengths.tolist()))
 
@@ -194,6 +292,10 @@ class Ablated:
             reference = reference_task(task) if reference is None else reference
             if not len(reference): raise ValueError("reference holds no prompt: give at least one of each template, or leave it out")
         else: reference = None
+        foreign = [] if ablation == "zero" else foreign_positions(task, task if reference is None else reference)
+        if foreign and reference is not None:
+            warnings.warn(f"reference: at {', '.join(foreign)} it holds words of another kind than the task does, so that what is ablated there is "
+                          "out of distribution, and a circuit may hold nodes that only repair it; leave reference out, or give prompts of the task's own kind", stacklevel=3)
         if ablation == "resample" and task.clean_tokens.shape != task.corrupted_tokens.shape:
             raise ValueError(f"task: clean tokens are {tuple(task.clean_tokens.shape)} and corrupted ones {tuple(task.corrupted_tokens.shape)}; ablation='resample' needs one shape")
         self.w = w = ready(model)
@@ -214,7 +316,7 @@ class Ablated:
         self.read = Reader(w, metric, task.correct.to(w.W_E.device), task.wrong.to(w.W_E.device), finals)
         said = None if reference is None else f"{len(reference)} corrupted prompts of {reference.name} ({reference.corruption}, seed {reference.seed})"
         self.attrs = provenance(model, task, ablation=ablation, reference=said, mlps="ablated" if mlps else "kept", metric=metric, engine="fast",
-                                **({"ablation_seed": seed} if ablation == "random" else {}))
+                                **({"ablation_seed": seed} if ablation == "random" else {}), **({"out_of_distribution": ", ".join(foreign)} if foreign else {}))
 
     @exactly
     def _clean(self): return torch.cat([self._final(forward(self.w, embed(self.w, self.tokens[p])), p) for p in self._prompts()])
@@ -558,6 +660,7 @@ def curve(
     task,                # the prompts to report on, not those the rankings come from
     rankings: dict,      # {name: all nodes, the most important first}
     shares=SHARES,       # sizes as shares of all nodes, ascending; rounded to whole nodes
+    rounding: str = "nearest", # or "down", as MIB's code does
     random: int = 10,    # random circuits of each size
     seed: int = 0,       # of their drawing
     run=None,            # in place of nodes: f(circuits) -> metric [circuit, prompt], with `universe`, `metric` and `attrs` as `Ablated` has them
@@ -568,12 +671,13 @@ def curve(
     Returns the metric [ranking, share, prompt], `random` [draw, share, prompt], `model` and `empty` [prompt] and `size`
     [share]. Raises ValueError for shares that are not ascending from 0 to 1 and for a ranking that is not of all nodes, each once."""
     shares = list(map(float, shares))
+    if rounding not in ("nearest", "down"): raise ValueError(f"rounding={rounding!r} is not one of 'nearest', 'down'")
     if not shares or shares != sorted(set(shares)) or shares[0] < 0 or shares[-1] > 1: raise ValueError(f"shares={shares}: give ascending shares between 0 and 1")
     run = Ablated(model, task, **how) if run is None else run
     total = len(run.universe)
     for name, order in rankings.items():
         if len(order) != total or set(order) != set(run.universe): raise ValueError(f"rankings[{name!r}] must hold each of the {total} nodes once, but it has {len(order)}, {len(set(order) & set(run.universe))} of them right")
-    sizes = [round(s * total) for s in shares]
+    sizes = [round(s * total) if rounding == "nearest" else int(s * total) for s in shares]
     named = [frozenset(order[:k]) for order in rankings.values() for k in sizes]
     drawn = list(zip(*(random_circuits(run.universe, k, random, [seed, k]).values() for k in sizes)))
     values = run([frozenset(run.universe), frozenset(), *named, *itertools.chain(*drawn)])
@@ -582,7 +686,7 @@ def curve(
                      "random": (("draw", "share", "prompt"), shape(values[2 + len(named):], random)),
                      "model": ("prompt", values[0]), "empty": ("prompt", values[1]), "size": ("share", sizes)},
                     coords={"ranking": list(rankings), "share": shares, "draw": np.arange(random), "prompt": np.arange(n)})
-    ds.attrs = run.attrs | {"measurement": "faithfulness against size", "total": total, "random_seed": seed}
+    ds.attrs = run.attrs | {"measurement": "faithfulness against size", "total": total, "random_seed": seed, "rounding": rounding}
     return ds
 
 def _curves(ds): # {name: per-prompt metric [draw, share, prompt]}: rankings have one draw
@@ -608,11 +712,15 @@ def area(
     n_resamples: int = 1000,  # of the bootstrap over prompts
     seed: int = 0,            # of the bootstrap
 ) -> xr.Dataset:
-    """The two scores of the MIB benchmark (Mueller et al. 2025) for each ranking: `value`, `low`, `high` over `ranking` and `area`.
+    """Two areas for each ranking: `value`, `low`, `high` over `ranking` and `area`.
 
     With f the normalised faithfulness at a share k of all nodes: "CPR" is the integral of f, "CMD" that of |1 - f|, both by
     the trapezoidal rule over the shares of `ds`, from the first to the last. A circuit that is the model at every size has a CPR of 1 and a
-    CMD of 0 (times the range of the shares). For random circuits both are means over draws."""
+    CMD of 0 (times the range of the shares). For random circuits both are means over draws.
+
+    The formulas are those of the MIB benchmark (Mueller et al. 2025). Its numbers are of circuits of edges whose cut edges carry the corrupted run,
+    with sizes rounded down and pruned: `curve(..., rounding="down", run=AblatedEdges(..., "resample", prune=True))`. Others have other values, and are
+    named by their ablation (`area_name`)."""
     model, empty, rows = ds.model.values, ds.empty.values, {}
     def score(i, v, far): # v [draw, share, prompt]
         f = _share(v[:, :, i].mean(-1), model[i].mean(-1), empty[i].mean(-1))
@@ -746,17 +854,23 @@ class AblatedEdges:
     def __init__(self,
         model,                      # a `TransformerBridge`
         task,                       # a `Task`
-        ablation: str = "mean",     # as in `edges.run_edges`
+        ablation: str = "mean",     # as in `edges.run_edges`; "resample": from the corrupted run, as MIB ablates
         reference=None,             # a `Task` whose corrupted prompts are the reference
         metric: str = "logit_diff", # as in `patch`
+        prune: bool = False,        # circuits lose the edges that lie on no path from embedding to logits, as in MIB
     ):
-        self.model, self.task, self.how, self.metric = model, task, dict(ablation=ablation, reference=reference, metric=metric), metric
-        self.universe, self.attrs = edges_module.graph(model).labels, provenance(model, task, **self.how | {"reference": None if reference is None else f"{len(reference)} corrupted prompts of {reference.name} ({reference.corruption}, seed {reference.seed})"})
+        self.model, self.task, self.how, self.metric, self.prune = model, task, dict(ablation=ablation, reference=reference, metric=metric), metric, prune
+        self.graph = edges_module.graph(model)
+        said = None if reference is None else f"{len(reference)} corrupted prompts of {reference.name} ({reference.corruption}, seed {reference.seed})"
+        self.universe = self.graph.labels
+        self.attrs = provenance(model, task, ablation=ablation, reference=said, metric=metric, cut_edges="pruned" if prune else "as given")
 
     def __call__(self,
         circuits, # sets of labels
     ) -> np.ndarray: # the metric [circuit, prompt]
-        return edges_module.run_edges(self.model, self.task, list(circuits), progress=False, **self.how)[self.metric].values
+        circuits = [self.graph.mask(c) for c in circuits]
+        if self.prune: circuits = [edges_module.connected(self.graph, c).values for c in circuits]
+        return edges_module.run_edges(self.model, self.task, circuits, progress=False, **self.how)[self.metric].values
 
 def edge_ranking(
     scores: xr.Dataset,    # from `edges.attribute_edges`, `edges.ablate_edges` or `edges.acdc`
@@ -901,12 +1015,20 @@ def faithfulness_table(
                      **{m: f"{estimate(v.sel(measure=m).mean())} ({estimate(v.sel(measure=m).min())} to {estimate(v.sel(measure=m).max())})" for m in ("gap", "ratio", "normalised")}})
     return pd.DataFrame(rows).rename(columns={"gap": "|F(M) − F(C)| (logits)", "ratio": "F(C) / F(M)"})
 
+def area_name(
+    ds: xr.Dataset, # from `curve` or `area`
+    area: str,      # "CPR" or "CMD"
+) -> str:           # such as "CPR as in MIB", "CPR by mean ablation"
+    "What an area is called: only that of circuits run as MIB runs them has MIB's name alone."
+    as_in_mib = ds.attrs.get("cut_edges") == "pruned" and ds.attrs.get("ablation") == "resample" and ds.attrs.get("rounding") == "down"
+    return f"{area} as in MIB" if as_in_mib else f"{area} by {ds.attrs.get('ablation', 'unnamed')} ablation"
+
 def area_table(
     ds: xr.Dataset, # from `area`
 ) -> pd.DataFrame:  # a row a ranking, the highest CPR first
-    "CPR and CMD with 95 % intervals."
+    "CPR and CMD with 95 % intervals, by the name of their ablation."
     order = ds.value.sel(area="CPR").sortby(ds.value.sel(area="CPR"), ascending=False).ranking.values.tolist()
-    return pd.DataFrame([{"ranking": r, **{k: estimate(ds, ranking=r, area=k) for k in ("CPR", "CMD")}} for r in order])
+    return pd.DataFrame([{"ranking": r, **{area_name(ds, k): estimate(ds, ranking=r, area=k) for k in ("CPR", "CMD")}} for r in order])
 
 def areas_in_words(
     ds: xr.Dataset, # from `area`
@@ -917,16 +1039,24 @@ def areas_in_words(
         v = ds.sel(area=k).drop_sel(ranking="random")
         first, second = v.ranking.values[np.argsort(sign * v.value.values, kind="stable")[:2]]
         clear = v.low.sel(ranking=first) > v.high.sel(ranking=second) if k == "CPR" else v.high.sel(ranking=first) < v.low.sel(ranking=second)
-        said.append(f"{what}: {first}, {estimate(v, ranking=first)}; next {second}, {estimate(v, ranking=second)} ({'their intervals are apart' if clear else 'their intervals overlap'}); random circuits {estimate(ds, ranking='random', area=k)}.")
+        said.append(f"{what.split()[0]} {area_name(ds, k)}: {first}, {estimate(v, ranking=first)}; next {second}, {estimate(v, ranking=second)} ({'their intervals are apart' if clear else 'their intervals overlap'}); random circuits {estimate(ds, ranking='random', area=k)}.")
     if float(ds.value.sel(area="CPR").max()) > 1: said.append("A CPR above 1 is that of circuits which do more than the model, since they leave out what speaks against the answer.")
     return " ".join(said)
 
 def incomplete_in_words(
     ds: xr.Dataset, # from `completeness`
     k: int = 3,     # how many K
+    least: float = 0.1, # of the model's metric: differences beyond it are counted as large
 ) -> str:
-    "The K with the largest incompleteness scores, and how many differ significantly."
+    "The K with the largest incompleteness scores; how many differ significantly, and how many of these by much."
     s, f = summarise(ds.difference), {v: ds[v].mean("prompt") for v in ("without", "model_without")}
     order = np.argsort(-np.abs(s["mean"].values), kind="stable")[:k]
-    at = lambda i: f"{ds.subset.values[i]} (K = {nodes_in_words(circuit_of(ds.isel(subset=i))) or 'nothing'}): F(C∖K) {estimate(f['without'][i])}, F(M∖K) {estimate(f['model_without'][i])}, difference {estimate(s.isel(subset=i))}"
-    return f"For {int(s.significant.sum())} of {s.sizes['subset']} sets K circuit and model differ significantly. The largest: " + "; ".join(map(at, order)) + "."
+    large = least * abs(float(f["model_without"].isel(subset=0)))
+    both = int((s.significant & (np.abs(s["mean"]) > large)).sum())
+    def say(i):
+        removed = nodes_in_words(circuit_of(ds.isel(subset=i))) or "nothing"
+        circuit, model = (estimate(f[v][i]) for v in ("without", "model_without"))
+        return f"{ds.subset.values[i]} (K = {removed}): F(C∖K) {circuit}, F(M∖K) {model}, difference {estimate(s.isel(subset=i))}"
+    counted = (f"For {int(s.significant.sum())} of {s.sizes['subset']} sets K circuit and model differ significantly, "
+               f"for {both} of them by more than {estimate(large)} logits, {least:.0%} of what the model does.")
+    return f"{counted} The largest: " + "; ".join(map(say, order)) + "."

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from .data import NAMES, ioi_task, name_token
+from .data import NAMES, ioi_task, name_token, word_ids
 from .head_attribution import name_ids, subject_positions
 from .model import run_at_end
 from .results import provenance
@@ -79,7 +79,7 @@ def shipped_names(
     tokenizer, # a Hugging Face tokenizer
 ) -> list: # of `namemovers.data.NAMES`, those that are one token for it
     "The shipped names that can be scored."
-    return [n for n in NAMES if len(tokenizer.encode(" " + n, add_special_tokens=False)) == 1]
+    return [n for n, ids in zip(NAMES, word_ids(tokenizer, NAMES)) if len(ids) == 1]
 
 
 def copy_scores(

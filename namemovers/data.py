@@ -22,15 +22,15 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from .arguments import listed, one_of, selected, short, whole
+from .arguments import listed, one_of, selected, short, whole, word
 from .results import provenance
 from .stats import proportion, summarise
 
 # %% auto #0
 __all__ = ['NAMES', 'DESCRIPTIONS', 'TITLES', 'CUES', 'PLACES', 'OBJECTS', 'MRS_TEMPLATES', 'PILOT_NAMES', 'NEUTRAL_SENTENCES',
-           'IOI_TEMPLATES', 'MRS_CORRUPTIONS', 'IOI_CORRUPTIONS', 'KINDS', 'SURVEY', 'name_token', 'Task',
-           'token_table', 'align', 'mrs_task', 'ioi_task', 'survey_template', 'predictions', 'survey', 'survey_table',
-           'survey_figure']
+           'IOI_TEMPLATES', 'MRS_CORRUPTIONS', 'IOI_CORRUPTIONS', 'KINDS', 'SURVEY', 'name_token', 'word_ids',
+           'token_as_text', 'Task', 'token_table', 'align', 'mrs_task', 'ioi_task', 'survey_template', 'predictions',
+           'survey', 'survey_table', 'survey_figure']
 
 # %% ../nbs/00_data.ipynb #6ae3dc4f
 # The order of the lists matters: where a word is fixed, `{D1}` is the first description, `{D2}` the second, and so on.
@@ -161,21 +161,49 @@ def name_token(
     start:bool=False, # at the start of a text, without a space before it?
 )->int: # its token id
     "The one token of a name as it stands in a sentence; `ValueError` with the tokens it is split into if it is more."
-    ids = tokenizer.encode(name if start else " " + name, add_special_tokens=False)
-    if not _is_one(tokenizer, ids): raise ValueError(f"names: {name!r} is not one token {_WHERE[start]} but {_split(tokenizer, ids)}; choose another name.")
+    (ids,) = word_ids(_tokenizer(tokenizer), [word("names", name)], start)
+    if not _is_one(tokenizer, ids):
+        raise ValueError(f"names: {short(name)} is not one token {_WHERE[start]} but {_split(tokenizer, ids)}; choose another name.")
     return ids[0]
 
 _WHERE = {True: "at the start of a text", False: "after a space"}
 
+# What stands before a word to see how the word is written within a text. A tokenizer may put a mark of its own in front of a
+# text (Llama's does), so " Mary" alone is not what " Mary" is after something.
+_BEFORE = "The"
+
+def word_ids(
+    tokenizer, # a Hugging Face tokenizer
+    words:list, # words, without a space before them
+    start:bool=False, # at the start of a text, or after a space within one
+)->list: # a list of token ids for each
+    "The tokens of each word as it stands in a text, where encoding the word alone may give something else."
+    if not words: return []
+    texts = list(words) if start else [_BEFORE, *(f"{_BEFORE} {w}" for w in words)]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids if start else [_after(ids[0], both) for both in ids[1:]]
+
+def _after(before, both):
+    "The ids that follow `before`; all of them where the text before is written otherwise."
+    return both[len(before):] if both[:len(before)] == before else both
+
+def token_as_text(
+    tokenizer, # a Hugging Face tokenizer
+    token:int, # a token's id
+)->str: # with the space before it, if it has one
+    "A token as it stands within a text. Some tokenizers leave the space out when they decode a token alone."
+    text = tokenizer.decode([int(token)])
+    mark = tokenizer.convert_ids_to_tokens(int(token))
+    return " " + text if isinstance(mark, str) and mark.startswith("\u2581") and not text.startswith(" ") else text
+
 def _is_one(tokenizer, ids): return len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None)
 
-def _split(tokenizer, ids): return f"{len(ids)}: {[tokenizer.decode([i]) for i in ids]}"
+def _split(tokenizer, ids): return f"{len(ids)}: {[token_as_text(tokenizer, i) for i in ids]}"
 
 def _whole(tokenizer, names, starts):
     "Those of the names that are one token in each of the forms: at the start of a text (True), after a space (False)."
     for start in starts:
-        ids = tokenizer([n if start else " " + n for n in names], add_special_tokens=False)["input_ids"] if names else []
-        names = [n for n, i in zip(names, ids) if _is_one(tokenizer, i)]
+        names = [n for n, ids in zip(names, word_ids(tokenizer, names, start)) if _is_one(tokenizer, ids)]
     return names
 
 # %% ../nbs/00_data.ipynb #1c95343b
@@ -208,8 +236,18 @@ def _name_pools(tokenizer, names, forms):
             pools[key] = _listed(given[key], "names")
             if len(_whole(tokenizer, pools[key], starts)) < len(pools[key]):
                 for name, start in itertools.product(pools[key], starts): name_token(tokenizer, name, start)  # says which
-    if dropped: warnings.warn(f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out, {sorted(dropped)[0]!r} among them.", stacklevel=4)
+    if dropped: _say_dropped(tokenizer, pools, sorted(dropped), forms)
     return pools
+
+def _say_dropped(tokenizer, pools, dropped, forms):
+    "A warning that shipped names are left out, with the splits of the first; `ValueError` where a placeholder has none left."
+    starts = sorted(set().union(*forms.values()))
+    parts = lambda name: next((ids for s in starts for ids in word_ids(tokenizer, [name], s) if not _is_one(tokenizer, ids)), [])
+    shown = ", ".join(f"{name!r} is {_split(tokenizer, parts(name))}" for name in dropped[:2])
+    if bare := next((k for k, pool in pools.items() if not pool), None):
+        raise ValueError(f"names: none of the {len(NAMES)} shipped names is one token for this tokenizer where {{{bare}}} stands ({shown}); "
+                         f"give names that are, with names=[...].")
+    warnings.warn(f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out ({shown}).", stacklevel=5)
 
 # %% ../nbs/00_data.ipynb #904f00e7
 def _word_pools(keys, descriptions, cue_words, words):
@@ -312,7 +350,8 @@ def _check_enough(variants, n, unequal):
             if not _ways(few) and (found := _scarce(few)):
                 keys, words = found
                 places = " and ".join(f"{{{k}}}" for k in sorted(keys))
-                raise ValueError(f"words: {places} of {short(template)} need {len(keys)} different words and have {short(words)}; give more.")
+                raise ValueError(f"n: {n} prompts were asked for but only 0 are possible, for {places} of {short(template)} "
+                                 f"need {len(keys)} different words and have {short(words)}; give more.")
     different = {(template, tuple((k, frozenset(pool)) for k, pool in pools.items()), tuple(alias.items())): pools for template, pools, alias in variants}
     possible = sum(_fillings(pools, unequal) for pools in different.values())
     if possible < n: raise ValueError(f"n: {n} prompts were asked for but only {possible} different ones are possible; {_MORE}.")
@@ -373,7 +412,8 @@ class Task:
 
     def answer(self, i: int = 0, wrong: bool = False) -> str:
         "The right (or wrong) answer to prompt `i` as text, with its leading space."
-        return self.tokenizer.decode([int((self.wrong if wrong else self.correct)[i])])
+        (i,) = selected("i", whole("i", i), len(self))
+        return token_as_text(self.tokenizer, (self.wrong if wrong else self.correct)[i])
 
     def subset(self, index) -> Task:
         "The task of some of its prompts: an index, a slice, a list of indices, or a mask with True or False for each prompt."
@@ -392,7 +432,11 @@ def _encode(tokenizer, texts):
     "Token ids with BOS of each text."
     if tokenizer.bos_token_id is None:
         raise ValueError("tokenizer: it has no BOS token, and every prompt starts with one; set tokenizer.bos_token (GPT-2's is its eos_token).")
-    return [[tokenizer.bos_token_id, *ids] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    for i, ids in enumerate(rows):
+        if ids[:1] == [tokenizer.bos_token_id]:
+            raise ValueError(f"prompts: {short(texts[i])} begins with the BOS token {tokenizer.bos_token!r}, which every prompt gets by itself; leave it out.")
+    return [[tokenizer.bos_token_id, *ids] for ids in rows]
 
 def _pad(rows, fill):
     width = max(map(len, rows))
@@ -419,6 +463,16 @@ def _named_positions(keys, ends, length, repeated, after):
     found["END"] = length - 1
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
+def _answersword_ids(tokenizer, prompts, prompt_ids, names):
+    "The token of each name as the tokenizer writes it after its prompt."
+    found = []
+    for prompt, ids, name, both in zip(prompts, prompt_ids, names, _encode(tokenizer, [f"{p} {n}" for p, n in zip(prompts, names)])):
+        follows = _after(ids, both)
+        if not _is_one(tokenizer, follows):
+            raise ValueError(f"names: {short(name)} is not one token after {short(prompt)} but {_split(tokenizer, follows)}; choose another name.")
+        found += follows
+    return found
+
 def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=()):
     "A `Task` of `records`: dicts with template, literals, keys, values (a list), spoilt (literals, values), correct, wrong, names."
     clean = [_fill(r["literals"], r["values"]) for r in records]
@@ -430,14 +484,17 @@ def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=
     for r, text, other, ids, other_ids, ends, other_ends in zip(records, clean, corrupted, clean_ids, corrupted_ids, all_ends, spoilt_ends):
         same = r["spoilt"][0] != r["literals"] or ends == other_ends
         if len(ids) != len(other_ids) or not same:
-            raise ValueError(f"corruption {corruption!r}: clean and corrupted prompt must have the same words at the same positions, but {text!r} ({len(ids)} tokens) and {other!r} ({len(other_ids)}) have not; choose words of one token.")
-        if text == other: raise ValueError(f"corruption {corruption!r} changes nothing in {text!r}; choose another corruption or template.")
+            raise ValueError(f"corruption {corruption!r}: clean and corrupted prompt must have the same words at the same positions, but {short(text)} ({len(ids)} tokens) and {short(other)} ({len(other_ids)}) have not; choose words of one token.")
+        if text == other: raise ValueError(f"corruption {corruption!r} changes nothing in {short(text)}; choose another corruption or template.")
         for key, value, end in zip(r["keys"], r["values"], ends):
             if _group(key) == "S" and tokenizer.decode([ids[end]]).strip() != value:
-                raise ValueError(f"names: {value!r} is not one token where {text!r} puts it; put a space before the placeholder, or choose another name.")
+                raise ValueError(f"names: {short(value)} is not one token where {short(text)} puts it; put a space before the placeholder, or choose another name.")
         positions.append(_named_positions(r["keys"], ends, len(ids), repeated, after))
-        correct.append(name_token(tokenizer, r["correct"])); wrong.append(name_token(tokenizer, r["wrong"]))
-        if correct[-1] == wrong[-1]: raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {text!r}; give different names.")
+    answers = [_answersword_ids(tokenizer, clean, clean_ids, [r[which] for r in records]) for which in ("correct", "wrong")]
+    for r, text, right, other in zip(records, clean, *answers):
+        correct.append(right)
+        wrong.append(other)
+        if right == other: raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {short(text)}; give different names.")
     return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions, corruption, seed,
                   [r["template"] for r in records], [r["names"] for r in records])
 
@@ -472,7 +529,7 @@ def token_table(
 )->pd.DataFrame: # a row a token: clean, corrupted, whether they differ, and the positions' names
     "One prompt of a task token by token, with its named positions; for `plots.table`. A dot stands for a leading space."
     one = task[i]
-    shown = lambda ids: [task.tokenizer.decode([int(t)]).replace(" ", "·", 1) for t in ids]
+    shown = lambda ids: [token_as_text(task.tokenizer, t).replace(" ", "·", 1) for t in ids]
     named = {}
     for name, at in one.positions.items(): named.setdefault(int(at[0]), []).append(name)
     clean, corrupted = shown(one.clean_tokens[0]), shown(one.corrupted_tokens[0])
@@ -489,7 +546,7 @@ def align(
     "Two texts token by token. A pair that lines up has no empty cell. A dot stands for a leading space."
     tokenizer = _tokenizer(tokenizer)
     a, b = _encode(tokenizer, [clean, corrupted])
-    shown = lambda ids: [tokenizer.decode([t]).replace(" ", "·", 1) for t in ids]
+    shown = lambda ids: [token_as_text(tokenizer, t).replace(" ", "·", 1) for t in ids]
     rows = [pair for i, j in _runs(a, b) for pair in itertools.zip_longest(shown(a[slice(*i)]), shown(b[slice(*j)]), fillvalue="")]
     return pd.DataFrame([(x, y, "≠" if x != y else "") for x, y in rows], columns=["clean", "corrupted", "changed"])
 
@@ -509,13 +566,13 @@ def _tokenizer(given):
 
 def _check_pair(tokenizer, i, clean, corrupted, a, b):
     "Raise `ValueError`, showing where they part, unless two texts (with their ids) line up."
-    if clean == corrupted: raise ValueError(f"corrupted: prompt {i} is the same as the clean one, {clean!r}; change something in it.")
+    if clean == corrupted: raise ValueError(f"corrupted: prompt {i} is the same as the clean one, {short(clean)}; change something in it.")
     parting = next(((x, y) for x, y in _runs(a, b) if x[1] - x[0] != y[1] - y[0]), None)
     if parting is None: return
     (i1, i2), (j1, j2) = parting
-    say = lambda ids: str([tokenizer.decode([t]) for t in ids]) if len(ids) else "nothing"
+    say = lambda ids: str([token_as_text(tokenizer, t) for t in ids]) if len(ids) else "nothing"
     size = f"they have {len(a)} and {len(b)} tokens" if len(a) != len(b) else f"they have {len(a)} tokens each, but in between they are shifted"
-    raise ValueError(f"corrupted: prompt {i} does not line up with its clean one ({clean!r}, {corrupted!r}): {size}, and they part at token {i1}, "
+    raise ValueError(f"corrupted: prompt {i} does not line up with its clean one ({short(clean)}, {short(corrupted)}): {size}, and they part at token {i1}, "
                      f"where the clean one has {say(a[i1:i2])} and the corrupted one {say(b[j1:j2])}; use words of as many tokens (`align` shows both side by side).")
 
 # %% ../nbs/00_data.ipynb #3c07bad2
@@ -524,8 +581,8 @@ def _texts(given, argument):
     given = [given] if isinstance(given, str) else list(given)
     if not given: raise ValueError(f"{argument}: no prompts given; give at least one text.")
     for i, text in enumerate(given):
-        if not isinstance(text, str) or not text.strip(): raise ValueError(f"{argument}: prompt {i} is {text!r}; give a text with a word in it.")
-        if text != text.rstrip(): raise ValueError(f"{argument}: prompt {i}, {text!r}, ends in a space; end it with a word, since the answer brings its own space.")
+        if not isinstance(text, str) or not text.strip(): raise ValueError(f"{argument}: prompt {i} is {short(text)}; give a text with a word in it.")
+        if text != text.rstrip(): raise ValueError(f"{argument}: prompt {i}, {short(text)}, ends in a space; end it with a word, since the answer brings its own space.")
     return given
 
 def _answer(tokenizer, answer, prompt, ids, i):
@@ -533,17 +590,18 @@ def _answer(tokenizer, answer, prompt, ids, i):
     if isinstance(answer, (int, np.integer)) and not isinstance(answer, bool):
         if 0 <= answer < len(tokenizer): return int(answer)
         raise ValueError(f"answers: prompt {i} has the token id {answer}, but ids go from 0 to {len(tokenizer) - 1}.")
-    if not isinstance(answer, str) or not answer.strip(): raise ValueError(f"answers: prompt {i} has the answer {answer!r}; give a text such as ' Mary'.")
-    own = tokenizer.encode(answer, add_special_tokens=False)
-    spaced = tokenizer.encode(" " + answer, add_special_tokens=False)
-    hint = f"write {' ' + answer!r}, with the space that begins a new word" if _is_one(tokenizer, spaced) and answer[0] != " " else "choose an answer of one token"
-    if not _is_one(tokenizer, own): raise ValueError(f"answers: {answer!r} (prompt {i}) is not one token but {_split(tokenizer, own)}; {hint}.")
-    if answer[0].isalpha() and prompt[-1].isalpha():
-        raise ValueError(f"answers: {answer!r} (prompt {i}) would go on with the word {prompt.split()[-1]!r} without a space; write {' ' + answer!r}, or give the token's id if that is meant.")
-    both = _encode(tokenizer, [prompt + answer])[0]
-    if both != ids + own:
-        raise ValueError(f"answers: {answer!r} is one token, but not after prompt {i}: {(prompt + answer)[-24:]!r} ends in the tokens {[tokenizer.decode([t]) for t in both[-2:]]}; end the prompt elsewhere, or choose another answer.")
-    return own[0]
+    if not isinstance(answer, str) or not answer.strip(): raise ValueError(f"answers: prompt {i} has the answer {short(answer)}; give a text such as ' Mary'.")
+    both, spaced = _encode(tokenizer, [prompt + answer, f"{prompt} {answer.strip()}"])
+    follows, own = _after(ids, both), tokenizer.encode(answer, add_special_tokens=False)
+    lacks_space = answer[0] != " " and _is_one(tokenizer, _after(ids, spaced))
+    hint = f"write {' ' + answer!r}, with the space that begins a new word" if lacks_space else "choose an answer of one token"
+    if answer[0].isalpha() and prompt[-1].isalpha() and lacks_space:
+        raise ValueError(f"answers: {short(answer)} (prompt {i}) would go on with the word {short(prompt.split()[-1])} without a space; write {' ' + answer!r}, or give the token's id if that is meant.")
+    if both[:len(ids)] == ids and _is_one(tokenizer, follows): return follows[0]
+    if both[:len(ids)] != ids and _is_one(tokenizer, own):
+        ending = [token_as_text(tokenizer, t) for t in both[-2:]]
+        raise ValueError(f"answers: {short(answer)} is one token, but not after prompt {i}: {(prompt + answer)[-24:]!r} ends in the tokens {ending}; end the prompt elsewhere, or choose another answer.")
+    raise ValueError(f"answers: {short(answer)} (prompt {i}) is not one token but {_split(tokenizer, follows if both[:len(ids)] == ids else own)}; {hint}.")
 
 def _answers_of(tokenizer, answers, clean, clean_ids):
     "Two lists of token ids: right and wrong."
@@ -561,14 +619,14 @@ def _answers_of(tokenizer, answers, clean, clean_ids):
 def _place(tokenizer, wanted, text, ids, said, i):
     "The index of the token with which a piece of a text ends; `wanted` is the piece, or (piece, which occurrence, from 1)."
     piece, which = wanted if isinstance(wanted, tuple) and len(wanted) == 2 else (wanted, None)
-    if not isinstance(piece, str) or not piece.strip(): raise ValueError(f"{said}: {wanted!r} is no piece of prompt {i}; give a text, or (text, which occurrence).")
+    if not isinstance(piece, str) or not piece.strip(): raise ValueError(f"{said}: {short(wanted)} is no piece of prompt {i}; give a text, or (text, which occurrence).")
     stops = [m.start() + len(piece) for m in re.finditer(f"(?={re.escape(piece)})", text)]
-    if not stops: raise ValueError(f"{said}: {piece!r} is not in prompt {i}, {text!r}; give a piece of the clean prompt, letter for letter.")
-    if which is None and len(stops) > 1: raise ValueError(f"{said}: {piece!r} is {len(stops)} times in prompt {i}, {text!r}; say which one, from ({piece!r}, 1) to ({piece!r}, {len(stops)}).")
-    if which is not None and not 1 <= which <= len(stops): raise ValueError(f"{said}: prompt {i} has {piece!r} {len(stops)} times, so there is no occurrence {which!r}; they count from 1.")
+    if not stops: raise ValueError(f"{said}: {short(piece)} is not in prompt {i}, {short(text)}; give a piece of the clean prompt, letter for letter.")
+    if which is None and len(stops) > 1: raise ValueError(f"{said}: {short(piece)} is {len(stops)} times in prompt {i}, {short(text)}; say which one, from ({short(piece)}, 1) to ({short(piece)}, {len(stops)}).")
+    if which is not None and not 1 <= which <= len(stops): raise ValueError(f"{said}: prompt {i} has {short(piece)} {len(stops)} times, so there is no occurrence {which!r}; they count from 1.")
     before = _encode(tokenizer, [text[:stops[(which or 1) - 1]]])[0]
     parted = next((t for t, b in zip(ids, before) if t != b), None if len(before) <= len(ids) else ids[-1])
-    if parted is not None: raise ValueError(f"{said}: {piece!r} ends within a token of prompt {i} ({tokenizer.decode([parted])!r}); let it end where the token does.")
+    if parted is not None: raise ValueError(f"{said}: {short(piece)} ends within a token of prompt {i} ({token_as_text(tokenizer, parted)!r}); let it end where the token does.")
     return len(before) - 1
 
 def _places(tokenizer, positions, clean, clean_ids):
@@ -616,15 +674,15 @@ def _from_pairs(
     if len(clean) != len(corrupted): raise ValueError(f"corrupted: {len(corrupted)} prompts for {len(clean)} clean ones; give one for each.")
     first = {}
     for i, text in enumerate(clean):
-        if first.setdefault(text, i) != i: raise ValueError(f"clean: prompts {first[text]} and {i} are the same, {text!r}; leave one out, since an interval counts every prompt once.")
+        if first.setdefault(text, i) != i: raise ValueError(f"clean: prompts {first[text]} and {i} are the same, {short(text)}; leave one out, since an interval counts every prompt once.")
     clean_ids, corrupted_ids = _encode(tokenizer, clean), _encode(tokenizer, corrupted)
     for i, pair in enumerate(zip(clean, corrupted, clean_ids, corrupted_ids)): _check_pair(tokenizer, i, *pair)
     right, wrong = _answers_of(tokenizer, answers, clean, clean_ids)
     places = _changed(clean_ids, corrupted_ids) if positions is None else _places(tokenizer, positions, clean, clean_ids)
     places = _sorted(places, map(len, clean_ids))
-    word = lambda t: tokenizer.decode([t]).strip()
-    says = [[word(t) for t in row] for row in clean_ids]
-    if subjects is None: subjects = [k for k in places[0] if k != "END" and all(s[p[k]] in (word(a), word(b)) for s, p, a, b in zip(says, places, right, wrong))]
+    spoken = lambda t: tokenizer.decode([t]).strip()
+    says = [[spoken(t) for t in row] for row in clean_ids]
+    if subjects is None: subjects = [k for k in places[0] if k != "END" and all(s[p[k]] in (spoken(a), spoken(b)) for s, p, a, b in zip(says, places, right, wrong))]
     if unknown := [s for s in subjects if s not in places[0]]: raise ValueError(f"subjects: there is no position {unknown[0]!r}; there are {list(places[0])}.")
     return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places, corruption, 0, ["pairs"] * len(clean),
                   [{s: said[p[s]] for s in subjects} for said, p in zip(says, places)], tuple(subjects))
@@ -662,9 +720,8 @@ def _spoil(rule, keys, places, lookup, pools, rng):
 def _check_words(tokenizer, key, words, starts, answer):
     "Raise `ValueError`, with the splits, unless every word is one token wherever it is to stand."
     for start in sorted(starts | ({False} if answer else set())):
-        fit = set(_whole(tokenizer, words, [start]))
-        if bad := [w for w in words if w not in fit]:
-            split = "; ".join(f"{w!r} is {_split(tokenizer, tokenizer.encode(w if start else ' ' + w, add_special_tokens=False))}" for w in bad[:3])
+        if bad := {w: ids for w, ids in zip(words, word_ids(tokenizer, words, start)) if not _is_one(tokenizer, ids)}:
+            split = "; ".join(f"{short(w)} is {_split(tokenizer, ids)}" for w, ids in list(bad.items())[:3])
             raise ValueError(f"words[{key!r}]: {len(bad)} of {len(words)} are not one token {_WHERE[start]} ({split}); leave them out: they could not be told from other words by one position.")
 
 def _from_template(
@@ -809,14 +866,14 @@ def _corrupt_mrs(tokenizer, corruption, literals, keys, values, right, wrong, po
 def _answers(template, keys):
     "The placeholders of the right and the wrong answer: the last two subjects."
     subjects = _subjects(keys)
-    if len(subjects) < 2: raise ValueError(f"templates: {template!r} needs two subjects at least ({{S1}}, {{S2}}, ...) and has {len(subjects)}.")
+    if len(subjects) < 2: raise ValueError(f"templates: {short(template)} needs two subjects at least ({{S1}}, {{S2}}, ...) and has {len(subjects)}.")
     return subjects[-1], subjects[-2]
 
 def _alias(template, keys, cue_subject):
     "Which subject `{cue_name}` stands for."
     if "cue_name" not in keys: return {}
     source = _subjects(keys[:keys.index("cue_name")])
-    if not source: raise ValueError(f"templates: {template!r} names a subject in its cue before there is one; put {{S1}} before {{cue_name}}.")
+    if not source: raise ValueError(f"templates: {short(template)} names a subject in its cue before there is one; put {{S1}} before {{cue_name}}.")
     if cue_subject in ("last", "first"): return {"cue_name": source[-(cue_subject == "last")]}
     if cue_subject in source: return {"cue_name": cue_subject}
     raise ValueError(f"cue_subject: {cue_subject!r} is no subject of the source part; choose 'last', 'first' or one of {source}.")
@@ -878,7 +935,7 @@ def _in_order(template, order):
     "An IOI template with its first two names in the order ABBA (IO first) or BABA (S first)."
     literals, keys = _parse(template)
     if keys.count("IO") != 1 or keys.count("S") != 2 or [k for k in keys if k in ("IO", "S")][-1] != "S":
-        raise ValueError(f"templates: {template!r} is no IOI template; it needs {{IO}} once and {{S}} twice, the second {{S}} last of the three.")
+        raise ValueError(f"templates: {short(template)} is no IOI template; it needs {{IO}} once and {{S}} twice, the second {{S}} last of the three.")
     io, s = keys.index("IO"), keys.index("S")
     if (order == "ABBA") != (io < s): keys[io], keys[s] = "S", "IO"
     return _fill(literals, [f"{{{k}}}" for k in keys])
@@ -942,7 +999,7 @@ def survey_template(
 )->str: # a template
     "The template of a family of prompts: source sentences, cue sentence, target sentences, and the beginning of a cue sentence."
     for argument, value, known in (("cue", cue, ("present", "absent", "changed")), ("descriptions", descriptions, ("repeated", "different", "titles")), ("subject", subject, ("first", "last"))):
-        if value not in known: raise ValueError(f"{argument}: {value!r} is unknown; choose one of {list(known)}.")
+        if value not in known: raise ValueError(f"{argument}: {short(value)} is unknown; choose one of {list(known)}.")
     if source < 1 or target < 0: raise ValueError(f"source: {source} and target: {target} subjects are impossible; a source of at least 1 and a target of at least 0 are needed.")
     letter, article = ("T", "") if descriptions == "titles" else ("D", "a ")
     def sentence(number, description):
@@ -990,7 +1047,7 @@ def predictions(
     "The most probable next tokens of each prompt."
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     top = _next_token(model, _encode(model.tokenizer, prompts)).topk(k)
-    return pd.DataFrame([(prompt, r + 1, model.tokenizer.decode([int(top.indices[i, r])]), float(top.values[i, r]))
+    return pd.DataFrame([(prompt, r + 1, token_as_text(model.tokenizer, top.indices[i, r]), float(top.values[i, r]))
                          for i, prompt in enumerate(prompts) for r in range(k)], columns=["prompt", "rank", "token", "probability"])
 
 def _kinds(k):
@@ -1038,7 +1095,7 @@ def survey(
             hit = np.flatnonzero(ids[i].numpy() == int(best[i]))
             top[f, kinds[hit[0]] if len(hit) else 3, i] = 1
         top[f, [k for k in range(3) if k not in kinds]] = np.nan
-        text.append(texts); token.append([tokenizer.decode([int(b)]) for b in best]); count.append(len(subjects))
+        text.append(texts); token.append([token_as_text(tokenizer, b) for b in best]); count.append(len(subjects))
     attrs = provenance(model, n=n, seed=seed, unit="share of prompts")
     ds = xr.Dataset({"top": (("family", "kind", "prompt"), top), "probability": (("family", "kind", "prompt"), probability),
                      "text": (("family", "prompt"), np.array(text, dtype=object)), "token": (("family", "prompt"), np.array(token, dtype=object))},

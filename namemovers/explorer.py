@@ -33,7 +33,7 @@ import xarray as xr
 from . import engine as fast
 from .activation_patching import BY, DIRECTIONS, HEAD_SITES, METRICS, STREAM_SITES, cells, check_patch, effect, pick_engine
 from .copy_scores import _names_in_context, _ranks, shipped_names
-from .data import Task, _encode, _runs, ioi_task, mrs_task
+from .data import Task, _encode, _runs, ioi_task, mrs_task, word_ids
 from .head_attribution import attention, head_attribution
 from .logit_lens import logit_lens, stage_words
 from .model import load_model, model_name, run_at_end, shipped_models, weights_hash
@@ -72,7 +72,7 @@ def _one_token(tokenizer, answer, what):
     "The id of an answer after a space, and what is wrong with it."
     answer = answer.strip()
     if not answer: return None, f"Type the {what} answer, a word that is one token."
-    ids = tokenizer.encode(" " + answer, add_special_tokens=False)
+    (ids,) = word_ids(tokenizer, [answer])
     if len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None): return ids[0], ""
     return None, f"The {what} answer “{visible(answer)}” is not one token but {len(ids)}: {', '.join(token_texts(tokenizer, ids))}. Choose another word."
 
@@ -577,7 +577,7 @@ def _names(session, progress):
     def work():
         names = shipped_names(session.tokenizer)
         if len(names) < 2: return None
-        ids = torch.tensor([session.tokenizer.encode(" " + n, add_special_tokens=False)[0] for n in names])
+        ids = torch.tensor([ids[0] for ids in word_ids(session.tokenizer, names)])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try: tokens, at, who = _names_in_context(session.tokenizer, names, COPY_SAMPLES, 0)

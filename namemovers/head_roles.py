@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .activation_patching import Cell, patch
 from .copy_scores import copy_scores
-from .data import CUES, NAMES, Task, name_token
+from .data import CUES, NAMES, Task, name_token, word_ids
 from .engine import Reader, embed, forward, ready, run_sets, sweep
 from .head_attribution import _attention_rows, head_attribution
 from .path_patching import path_patch, run_paths
@@ -115,7 +115,7 @@ def _last(task, ids, before=None):
 def _both_forms(tokenizer, token):
     "A name's token ids after a space and at the start of a text, where they are one token."
     text = tokenizer.decode([int(token)]).strip()
-    ids = (tokenizer.encode(form, add_special_tokens=False) for form in (" " + text, text))
+    ids = [word_ids(tokenizer, [text], start)[0] for start in (False, True)]
     return [i[0] if len(i) == 1 else -1 for i in ids]
 
 def _name_places(task, tokens):
@@ -173,7 +173,7 @@ def _new_names(task, i, rng):
     "For each of prompt `i`'s names a new one, in the forms that the prompt uses: {token id: token id}."
     old = list(dict.fromkeys(v for key, v in task.names[i].items() if key in ("IO", "S") or (key[0] == "S" and key[1:].isdigit())))
     free = [n for n in NAMES if n not in old]
-    forms = lambda name: task.tokenizer([name, " " + name], add_special_tokens=False)["input_ids"]
+    forms = lambda name: [word_ids(task.tokenizer, [name], start)[0] for start in (True, False)]
     mapping, order = {}, iter(rng.permutation(len(free)))
     for name in old:
         mine = forms(name)
@@ -189,8 +189,7 @@ def _renamed(row, mapping):
     return torch.tensor([mapping.get(t, t) for t in row.tolist()])
 
 def _nobody(tokenizer):
-    for word in (" It", " Nobody", " it"):
-        ids = tokenizer.encode(word, add_special_tokens=False)
+    for ids in word_ids(tokenizer, ["It", "Nobody", "it"]):
         if len(ids) == 1: return ids[0]
     raise ValueError("tokenizer: neither ' It' nor ' Nobody' is one token, so no subject can be taken out of a prompt; use another tokenizer.")
 
@@ -241,7 +240,7 @@ def other_cue(
     before = _places(task).get("cue_word before")
     if before is None: raise ValueError(f"task: {task.name!r} prompts say no cue word twice; use an MRS template with {{cue_word}} in both parts.")
     rng, rows = np.random.default_rng([task.seed, 3]), task.clean_tokens.clone()
-    cues = [ids[0] for ids in task.tokenizer([" " + c for c in CUES], add_special_tokens=False)["input_ids"] if len(ids) == 1]
+    cues = [ids[0] for ids in word_ids(task.tokenizer, CUES) if len(ids) == 1]
     for i in range(len(task)):
         free = [c for c in cues if not (rows[i] == c).any()]
         if not free: raise ValueError("task: no shipped cue word is one token for this tokenizer; use another tokenizer.")

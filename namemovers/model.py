@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'shipped_models', 'model_folder', 'load_model', 'model_name', 'weights_hash', 'run_at_end',
-           'answer_direction', 'logit_difference', 'model_note']
+           'taken_from_logits', 'answer_direction', 'logit_difference', 'model_note']
 
 # %% ../nbs/core/model.ipynb #e0b272f7
 import contextlib
@@ -151,6 +151,18 @@ def _device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "meta": raise ValueError("device 'meta' holds no values; use 'cpu'.")
     return chosen
 
+# %% ../nbs/core/model.ipynb #78603969
+def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
+    "What the mean logit over the vocabulary reads in the standardised final stream: a direction [d_model], a constant []."
+    final = model.ln_final
+    scale = final.weight.detach().double()
+    if getattr(model.cfg, "rmsnorm_uses_offset", False): scale = scale + 1
+    mean = model.W_U.detach().double().mean(1)     # [d_model]
+    constant = model.b_U.detach().double().mean()
+    bias = getattr(final, "bias", None)
+    if bias is not None: constant = constant + bias.detach().double() @ mean
+    return scale * mean, constant
+
 # %% ../nbs/core/model.ipynb #3afae10f
 def load_model(
     name: str | Path,                          # "mini", "planted", a hub id such as "gpt2", or a folder in Hugging Face format
@@ -172,6 +184,7 @@ def load_model(
     try:
         with _quiet():
             model = TransformerBridge.boot_transformers(str(folder), device=device, dtype=torch.float32, trust_remote_code=False)
+            before = _mean_logit(model)
             model.enable_compatibility_mode(disable_warnings=True)
     except Exception as e:
         reason = " ".join(str(e).split())[:300] or type(e).__name__
@@ -179,6 +192,7 @@ def load_model(
     model.eval().requires_grad_(False)
     model.cfg.model_name = name if not Path(name).expanduser().is_dir() else Path(name).expanduser().resolve().name
     model.cfg.weights_hash = _hash_files(_weight_files(folder))
+    model.taken_from_logits = tuple(b - a for b, a in zip(before, _mean_logit(model)))
     return model
 
 # %% ../nbs/core/model.ipynb #8a185e89
@@ -226,6 +240,18 @@ def run_at_end(
         return hook
     logits = model.run_with_hooks(tokens.to(device), fwd_hooks=[*hooks, *((n, keep(n)) for n in names)], return_type="logits")
     return row_at_end(logits), kept
+
+# %% ../nbs/core/model.ipynb #80284132
+def taken_from_logits(
+    model: TransformerBridge, # as from `load_model`, or not in compatibility mode
+) -> tuple[torch.Tensor, torch.Tensor] | None: # of the standardised final stream a direction [d_model], and a constant []
+    """What was taken from every logit when the unembedding was centred: add `stream @ direction + constant`, and a logit
+    is the one that the model's own code gives. None for a model that somebody else folded, where it is not known."""
+    kept = getattr(model, "taken_from_logits", None)
+    if kept is not None:
+        return tuple(t.to(model.W_U) for t in kept) # type: ignore[return-value]
+    if model.compatibility_mode: return None
+    return torch.zeros_like(model.W_U[:, 0]), torch.zeros_like(model.W_U[0, 0])
 
 # %% ../nbs/core/model.ipynb #a51e0c03
 def answer_direction(

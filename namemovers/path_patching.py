@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from .activation_patching import effect
+from .activation_patching import effect, which_logit
 from .edges import Edge
 from .engine import MAX_ROWS, Buffers, Group, Reader, Run, alike, attention, carry, exactly, forward, mlp, norm, ready, rotate, two_runs
 from .results import provenance
@@ -248,7 +248,7 @@ def path_patch(
     ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
     said = lambda who: who if isinstance(who, str) else " ".join(head_name(*h) for h in who)
     ds.attrs = provenance(model, task, measurement="path patching", senders=said(senders), receivers=said(receivers), through_mlps=through_mlps, direction=direction,
-                          metric=metric, engine="fast", **({} if receivers == "logits" else {"component": component if isinstance(component, str) else list(component), "together": not apart}))
+                          metric=metric, engine="fast", **which_logit(model, metric), **({} if receivers == "logits" else {"component": component if isinstance(component, str) else list(component), "together": not apart}))
     return ds
 
 # %% ../nbs/05_path_patching.ipynb #0d5b23db
@@ -325,7 +325,7 @@ def trace(
     ds = ds.assign({v: ("edge", whole[v].values) for v in ("mean", "low", "high", "p", "n")} | {"q": ("edge", q), "significant": ("edge", q <= 0.05)})
     ds["kept"] = ("edge", _connected(edges, (q <= 0.05) & (abs(ds["mean"].values) >= least), nodes))
     ds.attrs = provenance(model, task, measurement="trace of paths", depth=depth, k=k, component=component, least=least, senders=len(senders), through_mlps=through_mlps,
-                          direction=direction, metric=metric, engine="fast", followed=followed, **{a: whole.attrs[a] for a in ("confidence", "null", "n_resamples")},
+                          direction=direction, metric=metric, engine="fast", followed=followed, **which_logit(model, metric), **{a: whole.attrs[a] for a in ("confidence", "null", "n_resamples")},
                           variable="effect", n_tests=int((~np.isnan(ds.p.values)).sum()))
     return ds
 

@@ -9,7 +9,7 @@ __all__ = ['patch_sets']
 import torch
 import xarray as xr
 
-from .activation_patching import Cell, effect
+from .activation_patching import Cell, effect, which_logit
 from .engine import run_sets
 from .results import provenance
 
@@ -32,5 +32,6 @@ def patch_sets(
     ds = xr.DataArray(torch.stack(values).numpy(), dims=("set", "prompt"), coords={"set": list(sets), "prompt": range(len(task))}).to_dataset(name=metric)
     ds = ds.assign(clean=("prompt", clean.numpy()), corrupted=("prompt", corrupted.numpy()))
     ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
-    ds.attrs = provenance(model, task, measurement="activation patching of sets", direction=direction, metric=metric, engine="fast")
+    ds.attrs = provenance(model, task, measurement="activation patching of sets", direction=direction, metric=metric, engine="fast",
+                          **which_logit(model, metric))
     return ds

@@ -111,3 +111,12 @@ def mini():
 
     assert "mini" in shipped_models(), "mini is not in the package, which ships it: restore namemovers/mini or run make mini"
     return load_model("mini", device="cpu")
+
+
+def with_mean(model, logits):
+    """A folded model's logits [..., token] with the mean over the vocabulary that folding took away: the model's own."""
+    from namemovers.model import taken_from_logits
+
+    direction, constant = (t.double() for t in taken_from_logits(model))
+    stream = (logits - model.b_U).double() @ torch.linalg.pinv(model.W_U.double(), rtol=1e-5)  # [..., d_model]
+    return logits + (stream @ direction + constant)[..., None].float()

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformer_lens.patching as tlp
 import xarray as xr
+from conftest import with_mean
 
 from namemovers import results
 from namemovers.activation_patching import (BY, DIRECTIONS, HEAD_SITES, METRICS, STREAM_SITES, Cell, cells, effect,
@@ -182,7 +183,7 @@ def test_metrics(tiny, metric):
     clean, corrupted = (tiny(t)[rows, task.positions["END"]] for t in (task.clean_tokens, task.corrupted_tokens))
     def by_hand(logits):
         p, q = clean.double().softmax(-1), logits.double().softmax(-1)
-        return {"logit_diff": logits[rows, task.correct] - logits[rows, task.wrong], "logit": logits[rows, task.correct],
+        return {"logit_diff": logits[rows, task.correct] - logits[rows, task.wrong], "logit": with_mean(tiny, logits)[rows, task.correct],
                 "prob": q[rows, task.correct], "rank": (logits > logits[rows, task.correct][:, None]).sum(-1),
                 "kl": (p * (p / q).log()).sum(-1)}[metric].float().numpy()
     np.testing.assert_allclose(ds.clean.values, by_hand(clean), atol=1e-5)
@@ -263,6 +264,85 @@ def test_an_interrupted_run_resumes(tiny, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="checkpoint.*belongs to another"):
             patch(tiny, task, **{"site": "z", **other}, engine="hooks", checkpoint=path)
     with pytest.raises(ValueError, match="checkpoint"): patch(tiny, made_task(tiny, seed=1), "z", engine="hooks", checkpoint=path)
+
+
+class Stopped:
+    "A function that works `times` times and is then interrupted."
+    def __init__(self, f, times): self.f, self.left = f, times
+    def __call__(self, *args, **kwargs):
+        self.left -= 1
+        if self.left < 0: raise KeyboardInterrupt
+        return self.f(*args, **kwargs)
+
+
+def interrupted(monkeypatch, model, task, path, engine, layers, **more):
+    "A run with a checkpoint that is interrupted after so many layers."
+    import namemovers.activation_patching as ap
+    with monkeypatch.context() as m:
+        if engine == "fast": m.setattr(ap.fast, "sweep", Stopped(ap.fast.sweep, layers))
+        else: m.setattr(ap, "run_hooks", Stopped(run_hooks, layers))
+        with pytest.raises(KeyboardInterrupt): patch(model, task, "z", engine=engine, checkpoint=path, **more)
+
+
+@pytest.mark.parametrize("metric", ["logit_diff", "kl"])
+@pytest.mark.parametrize("engine", ["fast", "hooks"])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch, engine, metric):
+    task, path = made_task(tiny, lengths=[9, 8, 9, 7], differ=(3, 5)), tmp_path / "z.safetensors"
+    interrupted(monkeypatch, tiny, task, path, engine, 2, metric=metric)
+    resumed = patch(tiny, task, "z", engine=engine, checkpoint=path, metric=metric)
+    whole = patch(tiny, task, "z", engine=engine, checkpoint=tmp_path / "whole", metric=metric)
+    xr.testing.assert_identical(resumed, whole)
+    xr.testing.assert_identical(patch(tiny, task, "z", engine=engine, checkpoint=path, metric=metric), whole)  # all of it read
+    without = patch(tiny, task, "z", engine=engine, metric=metric)
+    for left_alone in ("clean", "corrupted"): np.testing.assert_array_equal(resumed[left_alone], without[left_alone])
+    np.testing.assert_allclose(resumed.effect.values, without.effect.values, rtol=1e-4, atol=1e-5)
+    assert without.attrs == resumed.attrs
+
+
+def test_a_damaged_checkpoint_says_what_to_do(tiny, tmp_path):
+    task, path = made_task(tiny), tmp_path / "z.safetensors"
+    patch(tiny, task, "z", checkpoint=path)
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[-5] ^= 1
+    for bad in (b"", b"no checkpoint", whole[:100], whole[:-50], bytes(flipped), whole[:8] + b"x" * (len(whole) - 8)):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="damaged.*delete it") as e: patch(tiny, task, "z", checkpoint=path)
+        assert str(path) in str(e.value) and "\n" not in str(e.value)
+    path.unlink()
+    assert patch(tiny, task, "z", checkpoint=path).effect.notnull().all()
+
+
+def test_a_checkpoint_cleans_up_and_belongs_to_one_process(tiny, tmp_path):
+    from namemovers.activation_patching import Checkpoint
+    task, path = made_task(tiny), tmp_path / "z.safetensors"
+    (tmp_path / "z.safetensors.part").write_text("of a process that was killed")
+    patch(tiny, task, "z", checkpoint=path)
+    assert [p.name for p in tmp_path.iterdir()] == ["z.safetensors"]
+    with Checkpoint(path, ""):
+        with pytest.raises(RuntimeError, match="another process.*give another path"): patch(tiny, task, "z", checkpoint=path)
+    patch(tiny, task, "z", checkpoint=path)
+    with pytest.raises(OSError, match="cannot be written.*give a path"): patch(tiny, task, "z", checkpoint=path / "below")
+    with pytest.raises(ValueError, match="does not go with screen=2"): patch(tiny, task, "z", checkpoint=path, screen=2)
+
+
+@pytest.mark.parametrize("engine", ["fast", "hooks"])
+@pytest.mark.parametrize("change", ["weight", "weight behind autograd's back", "weight exchanged", "hook", "torch hook", "configuration"])
+def test_a_checkpoint_of_a_model_that_was_changed_is_refused(tiny_folder, tmp_path, monkeypatch, engine, change):
+    from namemovers.model import load_model
+    model, path = load_model(tiny_folder, device="cpu"), tmp_path / "z.safetensors"
+    task = made_task(model)
+    interrupted(monkeypatch, model, task, path, engine, 1)
+    b = model.blocks[1].mlp.out if hasattr(model.blocks[1].mlp, "out") else model.blocks[1].mlp
+    weight = b.weight
+    with torch.no_grad():
+        if change == "weight": weight.mul_(1.5)
+        elif change == "weight behind autograd's back": weight.data.mul_(1.5)
+        elif change == "weight exchanged": b.original_component.weight = torch.nn.Parameter(weight * 1.5, requires_grad=False)
+        elif change == "hook": model.blocks[1].hook_resid_post.add_hook(lambda x, hook: x * 1.5)
+        elif change == "torch hook": b.original_component.register_forward_hook(lambda module, args, out: out * 1.5)
+        else: model.blocks[1].ln1.original_component.eps = model.cfg.eps = 0.5
+    with pytest.raises(ValueError): patch(model, task, "z", engine=engine, checkpoint=path)
 
 
 @pytest.mark.parametrize("bad,names", [

@@ -1,19 +1,21 @@
 """Circuits of nodes: what must hold, parity with TransformerLens, areas by hand, search on a known truth, and bad input."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from conftest import with_mean
 from test_activation_patching import made_task
 
 from namemovers import results
-from namemovers.circuits import (ABLATIONS, METHODS, Ablated, AblatedEdges, Node, area, circuit_of, completeness, curve, edge_ranking, everywhere,
-                                 faithfulness, grow, held_out, heads_of, least_faithful,
+from namemovers.circuits import (ABLATIONS, METHODS, Ablated, AblatedEdges, Node, area, area_name, area_table, circuit_of, completeness,
+                                 curve, edge_ranking, everywhere, faithfulness, foreign_positions, grow, held_out, heads_of, incomplete_in_words, least_faithful,
                                  minimality, node, nodes, overlap, positions_of, prune, published_circuit, random_circuits, ranking,
                                  reference_task, run_circuits, score_nodes, trade_off)
-from namemovers.data import ioi_task, mrs_task
+from namemovers.data import IOI_CORRUPTIONS, MRS_CORRUPTIONS, Task, ioi_task, mrs_task
 from namemovers.model import logit_difference, run_at_end
 
 torch.set_num_threads(1)
@@ -103,7 +105,8 @@ def test_metrics(tiny, unequal, metric):
     ds = run_circuits(tiny, task, {"half": nodes(tiny, task)[::2]}, reference=reference, metric=metric)
     logits, _ = run_at_end(tiny, task.clean_tokens, task.positions["END"])
     at = logits.gather(1, task.correct[:, None])[:, 0]
-    expected = {"prob": logits.softmax(-1).gather(1, task.correct[:, None])[:, 0], "kl": torch.zeros(len(task)), "rank": (logits > at[:, None]).sum(1).float(), "logit": at}[metric]
+    expected = {"prob": logits.softmax(-1).gather(1, task.correct[:, None])[:, 0], "kl": torch.zeros(len(task)), "rank": (logits > at[:, None]).sum(1).float(),
+                "logit": with_mean(tiny, logits).gather(1, task.correct[:, None])[:, 0]}[metric]
     np.testing.assert_allclose(ds.model.values, expected.numpy(), atol=2e-5)
     assert ds[metric].shape == (1, len(task)) and ds.attrs["metric"] == metric
 
@@ -412,8 +415,11 @@ def test_reference_prompts():
         assert len(set(said)) == 3
     mrs = mrs_task(tokenizer, n=5, seed=0)
     reference = reference_task(mrs, n=20, names=["Alice", "Bob", "David", "John", "Mary", "Paul"])
-    assert reference.corruption == "no_cue" and all(t.count("The child is") == 1 for t in reference.corrupted)
+    assert reference.corruption == "other_cue" and all(t.count("The child is") == 1 for t in reference.corrupted)
     assert (reference.lengths == mrs.lengths[0]).all()
+    for i in range(20):  # a name where the cue names one, and not that of the answer
+        said = {p: int(reference.corrupted_tokens[i, reference.positions[p][i]]) for p in ("S1", "S2", "cue_name", "S3", "S4")}
+        assert said["cue_name"] == said["S2"] and len(set(said.values())) == 4
     own = mrs_task(tokenizer, n=3, templates={"mine": "{S1} is a {D1}. The {cue_word} is {cue_name}. {S2} is a {D2}. The {cue_word} is"})
     with pytest.raises(ValueError, match="give reference="): reference_task(own)
 
@@ -421,6 +427,73 @@ def test_reference_prompts():
 def test_everywhere(tiny, unequal):
     task, _ = unequal
     assert everywhere([(1, 2), Node(0, 1, "x")], task) == {Node(l, h, p) for l, h in ((1, 2), (0, 1)) for p in positions_of(task)}
+
+
+def test_reference_prompts_are_in_distribution_at_every_position():
+    "Of every shipped task, template and corruption, with fixed, varied and own words."
+    from conftest import small_tokenizer
+    tokenizer = small_tokenizer()
+    for corruption in MRS_CORRUPTIONS:
+        for words in ({}, {"descriptions": "vary", "cue_words": "vary"}, {"cue_subject": "first"}):
+            task = mrs_task(tokenizer, n=26, templates="all", corruption=corruption, **words)
+            assert foreign_positions(task, reference_task(task, n=39)) == []
+            assert foreign_positions(task, task) == (["cue_name", "other"] if corruption == "no_cue" else [])
+    for corruption in IOI_CORRUPTIONS:
+        task = ioi_task(tokenizer, n=36, corruption=corruption)
+        assert foreign_positions(task, reference_task(task, n=72)) == foreign_positions(task, task) == []
+
+
+def test_reference_prompts_have_the_words_of_the_task():
+    from conftest import small_tokenizer
+    tokenizer = small_tokenizer()
+    fixed = mrs_task(tokenizer, n=4, words={"D1": "singer"}, cue_words=["lion", "bear"], cue_subject="first")
+    reference = reference_task(fixed, n=20)
+    assert {n["D1"] for n in reference.names} == {"singer"} and {n["D2"] for n in reference.names} == {"student"}
+    assert {n["cue_word"] for n in reference.names} == {n["cue_word"] for n in fixed.names} == {"lion", "bear"}
+    assert all(n["cue_name"] == n["S1"] != n["S2"] for n in reference.names)
+    own = "{S1} is {COLOUR}. {S2} is {COLOUR}. The {cue_word} is {cue_name}. {S3} is here. {S4} is here. The {cue_word} is"
+    reference = reference_task(mrs_task(tokenizer, n=6, templates=own, words={"COLOUR": ["late", "old"]}), n=20)
+    assert {n["COLOUR"] for n in reference.names} == {"late", "old"}
+    with pytest.raises(ValueError, match="cue_word. in its source.*give reference="):
+        reference_task(mrs_task(tokenizer, n=3, templates="{S1} is a {D1}. {S2} is a {D2}. So"))
+
+
+def test_a_reference_out_of_distribution_is_noticed(mini):
+    "The neutral sentence of `no_cue` holds another word where the cue names somebody: the result says so, and where."
+    task = mrs_task(mini.tokenizer, n=4)
+    neutral = mrs_task(mini.tokenizer, n=20, seed=1, corruption="no_cue")
+    for ablation in ("mean", "random"):
+        with pytest.warns(UserWarning, match="at cue_name, other it holds words of another kind"): ds = run_circuits(mini, task, {}, ablation, neutral)
+        assert ds.attrs["out_of_distribution"] == "cue_name, other"
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert "out_of_distribution" not in run_circuits(mini, task, {}, ablation).attrs
+    assert run_circuits(mini, neutral[[0, 1]], {}, "resample").attrs["out_of_distribution"] == "cue_name, other"
+    assert "out_of_distribution" not in run_circuits(mini, task, {}, "resample").attrs
+
+
+def test_own_tasks_are_judged_by_their_names():
+    from conftest import small_tokenizer
+    tokenizer, words = small_tokenizer(), {"A": ["John", "Mary", "Paul"], "B": ["Bob", "David", "Alice"]}
+    make = lambda corrupt: Task.from_template("{A} and {B} were late. {B} gave a book to", words, ("A", "B"), corrupt, tokenizer, n=6)
+    good, third, thing = make({"B.2": "A"}), make({"B.2": ["Jane", "Kate"]}), make({"B.2": ["book", "dog"]})
+    assert foreign_positions(good, good) == foreign_positions(good, third) == [] and foreign_positions(good, thing) == ["B.2"]
+    pairs = Task.from_pairs(["John and Mary were late. John called"], ["John and Mary were late. Mary called"], (" Mary", " John"), tokenizer)
+    assert foreign_positions(pairs, pairs) == []
+
+
+def test_no_head_enters_a_circuit_by_the_reference_alone(mini):
+    """A head of the pruned circuit of MRS is one that other ablations need too. With the neutral sentence in place of the
+    cue, L0H2 at the name in the cue was in it, and two logits hung on it."""
+    (search, reference), _ = held_out(mrs_task, mini.tokenizer, n=30, seed=0)
+    circuit = circuit_of(prune(mini, search, reference=reference))
+    needed = set()
+    for ablation in ("resample", "random", "zero"):
+        how = {} if ablation != "random" else {"reference": reference}
+        needed |= set(heads_of(circuit_of(prune(mini, search, ablation=ablation, **how))))
+    assert set(heads_of(circuit)) <= needed and Node(0, 2, "cue_name") not in circuit
+    scores = score_nodes(mini, search, "knockout", reference=reference)
+    assert abs(float(scores.score.sel(node="L0H2@cue_name").mean())) < 0.05 * float(run_circuits(mini, search, {}, reference=reference).model.mean())
 
 
 # bad input
@@ -448,6 +521,7 @@ def test_bad_input(tiny, unequal):
     with pytest.raises(ValueError, match="width=0"): grow(tiny, task, width=0, reference=reference)
     with pytest.raises(ValueError, match="scores are of other nodes"): prune(tiny, task, score_nodes(tiny, task, reference=reference, mlps=True), reference=reference)
     with pytest.raises(ValueError, match="nothing to find"): prune(tiny, dataclasses.replace(task, corrupted_tokens=task.clean_tokens), ablation="resample")
+    with pytest.raises(ValueError, match="rounding='up'"): curve(tiny, task, {}, rounding="up", reference=reference)
     with pytest.raises(ValueError, match="shares="): curve(tiny, task, {}, shares=(0.5, 0.1), reference=reference)
     with pytest.raises(ValueError, match="rankings"): curve(tiny, task, {"short": nodes(tiny, task)[1:]}, reference=reference)
     for f in (completeness, minimality):
@@ -469,6 +543,43 @@ def test_edges_have_the_same_curve(tiny, unequal):
     np.testing.assert_allclose(ds.model, own.clean, atol=2e-5)
     np.testing.assert_allclose(ds.empty, own.ablated, atol=2e-5)
     assert edge_ranking(scores, signed=True)[-1] == str(scores.edge.values[np.argmin(scores.effect.mean("prompt").values)])
+
+
+def test_curves_as_mib_runs_them(tiny, unequal):
+    "Sizes rounded down, circuits pruned, cut edges carrying the corrupted run: by hand from `run_edges`; only these areas have MIB's name."
+    from namemovers.edges import attribute_edges, connected, graph, run_edges
+    task, reference = unequal
+    g, order = graph(tiny), edge_ranking(attribute_edges(tiny, task))
+    shares = (0.01, 0.05, 0.5, 1)
+    as_mib = curve(tiny, task, {"EAP": order}, shares, "down", random=1, run=AblatedEdges(tiny, task, "resample", prune=True))
+    sizes = [int(s * len(g)) for s in shares]
+    assert as_mib["size"].values.tolist() == sizes != [round(s * len(g)) for s in shares]
+    own = run_edges(tiny, task, [connected(g, order[:k]) for k in sizes])
+    np.testing.assert_allclose(as_mib.logit_diff.sel(ranking="EAP"), own.logit_diff, atol=2e-5)
+    np.testing.assert_allclose(as_mib.empty, own.corrupted, atol=2e-5)
+    f = ((own.logit_diff - own.corrupted).mean("prompt") / (own.clean - own.corrupted).mean("prompt")).values
+    areas = {"CPR": np.trapezoid(f, shares), "CMD": np.trapezoid(abs(1 - f), shares)}
+    for k, v in areas.items(): assert float(area(as_mib).value.sel(ranking="EAP", area=k)) == pytest.approx(v, abs=1e-4)
+    mean = AblatedEdges(tiny, task, "mean", reference, prune=True)
+    np.testing.assert_allclose(mean([order[:30]]), run_edges(tiny, task, [connected(g, order[:30])], "mean", reference=reference).logit_diff, atol=2e-5)
+    assert area_name(as_mib, "CPR") == "CPR as in MIB" and list(area_table(area(as_mib)).columns) == ["ranking", "CPR as in MIB", "CMD as in MIB"]
+    for other in (curve(tiny, task, {}, shares, "down", run=mean), curve(tiny, task, {}, shares, reference=reference)):
+        assert area_name(other, "CMD") == "CMD by mean ablation"
+    for run in (AblatedEdges(tiny, task, "resample"), Ablated(tiny, task, "resample")):
+        assert area_name(curve(tiny, task, {}, shares, "down", run=run), "CPR") == "CPR by resample ablation"
+    assert area_name(curve(tiny, task, {}, shares, run=AblatedEdges(tiny, task, "resample", prune=True)), "CPR") == "CPR by resample ablation"
+
+
+def test_significance_and_size_are_told_apart():
+    ds = xr.Dataset({"without": (("subset", "prompt"), np.full((3, 20), 4.0)), "model_without": (("subset", "prompt"), np.full((3, 20), 4.0)),
+                     "member": (("subset", "node"), [[False], [True], [True]])},
+                    coords={"subset": ["nothing", "a", "b"], "node": ["L0H0@END"]})
+    ds["model_without"][1] = 4.0 + 0.01 * (1 + np.arange(20) / 20)  # in every prompt, and next to nothing
+    ds["model_without"][2] = 6.0 + np.arange(20) / 20
+    ds["difference"] = ds.without - ds.model_without
+    said = incomplete_in_words(ds)
+    assert "For 2 of 3 sets" in said and "for 1 of them by more than 0.40 logits, 10% of what the model does" in said
+    assert said.index("b (K = L0H0 (END))") < said.index("a (K =") and "for 0 of them by more than 4.00" in incomplete_in_words(ds, least=1.0)
 
 
 def test_acdc_ranks_what_it_kept_first(tiny, unequal):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import with_mean
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_engine import in_double, model, neox, prompts  # noqa: F401  (fixtures)
@@ -125,7 +126,7 @@ def test_other_metrics(model, metric):  # noqa: F811
     with torch.no_grad():
         clean = model(task.clean_tokens)[rows, task.positions["END"]].log_softmax(-1)
     right = end.gather(1, task.correct[:, None])
-    want = {"logit": right[:, 0], "prob": end.softmax(-1).gather(1, task.correct[:, None])[:, 0], "rank": (end > right).sum(1),
+    want = {"logit": with_mean(model, end).gather(1, task.correct[:, None])[:, 0], "prob": end.softmax(-1).gather(1, task.correct[:, None])[:, 0], "rank": (end > right).sum(1),
             "kl": (clean.exp() * (clean - end.log_softmax(-1))).sum(-1)}[metric]
     assert abs(ds[metric][0] - want.numpy()).max() < 2e-5
 
@@ -313,12 +314,13 @@ def test_top_edges():
 # Attribution
 
 
-def test_the_gradient_is_that_of_finite_differences(model):  # noqa: F811
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_the_gradient_is_that_of_finite_differences(model, ablation):  # noqa: F811
     """Each edge carries a little less of its sender: the slope is the estimate."""
     task, g = a_task(model, n=3), graph(model)
-    estimate = attribute_edges(model, task)
+    estimate = attribute_edges(model, task, ablation=ablation)
     change = estimate.logit_diff - estimate.clean
-    ablated, step = ablated_values(model, task, "resample"), 0.02
+    ablated, step = ablated_values(model, task, ablation), 0.02
     largest = np.argsort(-abs(change).max("prompt").values)
     for i in [*largest[:2], largest[30], *(g.number[e] for e in ("embed → L0H1 q", "L0H2 → L1H0 k", "embed → MLP 0"))]:
         less, more = (logit_diff(task, slow(model, task.clean_tokens, ablated, lambda e: 1 + sign * step * (e == g.edges[i]))) for sign in (-1, 1))

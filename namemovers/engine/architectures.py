@@ -6,7 +6,7 @@
 __all__ = ['ACTIVATIONS', 'Norm', 'read_norm', 'Rotary', 'read_rotary', 'Layer', 'Weights', 'cast', 'read_activation',
            'read_layer', 'weights_of']
 
-# %% ../../nbs/core/engine/architectures.ipynb #27962d88
+# %% ../../nbs/core/engine/architectures.ipynb #6ffbf850
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+from ..model import taken_from_logits
 
 # %% ../../nbs/core/engine/architectures.ipynb #94f26272
 @dataclass(frozen=True, eq=False)
@@ -204,7 +206,7 @@ class Layer:
     score_cap: float | None = None   # scores s become cap * tanh(s / cap)
     slopes: torch.Tensor | None = None # ALiBi: what a head's score grows by a position of the key [head]
 
-# %% ../../nbs/core/engine/architectures.ipynb #c23bfe17
+# %% ../../nbs/core/engine/architectures.ipynb #54ad18c5
 @dataclass(frozen=True, eq=False)
 class Weights:
     "All that a forward knows of a model."
@@ -221,6 +223,7 @@ class Weights:
     embed_scale: float = 1.0     # of token embeddings
     embed_norm: Norm | None = None # of token embeddings
     logit_cap: float | None = None # logits y become cap * tanh(y / cap)
+    taken: tuple | None = None   # from every logit, as `model.taken_from_logits` gives it; None where it is not known
 
     @property
     def n_layers(self) -> int: return len(self.layers)
@@ -247,7 +250,7 @@ ACTIVATIONS: dict[str, Callable] = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), partial(F.gelu, approximate="tanh")),
 }
 
-# %% ../../nbs/core/engine/architectures.ipynb #0cc5dab7
+# %% ../../nbs/core/engine/architectures.ipynb #2d2694a1
 def cast(
     part,               # a `Weights`, a `Layer`, or what is in them
     dtype: torch.dtype,
@@ -255,7 +258,7 @@ def cast(
     "The same with all tensors of another dtype."
     if isinstance(part, torch.Tensor): return part.to(dtype)
     if isinstance(part, Rotary): return part.to(dtype)
-    if isinstance(part, list): return [cast(p, dtype) for p in part]
+    if isinstance(part, list | tuple): return type(part)(cast(p, dtype) for p in part)
     if not is_dataclass(part): return part
     return replace(part, **{f.name: cast(getattr(part, f.name), dtype) for f in fields(part)}) # type: ignore[type-var]
 
@@ -432,7 +435,7 @@ def _scales(model) -> dict:
     cap = float(getattr(model.cfg, "output_logits_soft_cap", -1) or -1)
     return dict(embed_scale=1.0 if scale is None else float(scale), logit_cap=cap if cap > 0 else None)
 
-# %% ../../nbs/core/engine/architectures.ipynb #c6a8ccfd
+# %% ../../nbs/core/engine/architectures.ipynb #cbc6f391
 def weights_of(
     model, # a `TransformerBridge`, in compatibility mode or not
 ) -> Weights:
@@ -453,4 +456,5 @@ def weights_of(
         n_heads=attn.W_Q.shape[0], n_kv_heads=attn.W_K.shape[0], d_head=attn.W_Q.shape[-1],
         parallel=bool(model.cfg.parallel_attn_mlp),
         embed_norm=None if embed_norm is None else read_norm(embed_norm, model.cfg.d_model, W_U.device),
+        taken=taken_from_logits(model),
         **_scales(model))
