@@ -30,10 +30,13 @@ def _state(model) -> list:
     "Tells whether somebody changed a weight."
     return [(p.data_ptr(), p._version) for p in model.parameters()]
 
-# %% ../../nbs/core/engine/ready.ipynb #f93aac73
+# %% ../../nbs/core/engine/ready.ipynb #463121ec
 def _hooked(model) -> str | None:
-    "The name of a hook point that somebody's hook is on."
-    return next((name for name, point in model.hook_dict.items() if point.has_hooks(including_permanent=True)), None)
+    "The name of a hook point that somebody's hook is on; TransformerLens puts some of its own on some models."
+    for name, point in model.hook_dict.items():
+        for handle in (*point.fwd_hooks, *point.bwd_hooks):
+            if not str(handle.user_hook.__module__).startswith("transformer_lens"): return name
+    return None
 
 # %% ../../nbs/core/engine/ready.ipynb #ed342b07
 COMPARED = 40 # tokens of the prompt on which engine and model are compared

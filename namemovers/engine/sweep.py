@@ -473,7 +473,7 @@ def check(
         if at is not None and not (len(at) == n and 0 <= int(at.min()) <= int(at.max()) < length):
             raise ValueError(f"position {at.tolist()} does not fit: give each of the {n} prompts one from 0 to {length - 1}")
 
-# %% ../../nbs/core/engine/sweep.ipynb #63289018
+# %% ../../nbs/core/engine/sweep.ipynb #246462f4
 @exactly
 def sweep(
     model,                           # a `TransformerBridge` that `why_not` has nothing against
@@ -497,7 +497,7 @@ def sweep(
         for block in blocks(w, pairs, read, prompts, *_keeps(w, site)):
             some, unchanged = _groups(w, block, site, numbered, same[block.prompts], max_rows)
             groups += some
-            base = pairs.clean_first(*read.alone.flip(0))[0][block.prompts] # of the run patched into
+            base = pairs.base_first(*read.alone)[0][block.prompts]    # what the run patched into answers
             fill += [(indices, block.prompts[still], base[still]) for indices, still in unchanged]
             done(sum(len(indices) * len(still) for indices, still in unchanged if still.all()))
         for chunk in chunks(groups, max_rows):
