@@ -28,9 +28,10 @@ from tqdm.auto import tqdm
 from transformer_lens.utilities import get_act_name
 
 from . import engine as fast
+from .guard import guarded
 from .model import logit_difference, run_at_end, taken_from_logits, weights_hash
-from .results import provenance
-from .stats import estimate, head_name
+from .results import provenance, stamp
+from .stats import estimate, head_name, normalise
 
 # %% ../nbs/02_activation_patching.ipynb #a4f1cc54
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") # [prompt, position, d_model]
@@ -168,7 +169,7 @@ def _check_reached(model, site, layers):
                          "so that every patch there would show exactly 0; choose another site")
 
 # %% ../nbs/02_activation_patching.ipynb #1f691270
-@torch.no_grad()
+@guarded
 def run_hooks(
     model,                           # a `TransformerBridge` in evaluation mode
     clean_tokens: torch.Tensor,      # [prompt, position]
@@ -221,10 +222,13 @@ def effect(
     corrupted,                   # the corrupted run's metric [prompt]
     direction: str = "denoise",  # one of `DIRECTIONS`
 ) -> xr.DataArray:               # [..., prompt] (an array for arrays): 0 as the run patched into, 1 as the run patched from
-    "Normalised effect of a patch, per prompt. NaN where the two runs do not differ on average, for there is nothing to restore."
+    """Normalised effect of a patch, per prompt: the change by the mean distance of the two runs.
+
+    A DataArray carries the distances along, so that `summarise` lets both vary. NaN, with a warning that says why, where the
+    distance is zero or may be, for there is nothing to restore: see `namemovers.stats.normalise`, the rule for all
+    measurements."""
     source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
-    distance = float((source - target).mean())
-    return (patched - target) / (distance if distance else np.nan)
+    return normalise(patched - target, source - target)
 
 # %% ../nbs/02_activation_patching.ipynb #be407ab4
 def _one_of(name, value, choices, of=""):
@@ -385,6 +389,7 @@ def _finite(values, metric):
     return values
 
 # %% ../nbs/02_activation_patching.ipynb #a1d2b4da
+@guarded
 def patch(
     model,                         # a `TransformerBridge` in evaluation mode, from `load_model`
     task,                          # a `Task`: clean and corrupted prompts, answers, named positions
@@ -450,7 +455,7 @@ def patch(
     ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
     ds.attrs = provenance(model, task, measurement="activation patching", site=site, by=by, direction=direction,
                           metric=metric, engine=name, dtype=dtype, **which_logit(model, metric))
-    return ds
+    return stamp(ds)
 
 # %% ../nbs/02_activation_patching.ipynb #c63d6b1f
 def _label(values, axes, by, task, model, metric):

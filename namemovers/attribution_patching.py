@@ -10,8 +10,9 @@ import torch
 import xarray as xr
 
 from .activation_patching import Cell, _label, cells, check_patch, effect, which_logit
-from .engine import STREAM_SITES, Reader, alike, embed, exactly, forward, ready, run_fast, run_sets, two_runs
-from .results import provenance
+from .engine import STREAM_SITES, Reader, alike, embed, forward, ready, run_fast, run_sets, two_runs
+from .guard import guarded
+from .results import provenance, stamp
 
 # %% ../nbs/core/attribution_patching.ipynb #0d36930f
 def _gradients(w, base, donor, first, name, read, prompts, steps):
@@ -35,7 +36,7 @@ def _estimate(change, site, cell, prompts, first): # change: difference times gr
     inside = (at >= 0) & (at < change.shape[1])
     return change[torch.arange(len(at), device=at.device), at.clamp(0, change.shape[1] - 1)] * inside
 
-@exactly
+@guarded
 def run_attribution(
     model,                          # a `TransformerBridge`
     clean_tokens: torch.Tensor,     # [prompt, position]
@@ -75,6 +76,7 @@ def run_attribution(
     return out.cpu()
 
 # %% ../nbs/core/attribution_patching.ipynb #c1c63884
+@guarded
 def attribute(
     model,                       # a `TransformerBridge` in evaluation mode
     task,                        # a `Task`
@@ -100,9 +102,10 @@ def attribute(
     ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
     ds.attrs = provenance(model, task, measurement="attribution patching", site=site, by=by, direction=direction, metric=metric, engine="fast",
                           steps=steps, **which_logit(model, metric), approximation="first order" if steps == 1 else f"integrated gradients in {steps} steps")
-    return ds
+    return stamp(ds)
 
 # %% ../nbs/core/attribution_patching.ipynb #483f8f36
+@guarded
 def patch_screened(
     model,                       # this and what has no other comment: as in `patch`
     task,                        # as in `patch`
@@ -130,4 +133,4 @@ def patch_screened(
     out["effect"] = effect(out[metric], out.clean, out.corrupted, direction)
     out["exact"] = tuple(axes), exact.view([len(v) for v in axes.values()]).numpy()
     out.attrs = ds.attrs | {"measurement": "activation patching, screened", "screen": screen, "approximation": "first order, where `exact` is False"}
-    return out
+    return stamp(out)

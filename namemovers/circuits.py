@@ -32,6 +32,7 @@ from . import plots
 from .activation_patching import METRICS
 from .attribution_patching import attribute
 from .engine import MAX_ROWS, Reader, embed, exactly, forward, ready
+from .guard import guarded
 from .path_patching import _Repeated
 from .published import IOI_ACTS_AT, IOI_HEADS
 from .results import provenance
@@ -276,6 +277,7 @@ class Ablated:
 
     Raises ValueError for an unknown ablation or metric, a reference that is empty or lacks a template or length of the task,
     a model that the fast engine is not right about, and a budget too small for one prompt."""
+    @guarded
     def __init__(self,
         model,                      # a `TransformerBridge`
         task,                       # a `Task`
@@ -338,11 +340,12 @@ class Ablated:
             return torch.where(keep[..., None], t.view(shape), there[:, None]).flatten(0, 1)
         return edit
 
-    @exactly
+    @guarded
     def __call__(self,
         circuits, # sets of nodes
     ) -> np.ndarray: # the metric [circuit, prompt]
         "The metric of every prompt when all but the circuit is ablated. Raises ValueError for a node that does not exist."
+        if ready(self.model) is not self.w: raise ValueError("model: its weights were changed since this was made; make it again.")
         w, circuits = self.w, list(circuits)
         masks = _masks(circuits, self.task, w.n_layers, w.n_heads, self.mlps)
         masks[:, -1, :, self.unread] = True
@@ -379,6 +382,7 @@ class Ablated:
         return layer, int(name[self.owner[prompts]].any(0).int().argmax())
 
 # %% ../nbs/07_circuits.ipynb #911b1c2d
+@guarded
 def run_circuits(
     model,                      # a `TransformerBridge` that the fast engine is right about
     task,                       # a `Task`
@@ -470,6 +474,7 @@ def faithfulness(
 # %% ../nbs/07_circuits.ipynb #2814dad2
 METHODS = ("gates", "patching", "knockout", "larger") # of scoring a node
 
+@guarded
 def score_nodes(
     model,                  # as in `run_circuits`
     task,                   # a `Task`
@@ -550,6 +555,7 @@ def ranking(
     return [node(str(scores.node.values[i])) for i in np.argsort(-(mean if signed else np.abs(mean)), kind="stable")]
 
 # %% ../nbs/07_circuits.ipynb #41355945
+@guarded
 def prune(
     model,                         # as in `run_circuits`
     task,                          # the prompts to search on; report on others
@@ -593,6 +599,7 @@ def prune(
             size = max(1, size // 2)
     return _found(run, kept[::-1] + removed[::-1], len(kept), path, "pruning", tolerance)
 
+@guarded
 def grow(
     model,                         # as in `run_circuits`
     task,                          # the prompts to search on; report on others
@@ -655,6 +662,7 @@ def random_circuits(
     rng = np.random.default_rng(seed)
     return {f"random {i}": frozenset(universe[j] for j in rng.choice(len(universe), size, replace=False)) for i in range(n)}
 
+@guarded
 def curve(
     model,               # as in `run_circuits`
     task,                # the prompts to report on, not those the rankings come from
@@ -743,6 +751,7 @@ def _pair(model, task, search, how):
     return run, run if search is None else Ablated(model, search, **how)
 
 # %% ../nbs/07_circuits.ipynb #10c7f268
+@guarded
 def completeness(
     model,                    # as in `run_circuits`
     task,                     # the prompts to report on
@@ -787,6 +796,7 @@ def completeness(
     ds.attrs = run.attrs | {"measurement": "completeness", "sets_seed": seed, "greedy_steps": steps, "greedy_width": width, "sets_found_on": "other prompts" if search is not None else "the same prompts"}
     return ds
 
+@guarded
 def minimality(
     model,                    # as in `run_circuits`
     task,                     # the prompts to report on
@@ -851,6 +861,7 @@ def overlap(
 # %% ../nbs/07_circuits.ipynb #792c4cea
 class AblatedEdges:
     "As `Ablated`, for circuits of edges (labels such as \"L0H1 → L2H3 q\"): what `curve` takes as `run`."
+    @guarded
     def __init__(self,
         model,                      # a `TransformerBridge`
         task,                       # a `Task`
@@ -917,6 +928,7 @@ def held_out(
     return tuple((t, reference_task(t, n_reference, t.seed + 2, half)) for t, half in ((found, names[::2]), (report, names[1::2])))
 
 # %% ../nbs/07_circuits.ipynb #994711b0
+@guarded
 def cross_task(
     model,           # as in `run_circuits`
     heads: dict,     # {task: (layer, head) pairs}: the heads of its circuit
@@ -947,6 +959,7 @@ def cross_task(
     ds.attrs |= {"measurement": "circuits across tasks", "task": ", ".join(tasks), "random_seed": seed}
     return ds
 
+@guarded
 def search_again(
     make,                    # `ioi_task` or `mrs_task`
     model,                   # as in `run_circuits`

@@ -19,6 +19,7 @@ from .activation_patching import handover, patch
 from .circuits import faithfulness
 from .compare import is_gpt2_small
 from .data import Task, _encode, _next_token, name_token
+from .guard import guarded
 from .head_roles import evidence_in_words, heads_of_role, worst_period
 from .published import IOI_HEADS, MRS_HEADS, SOURCES, pilot_prompts, published_figure, published_grid
 from .results import load, provenance
@@ -267,6 +268,7 @@ def demo_task(
     corrupted = [clean[i ^ 1] for i in range(len(clean))]
     return Task.from_pairs(clean, corrupted, answers, tokenizer, positions=places, name="ioi", corruption="switch_s2")
 
+@guarded
 def measure_published(
     model,            # TransformerBridge
     task: Task | None = None, # in place of the demo's eight prompts

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 import xarray as xr
 from .data import NAMES, ioi_task, name_token, word_ids
+from .guard import guarded
 from .head_attribution import name_ids, subject_positions
 from .model import run_at_end
 from .results import provenance
@@ -82,6 +83,7 @@ def shipped_names(
     return [n for n, ids in zip(NAMES, word_ids(tokenizer, NAMES)) if len(ids) == 1]
 
 
+@guarded
 def copy_scores(
     model, # TransformerBridge in compatibility mode, from `load_model`
     names=None, # list of first names, each one token with its leading space; `shipped_names` if not given
@@ -124,7 +126,7 @@ def copy_scores(
         attrs=provenance(model, measurement="copy_scores", n=len(which), top=top, seed=seed))
 
 # %% ../nbs/04_copy_scores.ipynb #96377f05
-@torch.no_grad()
+@guarded
 def task_copy_scores(
     model, # TransformerBridge in compatibility mode
     task, # Task

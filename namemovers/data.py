@@ -23,6 +23,7 @@ import torch
 import xarray as xr
 
 from .arguments import listed, one_of, selected, short, whole, word
+from .guard import guarded
 from .results import provenance
 from .stats import proportion, summarise
 
@@ -1039,6 +1040,7 @@ def _next_token(model, rows, batch=16):
         out.append(last.float().softmax(-1).cpu())
     return torch.cat(out)
 
+@guarded
 def predictions(
     model, # as from load_model
     prompts, # a text or a list of texts
@@ -1055,6 +1057,7 @@ def _kinds(k):
     return ["latest"] if k == 1 else ["earliest", *["another"] * (k - 2), "latest"]
 
 # %% ../nbs/00_data.ipynb #3dedb214
+@guarded
 def survey(
     model, # as from load_model
     n:int=20, # prompts a family

@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from .activation_patching import METRICS, effect
 from .engine import MAX_ROWS, Reader, Run, Weights, alike, attention, check, embed, exactly, forward, mlp, norm, ready, rotate, two_runs
-from .results import provenance
+from .guard import guarded
+from .results import provenance, stamp
 from .stats import head_name
 
 # %% ../nbs/core/edges.ipynb #84971553
@@ -448,10 +449,11 @@ def _dataset(job, model, task, values, alone, axis, coords, metric, reference, *
     ds["effect"] = effect(ds[metric], ds.clean if job.direction == "noise" else ds.ablated, ds.ablated if job.direction == "noise" else ds.corrupted, job.direction)
     ds.attrs = provenance(model, task, direction=job.direction, metric=metric, ablation=job.ablation, engine="fast", n_layers=job.g.n_layers, n_heads=job.g.n_heads, parallel=int(job.g.parallel),
                           reference=None if reference is None else f"{reference.name}, n={len(reference)}, corruption={reference.corruption}, seed={reference.seed}", **about)
-    return ds
+    return stamp(ds)
 
 def _bar(total, desc, progress, unit="run"): return tqdm(total=total, desc=desc, unit=unit, disable=not (sys.stderr.isatty() if progress is None else progress))
 
+@guarded
 def run_edges(
     model,                        # a `TransformerBridge` that the fast engine is right about
     task,                         # a `Task`
@@ -485,6 +487,7 @@ def run_edges(
     with _bar(masks.shape[0] * len(task), "circuits", progress) as bar: values, alone = _circuits(job, lambda i: masks[i], 2 * sizes > len(g), memory_budget, bar.update)
     return _dataset(job, model, task, values, alone, "circuit", {"circuit": list(named), "n_edges": ("circuit", sizes)}, metric, reference, measurement="circuits of edges")
 
+@guarded
 def ablate_edges(
     model,                        # this and what has no other comment: as in `run_edges`
     task,                         # a `Task`
@@ -573,6 +576,7 @@ def _attribution(job, steps, memory_budget, progress):
         out[:, s.prompts] = job.alone[0 if job.direction == "noise" else 1, s.prompts] - total[:, *pairs].T
     return out.cpu(), job.alone.cpu()
 
+@guarded
 def attribute_edges(
     model,                        # this and what has no other comment: as in `run_edges`
     task,                         # a `Task`
@@ -689,6 +693,7 @@ _STEP = {"edge": "tested", "rise": "rise", "cut": "was_cut", "value": "value", "
 _HISTORY = {"edge": object, "rise": float, "cut": bool, "value": float, "left": int}
 _SAME = ("weights_hash", "task", "n", "seed", "corruption", "threshold", "metric", "ablation", "reference", "order")
 
+@guarded
 def acdc(
     model,                        # a `TransformerBridge` that the fast engine is right about
     task,                         # a `Task`

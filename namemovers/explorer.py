@@ -36,6 +36,7 @@ from .copy_scores import _names_in_context, _ranks, shipped_names
 from .data import Task, _encode, _runs, ioi_task, mrs_task, word_ids
 from .head_attribution import attention, head_attribution
 from .logit_lens import logit_lens, stage_words
+from .guard import guarded
 from .model import load_model, model_name, run_at_end, shipped_models, weights_hash
 from .path_patching import COMPONENTS, run_paths
 from .plots import DIVERGING, SEQUENTIAL, token_text, visible
@@ -313,6 +314,7 @@ class Session:
         if shown["problem"]: raise ValueError(shown["problem"])
         return Task.from_pairs(state.clean, state.corrupted, (" " + state.correct.strip(), " " + state.wrong.strip()), self.tokenizer)
 
+    @guarded
     def figure(
         self,
         state: ExplorerState,
@@ -328,6 +330,7 @@ class Session:
             except ValueError as e: return dict(problem=_sentence(e))
         return {"of": of, "title": VIEWS[state.view], **self._once(("figure", json.dumps(of)), work), "code": _code(self, state)}
 
+    @guarded
     def head(
         self,
         state: ExplorerState, # prompts and head
@@ -343,6 +346,7 @@ class Session:
             except ValueError as e: return dict(problem=_sentence(e), pending=False)
         return {"of": of, "name": head_name(*state.head), **self._once((*key, "quick") if quick else key, work)}
 
+    @guarded
     def copies(
         self,
         layer: int,    # of the head
@@ -352,6 +356,7 @@ class Session:
         "The copy score and the negative copy score of one head, summarised over names; None where the tokenizer has too few of them."
         return self._once(("copies", layer, head), lambda: _head_copies(self, layer, head, progress or (lambda done, total: None)))
 
+    @guarded
     def measure_roles(
         self,
         task: str,     # a key of `tasks`
@@ -379,6 +384,8 @@ class Session:
         return own if own.startswith(_IMPORT) else _opening(self, state) + own
 
     def _once(self, key, work):
+        if weights_hash(self.model) != self.weights:
+            raise ValueError("The model's weights were changed since this session began; begin another.")
         with self._lock:
             if key in self._answers: self._answers.move_to_end(key)
             else: self._answers[key] = work()

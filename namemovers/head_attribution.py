@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 from plotly.subplots import make_subplots
 from .data import name_token
+from .guard import guarded
 from .model import answer_direction, logit_difference, run_at_end
 from .plots import COLOURS
 from .results import provenance
@@ -29,7 +30,7 @@ def _coords(model, task):
     return dict(layer=np.arange(model.cfg.n_layers), head=np.arange(model.cfg.n_heads), prompt=np.arange(len(task)))
 
 # %% ../nbs/03_head_attribution.ipynb #405b22d0
-@torch.no_grad()
+@guarded
 def head_attribution(
     model, # TransformerBridge in compatibility mode, from `load_model`
     task, # Task: prompts, answers, named positions
@@ -122,7 +123,7 @@ def agreement(
     return frame[frame.verdict != "neither"].sort_values("size", ascending=False).drop(columns="size").reset_index(drop=True)
 
 # %% ../nbs/03_head_attribution.ipynb #d353492e
-@torch.no_grad()
+@guarded
 def attention(
     model, # TransformerBridge in compatibility mode
     task, # Task
@@ -193,7 +194,7 @@ def name_ids(
     return torch.tensor([[said[t] for t in row] for row in seen.tolist()])
 
 # %% ../nbs/03_head_attribution.ipynb #63cce3f4
-@torch.no_grad()
+@guarded
 def name_projection(
     model, # TransformerBridge in compatibility mode
     task, # Task

@@ -9,6 +9,8 @@ __all__ = ['PERIODS', 'OFFSETS', 'SIGNALS', 'THRESHOLDS', 'MATTERS', 'ROLES', 'E
            'thresholds_table', 'compare_roles', 'role_map', 'known_roles', 'against_known']
 
 # %% ../nbs/06_head_roles.ipynb #33861f82
+import json
+import re
 import sys
 from dataclasses import replace
 from typing import NamedTuple
@@ -24,7 +26,9 @@ from .activation_patching import Cell, patch
 from .copy_scores import copy_scores
 from .data import CUES, NAMES, Task, name_token, word_ids
 from .engine import Reader, embed, forward, ready, run_sets, sweep
+from .guard import guarded
 from .head_attribution import _attention_rows, head_attribution
+from .model import model_folder
 from .path_patching import path_patch, run_paths
 from .plots import GREY, ROLE_COLOURS
 from .results import provenance
@@ -43,7 +47,7 @@ def _repeated_rows(vocabulary, special, bos, period, offsets, generator):
         rows.append(torch.cat([torch.tensor([bos]), before, block, block, after]))
     return torch.stack(rows)
 
-@torch.no_grad()
+@guarded
 def pattern_scores(
     model, # TransformerBridge
     periods=PERIODS, # lengths of the block that comes twice, each at least 3
@@ -136,6 +140,7 @@ def _places(task):
         if (at >= 0).all(): places["cue_word before"] = at
     return places
 
+@guarded
 def attention_scores(
     model, # TransformerBridge
     task, # Task
@@ -256,6 +261,7 @@ def _heads_of(model, heads, name):
             raise ValueError(f"{name}: the model has no head ({l}, {h}), only {model.cfg.n_layers} layers of {model.cfg.n_heads}; give others.")
     return heads
 
+@guarded
 def s_inhibition(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: what its corruption changes is what is sent
@@ -278,6 +284,7 @@ def s_inhibition(
     return ds.assign_attrs(measurement="s_inhibition")
 
 # %% ../nbs/06_head_roles.ipynb #aaf67b37
+@guarded
 def signals(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -335,7 +342,7 @@ def signals(
     return ds if together else ds.assign_coords(layer=np.arange(L), head=np.arange(H))
 
 # %% ../nbs/06_head_roles.ipynb #a2e227a2
-@torch.no_grad()
+@guarded
 def backup(
     model, # TransformerBridge that the fast engine is right about
     task, # Task
@@ -463,6 +470,7 @@ def _role_levels(found, thresholds):
         levels.append(np.min(parts, 0) if asked and len(measured) == len(asked) else np.zeros(found.value.shape[1:], int))
     return np.stack(levels)
 
+@guarded
 def role_evidence(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -568,6 +576,7 @@ def classify(
     return evidence.merge(found, combine_attrs="override").assign(added).assign_coords(candidate=list(ROLES)).assign_attrs(
         evidence.attrs, measurement="roles", thresholds=[list(t) for t in thresholds], least_effect=matters)
 
+@guarded
 def roles(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -685,8 +694,9 @@ def known_roles(
 ) -> dict: # (layer, head) -> part; empty where nothing is known
     "What is known about a model's heads from how it was made: `mini`'s hints, or the truth about `planted`."
     if name == "mini":
-        from namemovers.mini_model import ROLES as hinted
-        return {tuple(h): role for role, heads in hinted.items() for h in heads}
+        card = json.loads((model_folder(name) / "scorecard.json").read_text(encoding="utf-8"))
+        hinted = {row["head"]: row["hinted_role"] for row in card["heads"] if row["hinted_role"]}
+        return {tuple(map(int, re.findall(r"\d+", head))): role for head, role in hinted.items()}
     if name == "planted" or name.startswith("planted-"):
         from namemovers.planted import truth
         return truth(int(name.partition("-")[2] or 0)).parts

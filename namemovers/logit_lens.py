@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from .guard import guarded
 from .model import answer_direction, logit_difference, run_at_end
 from .results import provenance
 from .stats import estimate, proportion, summarise
@@ -48,7 +49,7 @@ def _parts(model):
     return [(f"{kind} {l}", f"blocks.{l}.hook_{kind}_out") for l in range(model.cfg.n_layers) for kind in ("attn", "mlp")]
 
 # %% ../nbs/01_logit_lens.ipynb #dc49a61d
-@torch.no_grad()
+@guarded
 def logit_lens(
     model,                          # from `load_model`
     task,                           # from `mrs_task` or `ioi_task`

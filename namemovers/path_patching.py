@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 
 from .activation_patching import effect, which_logit
 from .edges import Edge
-from .engine import MAX_ROWS, Buffers, Group, Reader, Run, alike, attention, carry, exactly, forward, mlp, norm, ready, rotate, two_runs
-from .results import provenance
+from .engine import MAX_ROWS, Buffers, Group, Reader, Run, alike, attention, carry, forward, mlp, norm, ready, rotate, two_runs
+from .guard import guarded
+from .results import provenance, stamp
 from .stats import estimate, head_name, heads_in_words, q_values, summarise, top_heads
 
 # %% ../nbs/05_path_patching.ipynb #df12a2d5
@@ -83,7 +84,7 @@ def _together(w, block, component, targets, prompts, received):
     return forward(w, x, layer, _Repeated(block.base, prompts, S), first, edit=edit).final[:, -1].view(-1, S, w.d_model)
 
 # %% ../nbs/05_path_patching.ipynb #00e4cc3a
-@exactly
+@guarded
 def run_paths(
     model,                          # a `TransformerBridge`
     clean_tokens: torch.Tensor,     # [prompt, position]
@@ -206,6 +207,7 @@ def _axes(model, who, kind, prefix=""): # of senders or receivers: the dimension
     axes = {kind: [head_name(*h) for h in who]}
     return axes, axes | {f"{kind}_{k}": (kind, np.array(v)) for k, v in zip(("layer", "head"), zip(*who))}
 
+@guarded
 def path_patch(
     model,                          # a `TransformerBridge` in evaluation mode
     task,                           # a `Task`
@@ -249,9 +251,10 @@ def path_patch(
     said = lambda who: who if isinstance(who, str) else " ".join(head_name(*h) for h in who)
     ds.attrs = provenance(model, task, measurement="path patching", senders=said(senders), receivers=said(receivers), through_mlps=through_mlps, direction=direction,
                           metric=metric, engine="fast", **which_logit(model, metric), **({} if receivers == "logits" else {"component": component if isinstance(component, str) else list(component), "together": not apart}))
-    return ds
+    return stamp(ds)
 
 # %% ../nbs/05_path_patching.ipynb #0d5b23db
+@guarded
 def trace(
     model,                          # a `TransformerBridge` that the fast engine knows
     task,                           # a `Task`
@@ -327,7 +330,7 @@ def trace(
     ds.attrs = provenance(model, task, measurement="trace of paths", depth=depth, k=k, component=component, least=least, senders=len(senders), through_mlps=through_mlps,
                           direction=direction, metric=metric, engine="fast", followed=followed, **which_logit(model, metric), **{a: whole.attrs[a] for a in ("confidence", "null", "n_resamples")},
                           variable="effect", n_tests=int((~np.isnan(ds.p.values)).sum()))
-    return ds
+    return stamp(ds)
 
 def _corrected(parts): # q values over all levels, NaN where there was no test
     return q_values(xr.DataArray(np.concatenate([s.p.values for s in parts]), dims="edge")).values

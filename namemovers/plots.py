@@ -23,7 +23,7 @@ import plotly.io as pio
 import xarray as xr
 from IPython.display import HTML
 
-from .stats import head_name, summarise
+from .stats import head_name, summarise, untested
 
 # %% ../nbs/core/plots.ipynb #fff1bdee
 GREY = "#797979"                                    # contrast 4.3 on white and on #111
@@ -126,11 +126,19 @@ def _number(v) -> str:
 def _hover(s: xr.Dataset, at: dict, name: str) -> str:
     "Name, mean, interval, n and what the test says of one cell."
     c = {k: s[k].sel(at).item() if k in s else np.nan for k in ("mean", "low", "high", "n", "q")}
-    if np.isnan(c["mean"]): return ""
+    if np.isnan(c["mean"]):
+        return ""
     text = f"<b>{name}</b><br>mean {_number(c['mean'])}"
-    if not np.isnan(c["low"]): text += f"<br>{round(100 * s.attrs.get('confidence', 0.95))} % interval [{_number(c['low'])}, {_number(c['high'])}]"
-    if not np.isnan(c["n"]): text += f"<br>n = {int(c['n'])}"
-    if not np.isnan(c["q"]): text += f"<br>q = {_number(c['q'])}"
+    if not np.isnan(c["low"]):
+        confidence = round(100 * s.attrs.get("confidence", 0.95))
+        text += f"<br>{confidence} % interval [{_number(c['low'])}, {_number(c['high'])}]"
+    if not np.isnan(c["n"]):
+        text += f"<br>n = {int(c['n'])}"
+    needed = s.attrs.get("prompts_needed")
+    if needed and c["n"] < needed:
+        text += f"<br>untested: the test needs n = {needed}"
+    elif not np.isnan(c["q"]):
+        text += f"<br>q = {_number(c['q'])}"
     return text
 
 def _axis(s: xr.Dataset, dim: Hashable) -> str:
@@ -158,7 +166,9 @@ def heatmap(
     unit: str | None = None,     # what the colours measure
     limit: float | None = None,  # the scale's end; by default the largest |mean|
 ) -> go.Figure:
-    "The mean of each cell, blue above zero and red below; a dot where q <= 0.05; mean, interval and n on hover."
+    """The mean of each cell, blue above zero and red below; a dot where it is significant; mean, interval and n on hover.
+
+    A summary of too few prompts for any dot says so below."""
     s = _summary(result, var)
     if len(s["mean"].dims) != 2: raise ValueError(f"A heat map needs two dimensions besides prompt, but the result has {s['mean'].dims}; select along the others first.")
     rows, cols = s["mean"].dims
@@ -178,7 +188,11 @@ def heatmap(
     fig.add_trace(go.Heatmap(z=z, x=list(range(z.shape[1])), y=list(range(z.shape[0])), text=marks, texttemplate="%{text}", textfont=dict(size=15),
                              customdata=text, hovertemplate="%{customdata}<extra></extra>", hoverongaps=False, xgap=1, ygap=1, zmin=-top, zmax=top, zmid=0,
                              colorscale=DIVERGING, colorbar=_colour_bar(_unit(s, unit), plot)))
-    fig.update_xaxes(title_text=None if labels is not None else _axis(s, cols), tickvals=list(range(z.shape[1])), ticktext=x_names, tickangle=-60 if crowded and max(map(len, x_names)) > 2 else 0, showgrid=False, zeroline=False)
+    below = [] if labels is not None else [_axis(s, cols)]
+    below += ["no dots, for with so few prompts nothing is tested"] if untested(s) else []
+    slanted = crowded and max(map(len, x_names)) > 2
+    fig.update_xaxes(title_text=" · ".join(below) or None, tickvals=list(range(z.shape[1])), ticktext=x_names,
+                     tickangle=-60 if slanted else 0, showgrid=False, zeroline=False)
     fig.update_yaxes(title_text=_axis(s, rows), tickvals=list(range(z.shape[0])), ticktext=y_names, autorange="reversed", showgrid=False, zeroline=False)
     return fig
 

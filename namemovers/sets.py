@@ -11,9 +11,11 @@ import xarray as xr
 
 from .activation_patching import Cell, effect, which_logit
 from .engine import run_sets
-from .results import provenance
+from .guard import guarded
+from .results import provenance, stamp
 
 # %% ../nbs/core/sets.ipynb #cf7ca439
+@guarded
 def patch_sets(
     model,                      # a `TransformerBridge` that the fast engine is right about
     task,                       # a `Task`
@@ -34,4 +36,4 @@ def patch_sets(
     ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
     ds.attrs = provenance(model, task, measurement="activation patching of sets", direction=direction, metric=metric, engine="fast",
                           **which_logit(model, metric))
-    return ds
+    return stamp(ds)

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from . import engine, plots
 from .activation_patching import _fingerprint, patch, say_positions
 from .copy_scores import task_copy_scores
+from .guard import guarded
 from .head_attribution import attention, head_attribution, leading_heads, subject_positions
 from .logit_lens import logit_lens, read_baseline, read_lens
 from .path_patching import path_patch
@@ -153,6 +154,7 @@ def _finished(name, folder, stamp):
         ds = load(name, folder)
         if ds.attrs.get("depends_on") == stamp: return ds
 
+@guarded
 def study(
     task, # a `Task`: `Task.from_pairs`, `Task.from_template`, `mrs_task`, `ioi_task`
     model, # as from `load_model`

@@ -18,9 +18,9 @@ LIBRARY = ROOT / "namemovers"
 # The rooms, from what stands on nothing to what stands on everything: a module may use its own and those before it.
 # A package's modules live where the package does, unless they are named themselves.
 ROOMS = [
-    {"settings", "stats", "literature", "published", "arguments", "files"},
+    {"settings", "stats", "literature", "published", "arguments", "files", "guard"},
     {"prompts", "data"},
-    {"model", "planted", "mini_model"},
+    {"model", "planted"},
     {"results"},
     {"sites", "pairs", "engine"},
     {"activation_patching", "path_patching", "logit_lens", "head_attribution", "sets"},
@@ -29,7 +29,6 @@ ROOMS = [
     {"plots", "figures"},
     {"task_study", "compare", "stability", "validation", "claims"},
     {"explorer", "publish"},
-    {"study", "site"},
     {"__main__", "cli"},
 ]
 
@@ -41,10 +40,7 @@ AGAINST_THE_ORDER = {
     ("data", "results"),
     ("head_attribution", "plots"),
     ("head_roles", "plots"),
-    ("mini_model", "copy_scores"),
-    ("mini_model", "head_attribution"),
     ("path_patching", "edges"),
-    ("publish", "site"),
 }
 
 # modules that import each other in a circle, by name
@@ -69,10 +65,6 @@ FOREIGN_PRIVATES = {
     ("publish", "plots._summary"),
     ("publish", "plots._unit"),
     ("publish", "results._plain"),
-    ("publish", "site._READER"),
-    ("publish", "site._inline"),
-    ("publish", "site._pandoc"),
-    ("publish", "site._strip_markup"),
     ("task_study", "activation_patching._fingerprint"),
     ("validation", "model._quiet"),
 }

@@ -104,9 +104,9 @@ def test_the_dependencies_are_what_the_library_imports():
 
 
 @pytest.mark.parametrize(("missing", "call", "extra"), [
-    ("nbclient", "from namemovers.study import run; run()", "notebooks"),
-    ("nbdev", "from namemovers.study import nbdev_test; nbdev_test()", "notebooks"),
-    ("pypandoc", f"from namemovers.site import build; build({str(ROOT)!r}, 'out', root={str(ROOT)!r}, renderer='pandoc')", "site"),
+    ("nbclient", "from press.runner import run; run()", "notebooks"),
+    ("nbdev", "from press.rerun import rerun; rerun()", "notebooks"),
+    ("pypandoc", f"from press.website import build; build({str(ROOT)!r}, 'out', root={str(ROOT)!r})", "site"),
 ])
 def test_what_an_extra_is_for_is_named_where_it_is_missing(missing, call, extra, tmp_path):
     shutil.copytree(ROOT / "nbs" / "core", tmp_path / "nbs", ignore=lambda folder, names: [n for n in names if n != "stats.ipynb"])
@@ -206,7 +206,7 @@ def wheel(tmp_path_factory):
     copy = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    for name in ("nbs", "tests", "bench"):
+    for name in ("nbs", "tests", "bench", "press", "recipes"):
         (copy / name).mkdir()
         (copy / name / "left_out.py").write_text("")
     shutil.copytree(ROOT / "namemovers", copy / "namemovers", ignore=shutil.ignore_patterns("__pycache__"))
@@ -223,7 +223,7 @@ def test_the_wheel_holds_the_library_and_all_its_files(wheel):
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "namemovers").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert {n for n in names if ".dist-info/" not in n} == here
     assert {"namemovers/py.typed", "namemovers/mini/model.safetensors", "namemovers/mini/tokenizer.json", "namemovers/mini/config.json"} <= names
-    assert {n.split("/")[1] for n in names if n.count("/") > 1 and ".dist-info/" not in n} >= {"mini", "site_assets", "explorer_assets"}
+    assert {n.split("/")[1] for n in names if n.count("/") > 1 and ".dist-info/" not in n} == {"mini", "explorer_assets", "paper_assets"}
     assert path.stat().st_size < 12e6
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import told_apart
 from test_engine import model, neox, prompts  # noqa: F401  (fixtures)
 
 from scipy.stats import false_discovery_control
@@ -64,7 +65,7 @@ def test_progress_adds_up(tiny):
 
 
 def test_lists_are_labelled(tiny, tmp_path):
-    task = ioi_task(tiny.tokenizer, n=3)
+    task = told_apart(tiny, ioi_task(tiny.tokenizer, n=3))
     ds = path_patch(tiny, task, SOME)
     assert ds.effect.dims == ("sender", "prompt") and list(ds.sender.values) == ["L2H3", "L0H1", "L1H2", "L0H0"]
     assert list(zip(ds.sender_layer.values, ds.sender_head.values)) == SOME and ds.attrs["senders"] == "L2H3 L0H1 L1H2 L0H0"
@@ -92,7 +93,7 @@ def test_lists_that_make_no_sense(tiny):
 
 
 def test_paths_into_each_input(tiny):
-    task = ioi_task(tiny.tokenizer, n=6)
+    task = told_apart(tiny, ioi_task(tiny.tokenizer, n=6))
     ds = path_patch(tiny, task, receivers=[(2, 1), (1, 0)], component=path_patching.COMPONENTS, through_mlps=True)
     assert ds.effect.dims == ("component", "layer", "head", "prompt") and list(ds.component.values) == ["q", "k", "v"]
     for c in "qkv":

@@ -19,8 +19,9 @@ import pytest
 import xarray as xr
 
 from namemovers import plots, publish
-from namemovers.publish import export_page, latex_text, lacking, read_provenance, save_figure, save_table
+from namemovers.publish import latex_text, lacking, read_provenance, save_figure, save_table
 from namemovers.stats import summarise
+from press.page import export_page
 
 ROOT = Path(__file__).parents[1]
 WRITEUP = ROOT / "nbs" / "writeup.ipynb"

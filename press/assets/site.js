@@ -26,7 +26,7 @@
   const here = $("[aria-current=page]", sidebar)
   if (here) sidebar.scrollTop = Math.max(0, here.offsetTop - sidebar.clientHeight / 2)
 
-  const contents = $(".contents details"), wide = matchMedia("(min-width: 75rem)")
+  const contents = $(".contents details"), wide = matchMedia("(min-width: 100rem)")
   if (contents) { const fit = () => { contents.open = wide.matches }; fit(); wide.addEventListener("change", fit) }
 
   // A box that scrolls sideways must be reachable by keyboard, one that does not must not be a stop.
