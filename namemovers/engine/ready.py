@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMPARED', 'DTYPES', 'why_not', 'ready', 'Reader']
 
-# %% ../../nbs/core/engine/ready.ipynb #ffa47def
+# %% ../../nbs/core/engine/ready.ipynb #c054d5bd
 import weakref
 from dataclasses import dataclass, replace
 
@@ -13,32 +13,20 @@ import torch
 
 from .architectures import Weights, cast, weights_of
 from .forward import embed, exactly, forward, logits
+from ..guard import fingerprint, hooked
 from ..pairs import Pairs
 
-# %% ../../nbs/core/engine/ready.ipynb #ee7d931a
+# %% ../../nbs/core/engine/ready.ipynb #6f1ce736
 @dataclass
 class _Known:
     "What is remembered of a model that passed the comparison."
     weights: Weights
-    state: list   # of its parameters
+    state: str    # `guard.fingerprint` of it
     compared: int # length of the prompt compared
 
 _known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary() # model -> _Known
 
-# %% ../../nbs/core/engine/ready.ipynb #bf33f210
-def _state(model) -> list:
-    "Tells whether somebody changed a weight."
-    return [(p.data_ptr(), p._version) for p in model.parameters()]
-
-# %% ../../nbs/core/engine/ready.ipynb #463121ec
-def _hooked(model) -> str | None:
-    "The name of a hook point that somebody's hook is on; TransformerLens puts some of its own on some models."
-    for name, point in model.hook_dict.items():
-        for handle in (*point.fwd_hooks, *point.bwd_hooks):
-            if not str(handle.user_hook.__module__).startswith("transformer_lens"): return name
-    return None
-
-# %% ../../nbs/core/engine/ready.ipynb #ed342b07
+# %% ../../nbs/core/engine/ready.ipynb #da92a7df
 COMPARED = 40 # tokens of the prompt on which engine and model are compared
 
 def _long_enough(w: Weights, n_ctx: int, length: int) -> int:
@@ -46,7 +34,7 @@ def _long_enough(w: Weights, n_ctx: int, length: int) -> int:
     windows = [L.window for L in w.layers if L.window is not None and L.window < max(length, COMPARED)]
     return min(n_ctx, max([COMPARED, *(window + 8 for window in windows)]))
 
-# %% ../../nbs/core/engine/ready.ipynb #9f4c260a
+# %% ../../nbs/core/engine/ready.ipynb #1c36631b
 def _gap(model, w: Weights, n: int) -> float:
     "The largest difference between the engine's logits and the model's, as a share of their size, for a prompt of `n` tokens."
     tokens = torch.arange(n, device=w.W_E.device)[None] * 31 % len(w.W_E)
@@ -54,7 +42,7 @@ def _gap(model, w: Weights, n: int) -> float:
     if not (ours.isfinite().all() and theirs.isfinite().all()): raise ValueError("its weights hold NaN or infinite numbers")
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
 
-# %% ../../nbs/core/engine/ready.ipynb #70adc75c
+# %% ../../nbs/core/engine/ready.ipynb #70158c61
 @exactly
 def why_not(
     model,           # a `TransformerBridge`
@@ -63,8 +51,8 @@ def why_not(
     "Why the engine cannot be right about a model. Compares one run with the model's own when it meets it first."
     if model.cfg.dtype != torch.float32: return f"its weights are {model.cfg.dtype}, not float32"
     if any(module.training for module in model.modules()): return "it is in training mode"
-    if name := _hooked(model): return f"somebody's hook is on {name}"
-    state = _state(model)
+    if name := hooked(model): return f"somebody's hook is on {name}"
+    state = fingerprint(model)
     known = _known.get(model)
     if known is None or known.state != state: known = None
     try:
@@ -78,7 +66,7 @@ def why_not(
     _known[model] = _Known(w, state, needed)
     return None
 
-# %% ../../nbs/core/engine/ready.ipynb #2e229d0e
+# %% ../../nbs/core/engine/ready.ipynb #abd54796
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16} # that the engine computes in
 
 def ready(
@@ -96,7 +84,7 @@ def ready(
     coarse = cast(w, DTYPES[dtype])
     return replace(coarse, final=w.final, W_U=w.W_U, b_U=w.b_U, taken=w.taken)
 
-# %% ../../nbs/core/engine/ready.ipynb #53a00c41
+# %% ../../nbs/core/engine/ready.ipynb #b615362a
 class Reader:
     """Turns the residual stream at END into the metric, for prompts of `pairs`.
 

@@ -6,7 +6,7 @@
 __all__ = ['MAX_ROWS', 'Block', 'two_runs', 'blocks', 'Group', 'Buffers', 'carry', 'chunks', 'widths', 'row_bytes', 'check',
            'sweep', 'run_sets']
 
-# %% ../../nbs/core/engine/sweep.ipynb #ac40cf6d
+# %% ../../nbs/core/engine/sweep.ipynb #fcecdc6a
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from .architectures import Layer, Weights
 from .forward import Run, attention, embed, exactly, finish, forward, standardised
 from .ready import Reader, ready
+from ..guard import guarded
 from ..pairs import Pairs, Question
 from ..sites import HEAD_SITES, STREAM_SITES
 
@@ -473,8 +474,8 @@ def check(
         if at is not None and not (len(at) == n and 0 <= int(at.min()) <= int(at.max()) < length):
             raise ValueError(f"position {at.tolist()} does not fit: give each of the {n} prompts one from 0 to {length - 1}")
 
-# %% ../../nbs/core/engine/sweep.ipynb #246462f4
-@exactly
+# %% ../../nbs/core/engine/sweep.ipynb #51561566
+@guarded
 def sweep(
     model,                           # a `TransformerBridge` that `why_not` has nothing against
     pairs: Pairs,                    # what is run
@@ -531,8 +532,8 @@ def _written(t, donor, site: str, cell, prompts, start):
     t[part] = donor[part]
     return t
 
-# %% ../../nbs/core/engine/sweep.ipynb #193191cf
-@exactly
+# %% ../../nbs/core/engine/sweep.ipynb #b032a400
+@guarded
 def run_sets(
     model,                           # a `TransformerBridge` that `why_not` has nothing against
     pairs: Pairs,                    # what is run
