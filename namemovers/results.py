@@ -40,11 +40,11 @@ def provenance(
 # %% ../nbs/core/results.ipynb #8c6e4772
 def stamp(
     ds: xr.Dataset, # a result with its provenance
-) -> xr.Dataset:    # the same, with the provenance on each of its variables too; what a variable says of itself stays
+) -> xr.Dataset:    # the same, with the provenance on each of its variables too, over what they said of theirs
     "Write where a result comes from on each of its variables, so that what is made of one alone still says it."
     out = ds.copy()
     for name in out.data_vars:
-        out[name].attrs = {**ds.attrs, **ds[name].attrs}
+        out[name].attrs = {**ds[name].attrs, **ds.attrs}
     return out
 
 # %% ../nbs/core/results.ipynb #55ea045f

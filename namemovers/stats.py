@@ -31,7 +31,7 @@ def check_confidence(confidence):
 # %% ../nbs/core/stats.ipynb #2489a51d
 def check_resamples(n_resamples):
     "One clear error for a number of resamples that allows no interval."
-    if not isinstance(n_resamples, (int, np.integer)) or n_resamples < 1:
+    if not float(n_resamples).is_integer() or n_resamples < 1:
         raise ValueError(f"n_resamples: {n_resamples!r} resamples allow no interval; give a whole number from 1 on.")
 
 # %% ../nbs/core/stats.ipynb #9966fe46
@@ -92,7 +92,7 @@ def _skewness(x):
     return cubes * np.sqrt(n * (n - 1)) / (n - 2)
 
 # %% ../nbs/core/stats.ipynb #5bae951e
-#: how the test sees the skewness that speaks against a call: so many times what the sample shows, and so many standard errors more
+#: the skewness that the test supposes against a call: so many times what the sample shows, and so many standard errors more
 _SKEWER, _MORE_SKEW = 1.5, 0.5
 
 def _p_value(x):
@@ -192,7 +192,8 @@ def normalise(
     apart = np.asarray(distance, float)
     check_values(apart, "distance")
     if np.isnan(apart).any():
-        raise ValueError(f"distance: {int(np.isnan(apart).sum())} of {apart.size} prompts have none (NaN); leave those prompts out.")
+        raise ValueError(f"distance: {int(np.isnan(apart).sum())} of {apart.size} prompts have none (NaN); "
+                         "leave those prompts out.")
     mean = float(apart.mean())
     low, high = _mean_interval(apart[None], 0.95)[:, 0]
     if mean == 0 or low <= 0 <= high:
@@ -208,16 +209,18 @@ def normalise(
 def _no_distance(mean, low, high, apart):
     n = apart.size
     said = "is zero" if mean == 0 else f"is {mean:.3g} [{low:.3g}, {high:.3g}], which may be zero,"
-    return (f"No effect can be given (NaN): the mean distance of the two runs {said} over {n} prompt{'s' * (n > 1)}, so there is "
-            "nothing to take a share of. Take more prompts, or a corruption that changes the answer; the metric itself is there.")
+    prompts = f"{n} prompt{'s' * (n > 1)}"
+    return (f"No effect can be given (NaN): the mean distance of the two runs {said} over {prompts}, so there is nothing to "
+            "take a share of. Take more prompts, or a corruption that changes the answer; the metric itself is there.")
 
 # %% ../nbs/core/stats.ipynb #a44500b3
 #: the numbers of prompts from which on resampling can say how sure a standardised mean is
 _ENOUGH_FOR_D = 20
 
 def _standardised(x, confidence, n_resamples, seed):
-    """Mean by standard deviation of each row of x [cell, prompt], with its interval (BCa; percentile where that is undefined): [3, cell].
+    """Mean by standard deviation of each row of x [cell, prompt], with its bootstrap interval: [3, cell].
 
+    BCa, or percentile where that is undefined.
     No interval for fewer than `_ENOUGH_FOR_D` prompts. A row without spread has 0 if it is zero, and none (NaN) else."""
     n, mean = x.shape[-1], x.mean(-1)
     d = np.where(mean == 0, 0.0, np.nan)
@@ -264,7 +267,9 @@ def q_values(
     p: xr.DataArray, # p values, NaN where there was no test
     family=None,     # the dimensions that one correction spans; all by default
 ) -> xr.DataArray:   # the same dimensions
-    "Benjamini-Hochberg: the smallest false discovery rate at which each test is called significant. NaN is no test, and stays."
+    """Benjamini-Hochberg: the smallest false discovery rate at which each test is called significant.
+
+    NaN is no test, and stays."""
     family = list(p.dims) if family is None else list(family)
     q = p.transpose(..., *family)
     lead = int(np.prod([p.sizes[d] for d in q.dims[:q.ndim - len(family)]]))
@@ -282,7 +287,7 @@ def _cell(dims):
 
 # %% ../nbs/core/stats.ipynb #df1720b4
 def _no_test(n, cells, dims, dim):
-    "Why nothing can be called significant in a summary of `n` values a cell, `cells` of them at a time; empty where something can."
+    "Why nothing can be significant with `n` values a cell, `cells` of them at a time; empty where something can."
     needed, most = prompts_needed(max(1, cells)), int(n.max(initial=0))
     if most >= needed:
         return ""
@@ -306,7 +311,7 @@ def _family(family, dims, dim):
 def _summary(x, there, by, confidence, n_resamples, seed, null):
     """Mean, low, high, d, d_low, d_high and p of the rows of x [cell, prompt], each [cell].
 
-    All rows have a value for the same prompts, `there` [prompt]; `by` is None, or what the values are shares of [cell, prompt]."""
+    All rows have a value for the same prompts, `there` [prompt]; `by` [cell, prompt] is None, or what they are shares of."""
     part, k = x[:, there], int(there.sum())
     mean = part.mean(-1)
     low, high = _mean_interval(part, confidence)
@@ -402,7 +407,7 @@ def summarise(
 # %% ../nbs/core/stats.ipynb #bebbee45
 def untested(
     summary: xr.Dataset, # from `summarise`
-) -> str | None:         # such as "untested: with 4 prompts no head of 16 can be called significant; the test needs at least 10"
+) -> str | None:         # "untested: with 4 prompts no head of 16 can be called significant; the test needs at least 10"
     "Why nothing can be significant in a summary, whatever its values; None where something could be."
     return summary.attrs.get("untested") or None
 
@@ -412,7 +417,7 @@ def proportion(
     dim: str = "prompt",       # the dimension to count over
     confidence: float = 0.95,  # of the interval
 ) -> xr.Dataset:
-    """Share of prompts for which a value is true: `mean`, with Wilson's interval `low`, `high`, and `n` (prompts with a value).
+    """Share of prompts for which a value is true: `mean`, Wilson's interval `low`, `high`, and `n` (prompts with a value).
 
     NaN where no prompt has a value. Raises ValueError when `values` has no dimension `dim` or an infinite value, and for a
     confidence that cannot be."""
@@ -524,8 +529,9 @@ def correlation(
     n_resamples: int = 2000,   # of the bootstrap
     seed: int = 0,             # of the bootstrap
 ) -> xr.Dataset:
-    """Pearson's correlation of two quantities in every cell, over all points of it, with a percentile bootstrap interval over prompts.
+    """Pearson's correlation of two quantities in every cell, over all points of it.
 
+    Its interval is a percentile bootstrap's over prompts.
     Returns a Dataset over the remaining dimensions: `correlation`, `low`, `high` and `n` (prompts). NaN where a quantity
     never varies; intervals are NaN for one or two prompts. Raises ValueError when a dimension is not there or the two differ,
     for infinite values, and for settings that cannot be."""
@@ -625,4 +631,5 @@ def differ_in_words(
     null = summary.attrs.get("null", 0.0)
     from_what = "zero" if null == 0 else f"{null:g}"
     size = f"{least:g}" + (f" {unit}" if unit else "")
-    return f"{int(sure.sum())} of {tested} {_cell(summary['mean'].dims)}s differ from {from_what}; {int(large.sum())} of them by at least {size}"
+    cells = f"{tested} {_cell(summary['mean'].dims)}s"
+    return f"{int(sure.sum())} of {cells} differ from {from_what}; {int(large.sum())} of them by at least {size}"

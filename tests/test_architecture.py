@@ -27,7 +27,7 @@ ROOMS = [
     {"attribution_patching", "copy_scores", "edges"},
     {"roles", "head_roles", "circuits"},
     {"plots", "figures"},
-    {"task_study", "compare", "stability", "validation", "claims"},
+    {"task_study", "compare", "stability", "validation", "verdicts", "claims"},
     {"explorer", "publish"},
     {"__main__", "cli"},
 ]

@@ -125,15 +125,16 @@ def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
         save(ds, name, tmp_path)
         assert summarise(load(name, tmp_path).effect, n_resamples=9).attrs == s.attrs, name
         xr.testing.assert_identical(ds, load(name, tmp_path))
-    table = save_table(summarise(found["patch"].effect, n_resamples=9), tmp_path / "heads.csv")
+    table = save_table(summarise(found["patch"].effect, n_resamples=9), tmp_path / "heads.tex")
     assert read_provenance(table)["model"] == "tiny"
 
 
-def test_a_stamp_leaves_what_a_variable_says_of_itself(ds):
-    ds["effect"].attrs = {"unit": "share", "seed": 9}
+def test_a_stamp_is_over_what_a_variable_was_made_of(ds):
+    """An effect made of a run that another measurement stamped is this measurement's."""
+    ds["effect"].attrs = {"unit": "share", "model": "another"}
     stamped = stamp(ds)
-    assert stamped.effect.attrs == {**ds.attrs, "unit": "share", "seed": 9} and stamped.clean.attrs == ds.attrs == stamped.attrs
-    assert ds.clean.attrs == {} and ds["effect"].attrs == {"unit": "share", "seed": 9}
+    assert stamped.effect.attrs == {"unit": "share", **ds.attrs} and stamped.clean.attrs == ds.attrs == stamped.attrs
+    assert ds.clean.attrs == {} and ds["effect"].attrs == {"unit": "share", "model": "another"}
 
 
 @pytest.mark.parametrize("name, attrs, says", [

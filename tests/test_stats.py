@@ -467,7 +467,7 @@ def test_a_ratio_is_inside_where_the_test_of_moved_less_ratio_times_distance_all
 def test_significance_of_a_share_is_of_what_was_moved():
     """A certain restoration of a very uncertain distance: the numerator decides."""
     rng = np.random.default_rng(5)
-    apart = rng.normal(1, 2.0, 50)
+    apart = rng.normal(2, 2.0, 50)
     moved = xr.DataArray(np.stack([apart, rng.normal(0.5, 0.5, 50)]), dims=("head", "prompt"))
     s = summarise(normalise(moved, apart), n_resamples=9)
     np.testing.assert_allclose(s.p, summarise(moved, n_resamples=9).p)
@@ -479,7 +479,7 @@ def test_no_share_of_what_may_be_nothing():
     moved = xr.DataArray(np.ones((2, 12)), dims=("head", "prompt"))
     rng = np.random.default_rng(6)
     unsure = rng.normal(0.05, 1, 12)
-    for apart, said in ((np.zeros(12), "is zero over 12 prompts"), (unsure, r"\[−?-?0.\d+, 0.\d+\], which may be zero, over 12 prompts"), (np.zeros(1), "over 1 prompt,")):
+    for apart, said in ((np.zeros(12), "is zero over 12 prompts"), (unsure, r"\[-[\d.]+, [\d.]+\], which may be zero, over 12 prompts"), (np.zeros(1), "over 1 prompt,")):
         with pytest.warns(UserWarning, match=said) as caught:
             share = normalise(moved[:, :len(apart)], apart)
         assert len(caught) == 1 and share.isnull().all() and summarise(share, n_resamples=9)["mean"].isnull().all()
@@ -592,7 +592,7 @@ def test_intervals_cover_whatever_the_shape(n):
         low, high = _mean_interval(draw(np.random.default_rng(n), (studies, n)), 0.95)
         held = np.sum((low <= 0) & (0 <= high))
         least = 0.9 if shape != "gamma" or n >= 5 else 0.86
-        assert sp.binom.ppf(0.001, studies, least) <= held <= 0.99 * studies, (shape, held / studies)
+        assert sp.binom.ppf(0.001, studies, least) <= held <= 0.995 * studies, (shape, held / studies)
 
 
 @pytest.mark.parametrize("n", [10, 20, 50])
@@ -614,8 +614,8 @@ def test_intervals_of_shares_cover(n):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda v: summarise(v.where(v.head > 0, np.inf)), "values: 90 of 360 values are infinite"),
-    (lambda v: summarise(v.where(v.head > 0, -np.inf)), "values: 90 of 360 values are infinite"),
+    (lambda v: summarise(v.where(v["head"] > 0, np.inf)), "values: 90 of 360 values are infinite"),
+    (lambda v: summarise(v.where(v["head"] > 0, -np.inf)), "values: 90 of 360 values are infinite"),
     (lambda v: summarise(v, null=np.nan), "null: nan"), (lambda v: summarise(v, null=np.inf), "null: inf"),
     (lambda v: summarise(v, confidence=0.0), "confidence: 0.0"), (lambda v: summarise(v, confidence=1), "confidence: 1"),
     (lambda v: summarise(v, confidence=95), "confidence: 95"), (lambda v: summarise(v, confidence=np.nan), "confidence: nan"),
