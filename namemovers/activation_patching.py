@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STREAM_SITES', 'HEAD_SITES', 'DIRECTIONS', 'BY', 'METRICS', 'Cell', 'cells', 'hook_point', 'unreached', 'run_hooks',
-           'effect', 'patch']
+           'effect', 'patch', 'label']
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
 import hashlib
@@ -222,13 +222,25 @@ def effect(
     corrupted,                   # the corrupted run's metric [prompt]
     direction: str = "denoise",  # one of `DIRECTIONS`
 ) -> xr.DataArray:               # [..., prompt] (an array for arrays): 0 as the run patched into, 1 as the run patched from
-    """Normalised effect of a patch, per prompt: the change by the mean distance of the two runs.
+    """Normalised effect of a patch, per prompt: the share of the mean distance of the two runs that it moved.
 
-    A DataArray carries the distances along, so that `summarise` lets both vary. NaN, with a warning that says why, where the
-    distance is zero or may be, for there is nothing to restore: see `namemovers.stats.normalise`, the rule for all
-    measurements."""
+    NaN, with a warning that says why, where the two runs do not differ on average, for there is nothing to restore: the
+    rule is `namemovers.stats.normalise`'s, for every measurement."""
     source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
-    return normalise(patched - target, source - target)
+    distance = source - target
+    if np.allclose(source, target, rtol=1e-6, atol=1e-7): distance = 0 * distance # one run, computed in two ways
+    return normalise(patched - target, distance)
+
+# %% ../nbs/02_activation_patching.ipynb #c0caf3f1
+def with_effect(
+    ds: xr.Dataset,   # a metric, `clean` and `corrupted`
+    metric: str,      # the metric's name in it
+    direction: str,   # one of `DIRECTIONS`
+    attrs: dict,      # where it comes from, from `provenance`
+) -> xr.Dataset:      # the same with `effect`; both say where they come from, for a table of effects is saved alone
+    "The end of every measurement by patches."
+    ds = ds.assign(effect=effect(ds[metric], ds.clean, ds.corrupted, direction))
+    return stamp(ds.assign_attrs(attrs))
 
 # %% ../nbs/02_activation_patching.ipynb #be407ab4
 def _one_of(name, value, choices, of=""):
@@ -450,15 +462,14 @@ def patch(
             with Checkpoint(checkpoint, fingerprint) as kept:
                 values, clean, corrupted = _by_layer(sweep, todo, own, kept, bar.update)
     base = _finite({"clean": clean, "corrupted": corrupted}, metric)
-    ds = _label(values, axes, by, task, model, metric)
+    ds = label(values, axes, by, task, model, metric)
     ds = ds.assign({k: ("prompt", v.numpy()) for k, v in base.items()})
-    ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
-    ds.attrs = provenance(model, task, measurement="activation patching", site=site, by=by, direction=direction,
-                          metric=metric, engine=name, dtype=dtype, **which_logit(model, metric))
-    return stamp(ds)
+    attrs = provenance(model, task, measurement="activation patching", site=site, by=by, direction=direction,
+                       metric=metric, engine=name, dtype=dtype, **which_logit(model, metric))
+    return with_effect(ds, metric, direction, attrs)
 
 # %% ../nbs/02_activation_patching.ipynb #c63d6b1f
-def _label(values, axes, by, task, model, metric):
+def label(values, axes, by, task, model, metric):
     "The engine's [cell, prompt] as a Dataset with named axes, NaN where a prompt has no such position."
     shape = tuple(map(len, axes.values()))
     da = xr.DataArray(values.reshape(*shape, -1).numpy(), dims=(*axes, "prompt"),

@@ -98,7 +98,7 @@ def _end_with_the_runner() -> None:
     """
     from multiprocessing import forkserver
 
-    held = forkserver._forkserver  # type: ignore[attr-defined]
+    held: Any = forkserver._forkserver
     if held._forkserver_alive_fd is not None:
         os.close(held._forkserver_alive_fd)
     held._forkserver_alive_fd = held._forkserver_address = held._forkserver_pid = None
@@ -267,5 +267,5 @@ async def execute(
             client.kc.stop_channels()
         # In peace, so that the kernel can clean up, unless the whole run is being stopped.
         if client.km is not None and client.km.has_kernel:
-            await client.km.shutdown_kernel(now=_cancelled())  # type: ignore[misc]
+            await client.km.shutdown_kernel(now=_cancelled())
     return nb

@@ -62,7 +62,7 @@ def build_site(root: str | Path, out: str | Path = "_site") -> Path:
     """
     from namemovers.settings import settings
 
-    from namemovers.site import build
+    from .website import build
 
     s = settings(root)
     copies = s.results / "notebooks"

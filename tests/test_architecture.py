@@ -51,7 +51,6 @@ CIRCLES = {
 
 # (module, "other.name"): a name with a leading underscore, of another module
 FOREIGN_PRIVATES = {
-    ("attribution_patching", "activation_patching._label"),
     ("circuits", "path_patching._Repeated"),
     ("claims", "data._encode"),
     ("claims", "data._next_token"),

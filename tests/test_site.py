@@ -837,3 +837,21 @@ def test_without_javascript(browser, whole):
         body, head = page.locator("body").bounding_box(), page.locator("header.top").bounding_box()
         assert body["width"] <= 360 and head["width"] <= 360
     context.close()
+
+
+def test_the_site_of_a_clone_is_built_from_what_the_study_executed(tree, tmp_path, monkeypatch):
+    "As the study and the command do it: from the executed copies where there are some, else from the notebooks themselves."
+    from press.processes import build_site
+
+    monkeypatch.setenv("MODEL", "")
+    root = tmp_path / "clone"
+    shutil.copytree(tree, root)
+    (root / "settings.ini").write_text("[study]\nmodel = mini\n")
+    assert build_site(root) == root / "_site" / "index.html"
+    copies = root / "results" / "mini" / "notebooks"
+    for folder in ("nbs", "ioi_nbs"):
+        shutil.copytree(root / folder, copies / folder)
+    path = copies / "nbs" / "00_data.ipynb"
+    path.write_text(path.read_text().replace("shown as executed", "shown as executed by the study"))
+    build_site(root)
+    assert "executed by the study" in text_of(root / "_site" / "data.html")

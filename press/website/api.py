@@ -71,7 +71,7 @@ def api_notebook(
         if page.staged == GENERATED or not path.is_file():
             continue
         found = _public(read_notebook(path))
-        if found.module and found.names + found.constants:  # type: ignore[operator]
+        if found.module and (found.names or found.constants):
             texts.append(_section(page, found))
     cells = [
         {"cell_type": "markdown" if i else "raw", "id": f"api-{i}", "metadata": {}, "source": text}
