@@ -1,130 +1,140 @@
-"""The engine on every family of decoders, against plain forward hooks on transformers' own modules."""
-import warnings
+"""Other architectures by hooks, against plain transformers: what is patched reaches the answer, or is refused."""
 
 import pytest
 import torch
+from families import FAMILIES, HEADS, LAYERS, write_family
+from test_activation_patching import made_task
 
-from families import ALSO, CONFIGS, EXACT, VOCABULARY, WHERE, patched_logits, random_model
-from namemovers.engine.forward import embed, forward, logits
-from namemovers.engine.ready import ready, why_not
-from namemovers.engine.sweep import run_sets, sweep
+from namemovers.activation_patching import BY, hook_point, patch, unreached
+from namemovers.attribution_patching import attribute
+from namemovers.engine import why_not
 from namemovers.model import load_model
-from namemovers.pairs import Pairs, Question
-from namemovers.sites import HEAD_SITES, STREAM_SITES, Cell, head_axis
+from namemovers.path_patching import path_patch
 
-END = torch.tensor([13, 12, 13, 11])
-CORRECT, WRONG = torch.tensor([5, 6, 7, 8]), torch.tensor([15, 16, 17, 18])
+torch.set_num_threads(1)
+BESIDE = {"gptj", "gpt_neo", "opt"}  # their attention patterns are handed out, and not taken back
+CHOSEN = {"neurons": {"neurons": [(0, 3), (2, 30)]}}
 
 
-@pytest.fixture(scope="session", params=[*EXACT, *ALSO])
+@pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory):
-    "(name, transformers' model, the same as a TransformerBridge)"
-    from transformers import AutoTokenizer
-    plain = random_model(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(load_model("mini").tokenizer.name_or_path).save_pretrained(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return request.param, plain, load_model(folder, device="cpu")
+    "(name, the model loaded by us, plain transformers' of the same folder)"
+    from transformers import AutoModelForCausalLM
+
+    folder = write_family(tmp_path_factory.mktemp("families") / request.param, request.param)
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    return request.param, load_model(folder, device="cpu"), plain
 
 
-def pairs(direction="denoise"):
-    "Four prompts of several lengths whose runs differ at one place or two."
-    clean = torch.randint(3, VOCABULARY, (4, 14), generator=torch.Generator().manual_seed(0))
-    corrupted = clean.clone()
-    corrupted[0, 3], corrupted[1, 5], corrupted[1, 8], corrupted[2, 0] = 7, 9, 10, 5
-    return Pairs(clean, corrupted, END, CORRECT, WRONG, direction)
+def answers(logits, task):
+    rows = torch.arange(len(logits))
+    at = logits[rows, task.positions["END"]]
+    return at[rows, task.correct] - at[rows, task.wrong], at[rows, task.correct]
 
 
-def answers(y):
-    at_end = y[torch.arange(4), END]
-    return (at_end.gather(1, CORRECT[:, None]) - at_end.gather(1, WRONG[:, None]))[:, 0]
+def parts(plain, layer):
+    "The modules of one layer of a plain model: (block, attention, its last linear map, MLP, its last linear map)."
+    inner = getattr(plain, "gpt_neox", None) or getattr(plain, "transformer", None) or plain.model
+    inner = getattr(inner, "decoder", inner)
+    block = (inner.h if hasattr(inner, "h") else inner.layers)[layer]
+    first = lambda module, *names: next(getattr(module, n) for n in names if hasattr(module, n))
+    attention = first(block, "attention", "self_attn", "attn")
+    attention = getattr(attention, "attention", attention)
+    out = first(attention, "dense", "o_proj", "out_proj")
+    last = block.fc2 if hasattr(block, "fc2") else first(block.mlp, "dense_4h_to_h", "fc_out", "c_proj", "down_proj")
+    return block, attention, out, last
 
 
-def test_logits_are_those_of_the_plain_model(family):
-    name, plain, model = family
-    assert why_not(model, 40) is None
-    tokens = torch.randint(3, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(1))
-    w = ready(model, length=40)
-    ours = logits(w, forward(w, embed(w, tokens)).final)
-    theirs = plain(tokens, use_cache=False).logits
-    assert (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max() < 1e-4
+@torch.no_grad()
+def by_transformers(plain, task, site, layer, head=None, position=None):
+    "One patch of the clean run into the corrupted one, by PyTorch hooks on a model that TransformerLens never saw."
+    block, _, out, last = parts(plain, layer)
+    module = {"resid_pre": block, "z": out, "neurons": last}[site]
+    width = out.in_features // HEADS
+    part = {"resid_pre": (slice(None), position), "neurons": (..., head),
+            "z": (..., slice(None) if head is None else slice(head * width, (head + 1) * width))}[site]
+    kept = {}
+
+    def keep(module, args): kept["x"] = args[0].clone()
+
+    def put(module, args):
+        x = args[0].clone()
+        x.view(kept["x"].shape)[part] = kept["x"][part]
+        return x, *args[1:]
+
+    for hook, tokens in ((keep, task.clean_tokens), (put, task.corrupted_tokens)):
+        handle = module.register_forward_pre_hook(hook)
+        try: logits = plain(tokens).logits
+        finally: handle.remove()
+    return answers(logits, task)[0]
 
 
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
-def test_every_site_against_plain_hooks(family, direction):
-    name, plain, model = family
-    asked, later = pairs(direction), torch.tensor([4, 7, 9, 11])
-    compared = 0
-    for site in WHERE:
-        heads = range(head_axis(model, site)[1]) if site in HEAD_SITES else [3] if site == "neurons" else [None]
-        todo = [Cell(layer, head, at) for layer in range(model.cfg.n_layers) for head in heads for at in (None, later)]
-        expected = [patched_logits(plain, site, cell, asked.base, asked.donor, model.cfg.d_head) for cell in todo]
-        if expected[0] is None: continue  # the family computes queries, keys and values in one map
-        ours = sweep(model, asked, site, todo)[0]
-        assert (ours - torch.stack([answers(y) for y in expected])).abs().max() < 1e-4, site
-        compared += 1
-    assert compared >= 6
+def test_the_hooks_engine_is_right_about_it(family):
+    name, model, plain = family
+    task = made_task(model, n=3)
+    with torch.no_grad():
+        clean, corrupted = (answers(plain(t).logits, task)[0] for t in (task.clean_tokens, task.corrupted_tokens))
+    streams = patch(model, task, "resid_pre", engine="hooks")
+    assert abs(streams.clean - clean.numpy()).max() < 2e-5 and abs(streams.corrupted - corrupted.numpy()).max() < 2e-5
+    heads, neurons = (patch(model, task, s, engine="hooks", **CHOSEN.get(s, {})) for s in ("z", "neurons"))
+    for layer in range(LAYERS):
+        for position in (2, 4, 6):
+            theirs = by_transformers(plain, task, "resid_pre", layer, position=position)
+            assert abs(streams.logit_diff.sel(layer=layer, position=position) - theirs.numpy()).max() < 2e-5
+        for head in range(HEADS):
+            theirs = by_transformers(plain, task, "z", layer, head)
+            assert abs(heads.logit_diff.sel(layer=layer, head=head) - theirs.numpy()).max() < 2e-5
+    for i, (layer, neuron) in enumerate(CHOSEN["neurons"]["neurons"]):
+        theirs = by_transformers(plain, task, "neurons", layer, neuron)
+        assert abs(neurons.logit_diff.isel(neuron=i) - theirs.numpy()).max() < 2e-5
+    assert float(heads.logit_diff.std()) > 0.01
 
 
-def test_patch_of_everything_and_of_nothing(family):
-    name, plain, model = family
-    for direction in ("denoise", "noise"):
-        asked = pairs(direction)
-        own = answers(plain(asked.clean, use_cache=False).logits), answers(plain(asked.corrupted, use_cache=False).logits)
-        values, clean, corrupted = sweep(model, asked, "resid_pre", [Cell(0)])
-        donor = asked.base_first(clean, corrupted)[1]
-        assert (values[0] - donor).abs().max() < 1e-4
-        assert (clean - own[0]).abs().max() < 1e-4 and (corrupted - own[1]).abs().max() < 1e-4
-        nothing = run_sets(model, asked, [[]])[0]
-        assert (nothing - asked.base_first(clean, corrupted)[0]).abs().max() < 1e-4
-        alike = Pairs(asked.clean, asked.clean, END, CORRECT, WRONG, direction)
-        for site in ("z", "k", "mlp_out"):
-            assert (sweep(model, alike, site, [Cell(1, 0)])[0][0] - own[0]).abs().max() < 1e-4
+@pytest.mark.parametrize("site", BY)
+def test_a_site_reaches_the_answer_or_is_refused(family, site):
+    name, model, _ = family
+    if hook_point(site, 0) not in model.hook_dict:
+        with pytest.raises(ValueError, match="this model has no"): patch(model, made_task(model), site)
+    elif name in BESIDE and site == "pattern":
+        assert unreached(model, site, [0, 1, 2]) == [0, 1, 2]
+        with pytest.raises(ValueError, match="site='pattern': changing blocks.0.attn.hook_pattern changes no logit"):
+            patch(model, made_task(model), site, engine="hooks")
+    else:
+        assert unreached(model, site, [0, 1, 2]) == []
+        found = patch(model, made_task(model), site, engine="hooks", **CHOSEN.get(site, {})).logit_diff
+        moved = abs(found - found.isel(prompt=slice(None)).median([d for d in found.dims if d != "prompt"]))
+        assert float(moved.max()) > 1e-4
 
 
-def test_sets_of_one_are_single_patches(family):
-    name, plain, model = family
-    asked = pairs()
-    for site in (*STREAM_SITES, *HEAD_SITES, "neurons"):
-        if site == "resid_mid" and model.cfg.parallel_attn_mlp: continue
-        todo = [Cell(layer, None if site in STREAM_SITES else 0) for layer in range(model.cfg.n_layers)]
-        single = sweep(model, asked, site, todo)[0]
-        assert (run_sets(model, asked, [[(site, cell)] for cell in todo]) - single).abs().max() < 1e-4, site
+def test_the_fast_engine_knows_it_or_refuses_it(family):
+    name, model, _ = family
+    task = made_task(model)
+    if name == "gpt_neox":
+        assert why_not(model) is None
+        return
+    assert "its architecture is" in why_not(model)
+    for refused in (lambda: patch(model, task, "z", engine="fast"), lambda: path_patch(model, task), lambda: attribute(model, task, "z")):
+        with pytest.raises(ValueError, match="its architecture is"): refused()
 
 
-@pytest.mark.parametrize("metric", ["logit_diff", "logit", "prob", "kl"])
-def test_metrics_are_of_the_models_own_logits(family, metric):
-    name, plain, model = family
-    asked, cell = pairs(), Cell(1, 0)
-    y = patched_logits(plain, "z", cell, asked.base, asked.donor, model.cfg.d_head)[torch.arange(4), END]
-    clean = plain(asked.clean, use_cache=False).logits[torch.arange(4), END].log_softmax(-1)
-    expected = {
-        "logit_diff": lambda: y.gather(1, CORRECT[:, None])[:, 0] - y.gather(1, WRONG[:, None])[:, 0],
-        "logit": lambda: y.gather(1, CORRECT[:, None])[:, 0],
-        "prob": lambda: y.softmax(-1).gather(1, CORRECT[:, None])[:, 0],
-        "kl": lambda: (clean.exp() * (clean - y.log_softmax(-1))).sum(-1),
-    }[metric]()
-    ours = sweep(model, asked, "z", [cell], Question(metric))[0][0]
-    assert (ours - expected).abs().max() < 1e-4
+def test_the_metric_logit_is_the_models_own(family):
+    name, model, plain = family
+    task = made_task(model)
+    found = patch(model, task, "resid_pre", metric="logit")
+    with torch.no_grad():
+        for run, tokens in (("clean", task.clean_tokens), ("corrupted", task.corrupted_tokens)):
+            assert abs(found[run] - answers(plain(tokens).logits, task)[1].numpy()).max() < 2e-5
+    assert abs(found.logit.isel(layer=0, position=[4, 6]).mean() - found.corrupted.mean()) > 1e-3
+    assert found.attrs["logit"] == "the model's own" and "logit" not in patch(model, task, "resid_pre").attrs
 
 
-def test_windows_are_seen(family):
-    "A window that the engine did not know of would be a silent wrong number: the prompts are longer than it."
-    name, plain, model = family
-    w = ready(model)
-    told = [L.window for L in w.layers]
-    config = CONFIGS[name]()
-    expected = getattr(config, "sliding_window", None) or (config.window_size if name == "gptneo" else None)
-    if name == "qwen2": expected = None
-    assert {window for window in told if window is not None} == ({expected} - {None})
-
-
-def test_a_forward_from_the_middle(family):
-    name, plain, model = family
-    w, tokens = ready(model), pairs().clean
-    whole = forward(w, embed(w, tokens), keep=("resid_pre", "k", "v"))
-    for layer in range(w.n_layers):
-        part = forward(w, whole["resid_pre"][layer][:, 6:], layer, whole, 6)
-        assert (part.final - whole.final[:, 6:]).abs().max() < 1e-4
+def test_a_layer_that_writes_nothing_is_no_fault(tiny_folder):
+    model = load_model(tiny_folder, device="cpu")
+    with torch.no_grad():
+        model.blocks[1].attn.W_O.zero_()
+        model.blocks[2].mlp.W_out.zero_()
+    task = made_task(model)
+    assert unreached(model, "z", [0, 1, 2]) == [1]
+    for site in ("z", "q", "pattern"):
+        assert float(abs(patch(model, task, site, engine="hooks").effect.sel(layer=1)).max()) < 1e-5
+    patch(model, task, "neurons", engine="hooks", neurons=[(2, 3)])

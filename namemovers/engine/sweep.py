@@ -532,14 +532,14 @@ def _written(t, donor, site: str, cell, prompts, start):
     t[part] = donor[part]
     return t
 
-# %% ../../nbs/core/engine/sweep.ipynb #b032a400
+# %% ../../nbs/core/engine/sweep.ipynb #5df9aca8
 @guarded
 def run_sets(
     model,                           # a `TransformerBridge` that `why_not` has nothing against
     pairs: Pairs,                    # what is run
     sets: list,                      # each a list of (site, cell), patched together
     question: Question = Question(), # what is read, and the memory it may take
-) -> torch.Tensor:                   # the patched runs' metric [set, prompt]
+) -> tuple:                          # the metric of the patched runs [set, prompt], of the clean and of the corrupted run [prompt]
     "Patch every set of sites into every prompt, all of a set in one run. An empty set is the run left alone."
     w = ready(model, length=pairs.length)
     for members in sets:
@@ -554,7 +554,7 @@ def run_sets(
     for some in pairs.prompts.split(question.memory_budget // per_prompt):
         for block in blocks(w, pairs, read, some, names, names, rerun_end=True):
             for i, patches in enumerate(sets): out[i, block.prompts] = read(_final_of_set(w, block, patches), block.prompts)
-    return out.cpu()
+    return out.cpu(), *read.alone.cpu()
 
 # %% ../../nbs/core/engine/sweep.ipynb #2ae253b1
 def _final_of_set(w, block, patches):
