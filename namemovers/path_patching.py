@@ -17,7 +17,7 @@ import xarray as xr
 
 from .activation_patching import effect, which_logit, with_effect
 from .arguments import short
-from .edges import Edge
+from .circuits.edge_graph import Edge
 from .engine.architectures import Weights
 from .engine.forward import Run, attention, finish, forward, mlp, of_heads, standardised
 from .engine.ready import Reader, ready

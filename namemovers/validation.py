@@ -21,7 +21,7 @@ import xarray as xr
 from scipy import stats
 from tqdm.auto import tqdm
 
-from . import circuits, edges, planted
+from . import circuits, planted
 from .activation_patching import patch
 from .attribution_patching import attribute
 from .copy_scores import copy_scores
@@ -151,16 +151,16 @@ def _searched(key):
 # %% ../nbs/validation.ipynb #eb5c47da
 def _between_heads(c):
     "The edges that are scored: their labels."
-    return c.once("edges", lambda: [str(e) for e in edges.graph(c.model).edges if e.sender[0] == "L" and e.receiver[:3] != "MLP"])
+    return c.once("edges", lambda: [str(e) for e in circuits.graph(c.model).edges if e.sender[0] == "L" and e.receiver[:3] != "MLP"])
 
 def _edges_of(key, corruption=None):
     def true(c):
-        wanted = {str(edges.Edge(e["sender"], e["receiver"], e["component"])) for e in c.truth.paths(key[0], corruption)}
+        wanted = {str(circuits.Edge(e["sender"], e["receiver"], e["component"])) for e in c.truth.paths(key[0], corruption)}
         return xr.DataArray([label in wanted for label in _between_heads(c)], dims="edge", coords=dict(edge=_between_heads(c)))
     return true
 
-def _edge_estimate(key, steps): return lambda c: edges.attribute_edges(c.model, c.tasks[key], steps=steps, progress=False).effect.sel(edge=_between_heads(c))
-def _edge_exact(key): return lambda c: edges.ablate_edges(c.model, c.tasks[key].subset(slice(0, FEW)), edges=_between_heads(c), progress=False).effect
+def _edge_estimate(key, steps): return lambda c: circuits.attribute_edges(c.model, c.tasks[key], steps=steps, progress=False).effect.sel(edge=_between_heads(c))
+def _edge_exact(key): return lambda c: circuits.ablate_edges(c.model, c.tasks[key].subset(slice(0, FEW)), edges=_between_heads(c), progress=False).effect
 
 # %% ../nbs/validation.ipynb #e4f9dace
 IOI, MRS, CUE = TASKS # keys of `TASKS`: IOI, MRS, and MRS without its cue
@@ -227,7 +227,7 @@ def score(
 def _touching(case, parts):
     "Edges from or to heads of some parts."
     names = {head_name(*h) for h in case.truth.find(*parts)}
-    labels, g = _between_heads(case), edges.graph(case.model)
+    labels, g = _between_heads(case), circuits.graph(case.model)
     there = [e.sender in names or e.receiver in names for e in (g.edges[g.number[label]] for label in labels)]
     return xr.DataArray(there, dims="edge", coords=dict(edge=labels))
 

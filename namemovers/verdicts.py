@@ -69,6 +69,8 @@ class Results:
                 self._loaded[name] = load(name, self.folder)
             except FileNotFoundError:
                 raise Untold(f"the result {name} is missing") from None
+            except ValueError as e:  # of another study, as `load` says
+                raise Untold(str(e).rstrip(".")) from None
         ds = self._loaded[name]
         if self.study is not None and (reason := unlike_the_study(name, ds.attrs, self.study)):
             raise Untold(reason)
@@ -93,7 +95,10 @@ class Results:
     def model(self) -> dict | None:
         "The model that the results are of, and its attrs; None where there is no result."
         for path in sorted(self.folder.glob("*.nc")) if self.folder.is_dir() else []:
-            attrs = load(path.stem, self.folder).attrs
+            try:
+                attrs = load(path.stem, self.folder).attrs
+            except ValueError:
+                continue  # of another study
             if "weights_hash" in attrs:
                 return attrs  # what is of planted and random models has none
         return None

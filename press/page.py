@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import plotly.graph_objects as go
 
-from namemovers import publish
+from namemovers.publish import drawing, look, notes
 
 from .website import ASSETS, Page, notebook_html, process_notebooks, tidy
 from .website.render import inline_markup, lead_html
@@ -110,7 +110,7 @@ def _framed(shown: _Shown, about: dict, style: str, scripts: str = "") -> str:
         title=html.escape(strip_markup(page.title), quote=False),
         description=html.escape(strip_markup(page.description), quote=True),
         generator=about["made_by"],
-        meta=publish._html_note(about),
+        meta=notes.html_note(about),
         style=style,
         heading=inline_markup(page.title),
         lead=f'<p class="lead">{shown.lead}</p>' if shown.lead else "",
@@ -146,7 +146,7 @@ def _check(notebook: Path, paper: str, pdf: bool) -> None:
     needed = (("nbdev", "nbdev"), ("pypandoc_binary", "pypandoc"))
     if missing := [name for name, module in needed if find_spec(module) is None]:
         raise ImportError(f"Exporting a page needs {' and '.join(missing)}: pip install 'namemovers[notebooks,site]'.")
-    if pdf and (wrong := publish.lacking()):
+    if pdf and (wrong := drawing.lacking()):
         raise RuntimeError(f"To write PDF, SVG or PNG, install {wrong}.")
 
 
@@ -164,17 +164,17 @@ def export_page(
     Raises ValueError for a wrong argument, a notebook that was not executed, and a picture that is not there;
     RuntimeError or ImportError where something has to be installed.
     """
-    path, notebook = publish._target(path, (".html", ".pdf")), Path(notebook)
+    path, notebook = notes.target(path, (".html", ".pdf")), Path(notebook)
     pdf = path.suffix.lower() == ".pdf"
     _check(notebook, paper, pdf)
     shown = _shown(notebook)
-    about = publish._about(result, title=strip_markup(shown.page.title), notebook=notebook.name)
+    about = notes.about(result, title=strip_markup(shown.page.title), notebook=notebook.name)
     sheets = [(ASSETS / name).read_text(encoding="utf-8") for name in ("site.css", "paper.css")]
-    style = "".join([publish._font_css(), *sheets])
+    style = "".join([look.font_css(), *sheets])
     if pdf:
-        printed = publish._with_browser(lambda k: _printed(k, shown, about, style, paper))
-        return publish._put(path, publish._pdf_noted(printed, about, about["title"]))
-    return publish._put(path, _framed(shown, about, style, _scripts()).encode())
+        printed = drawing.with_browser(lambda k: _printed(k, shown, about, style, paper))
+        return notes.put(path, notes.pdf_noted(printed, about, about["title"]))
+    return notes.put(path, _framed(shown, about, style, _scripts()).encode())
 
 
 async def _printed(k, shown: _Shown, about: dict, style: str, paper: str) -> bytes:
@@ -183,9 +183,9 @@ async def _printed(k, shown: _Shown, about: dict, style: str, paper: str) -> byt
     room, drawn = wide - 2 * _MARGIN[0], []
     for i, (attrs, data) in enumerate(_FIGURE.findall(shown.body)):
         fig = go.Figure(json.loads(data), skip_invalid=True)
-        inches = min(room, fig.layout.width * publish._SCALE / 96) if fig.layout.width else room
-        laid, scale = publish._laid_out(fig, inches)
-        svg = publish._finished(await publish._svg(k, laid), scale, f"nm{i}")[0]
+        inches = min(room, fig.layout.width * look.SCALE / 96) if fig.layout.width else room
+        laid, scale = look.laid_out(fig, inches)
+        svg = drawing.finished(await drawing.svg_of(k, laid), scale, f"nm{i}")[0]
         drawn.append(f'<figure class="nm-print"{attrs}>{svg}</figure>')
     turn = iter(drawn)
     body = _FIGURE.sub(lambda match: next(turn), shown.body)
@@ -193,7 +193,7 @@ async def _printed(k, shown: _Shown, about: dict, style: str, paper: str) -> byt
     small = f"font:7pt sans-serif;color:#5b6570;width:100%;padding:0 {_MARGIN[0]}in"
     title = f"<span>{html.escape(about['title'], quote=False)}</span>"
     number = '<span><span class="pageNumber"></span> / <span class="totalPages"></span></span>'
-    return await publish._print(
+    return await drawing.print_page(
         k,
         _framed(shown._replace(body=body, contents=""), about, style),
         displayHeaderFooter=True,

@@ -22,11 +22,11 @@ ROOMS = [
     {"prompts", "data"},
     {"model", "planted"},
     {"results"},
-    {"sites", "pairs", "engine"},
+    {"sites", "pairs", "engine", "circuits.edge_graph"},
     {"activation_patching", "path_patching", "logit_lens", "head_attribution", "sets"},
-    {"attribution_patching", "copy_scores", "edges"},
+    {"attribution_patching", "copy_scores"},
     {"roles", "head_roles", "circuits"},
-    {"plots", "figures"},
+    {"plots", "figures", "circuits.figures"},
     {"task_study", "compare", "stability", "validation", "verdicts", "claims"},
     {"explorer", "publish"},
     {"__main__", "cli"},
@@ -35,12 +35,10 @@ ROOMS = [
 # (module, what it imports): against the order of the rooms
 AGAINST_THE_ORDER = {
     ("activation_patching", "attribution_patching"),
-    ("circuits", "plots"),
     ("data", "plots"),
     ("data", "results"),
     ("head_attribution", "plots"),
     ("head_roles", "plots"),
-    ("path_patching", "edges"),
 }
 
 # modules that import each other in a circle, by name
@@ -51,19 +49,9 @@ CIRCLES = {
 
 # (module, "other.name"): a name with a leading underscore, of another module
 FOREIGN_PRIVATES = {
-    ("circuits", "path_patching._Repeated"),
-    ("claims", "data._encode"),
     ("claims", "data._next_token"),
-    ("explorer", "copy_scores._names_in_context"),
-    ("explorer", "copy_scores._ranks"),
-    ("explorer", "data._encode"),
-    ("explorer", "data._runs"),
     ("head_roles", "head_attribution._attention_rows"),
     ("planted", "model._quiet"),
-    ("publish", "plots._number"),
-    ("publish", "plots._summary"),
-    ("publish", "plots._unit"),
-    ("publish", "results._plain"),
     ("task_study", "activation_patching._fingerprint"),
     ("validation", "model._quiet"),
 }

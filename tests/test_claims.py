@@ -520,8 +520,9 @@ def test_the_settings_at_hand_are_the_study_where_no_folder_is_given(tmp_path, m
     World(tmp_path / "results" / "gpt2")
     monkeypatch.chdir(tmp_path)
     for name in ("MODEL", "N", "SEED", "CORRUPTION"): monkeypatch.delenv(name, raising=False)
-    assert "this study has n = 7" in evaluate(n_resamples=199).figure["mrs-done"]
-    with pytest.raises(ValueError, match="Mrs_logit_lens was measured with n = 20, this study has n = 7"): load_study(["mrs_logit_lens"])
+    ledger = evaluate(n_resamples=199)
+    assert ledger.status["mrs-done"] == "not evaluated" and "the settings ask for 7" in ledger.figure["mrs-done"]
+    with pytest.raises(ValueError, match="n = 40, but the settings ask for 7"): load_study(["mrs_logit_lens"])
     (tmp_path / "settings.ini").write_text(f"[study]\nmodel = gpt2\nn = {N}\n")
     assert set(load_study(["mrs_logit_lens", "copy_scores"])) == {"mrs_logit_lens", "copy_scores"}
 

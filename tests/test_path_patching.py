@@ -10,7 +10,7 @@ from scipy.stats import false_discovery_control
 
 from namemovers import path_patching
 from namemovers.data import ioi_task, mrs_task
-from namemovers.edges import Edge
+from namemovers.circuits import Edge
 from namemovers.model import load_model
 from namemovers.path_patching import _connected, against_truth, leading_senders, path_patch, path_table, run_paths, say_inputs, say_paths, trace, trace_roles
 from namemovers.planted import truth

@@ -111,7 +111,7 @@ def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
     from namemovers.activation_patching import patch
     from namemovers.attribution_patching import attribute
     from namemovers.data import ioi_task
-    from namemovers.edges import ablate_edges
+    from namemovers.circuits import ablate_edges
     from namemovers.path_patching import path_patch
     from namemovers.publish import read_provenance, save_table
     from namemovers.stats import summarise
