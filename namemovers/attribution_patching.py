@@ -9,13 +9,14 @@ __all__ = ['run_attribution', 'attribute', 'patch_screened']
 import torch
 import xarray as xr
 
-from .activation_patching import Cell, cells, check_patch, label, which_logit, with_effect
+from .activation_patching import check_patch, label, which_logit, with_effect
 from .engine.forward import embed, forward
 from .engine.ready import Reader, ready
 from .engine.sweep import blocks, sweep
 from .guard import guarded
 from .pairs import Pairs, Question
 from .results import provenance
+from .sites import STREAM_SITES, cells
 
 # %% ../nbs/core/attribution_patching.ipynb #0d36930f
 def _gradients(w, base, donor, first, name, read, prompts, steps):

@@ -12,7 +12,8 @@ from namemovers import path_patching
 from namemovers.data import ioi_task, mrs_task
 from namemovers.circuits import Edge
 from namemovers.model import load_model
-from namemovers.path_patching import _connected, against_truth, leading_senders, path_patch, path_table, run_paths, say_inputs, say_paths, trace, trace_roles
+from calls import run_paths
+from namemovers.path_patching import _connected, against_truth, leading_senders, path_patch, path_table, say_inputs, say_paths, trace, trace_roles
 from namemovers.planted import truth
 from namemovers.results import load, save
 from namemovers.stats import summarise

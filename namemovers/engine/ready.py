@@ -16,17 +16,23 @@ from .forward import embed, exactly, forward, logits
 from ..guard import fingerprint, hooked
 from ..pairs import Pairs
 
-# %% ../../nbs/core/engine/ready.ipynb #6f1ce736
+# %% ../../nbs/core/engine/ready.ipynb #fe188b11
 @dataclass
 class _Known:
     "What is remembered of a model that passed the comparison."
     weights: Weights
-    state: str    # `guard.fingerprint` of it
+    state: str    # its `_mark`
     compared: int # length of the prompt compared
 
 _known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary() # model -> _Known
 
-# %% ../../nbs/core/engine/ready.ipynb #da92a7df
+# %% ../../nbs/core/engine/ready.ipynb #b41f214d
+def _mark(model) -> str:
+    "What the weights were read off: parameters and buffers, and which modules they are in, with their epsilons."
+    parts = [(type(module).__name__, getattr(module, "eps", None)) for module in model.original_model.modules()]
+    return fingerprint(model) + repr(parts)
+
+# %% ../../nbs/core/engine/ready.ipynb #5f6f93b3
 COMPARED = 40 # tokens of the prompt on which engine and model are compared
 
 def _long_enough(w: Weights, n_ctx: int, length: int) -> int:
@@ -34,7 +40,7 @@ def _long_enough(w: Weights, n_ctx: int, length: int) -> int:
     windows = [L.window for L in w.layers if L.window is not None and L.window < max(length, COMPARED)]
     return min(n_ctx, max([COMPARED, *(window + 8 for window in windows)]))
 
-# %% ../../nbs/core/engine/ready.ipynb #1c36631b
+# %% ../../nbs/core/engine/ready.ipynb #28ea3249
 def _gap(model, w: Weights, n: int) -> float:
     "The largest difference between the engine's logits and the model's, as a share of their size, for a prompt of `n` tokens."
     tokens = torch.arange(n, device=w.W_E.device)[None] * 31 % len(w.W_E)
@@ -42,7 +48,7 @@ def _gap(model, w: Weights, n: int) -> float:
     if not (ours.isfinite().all() and theirs.isfinite().all()): raise ValueError("its weights hold NaN or infinite numbers")
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
 
-# %% ../../nbs/core/engine/ready.ipynb #70158c61
+# %% ../../nbs/core/engine/ready.ipynb #fda18893
 @exactly
 def why_not(
     model,           # a `TransformerBridge`
@@ -52,7 +58,7 @@ def why_not(
     if model.cfg.dtype != torch.float32: return f"its weights are {model.cfg.dtype}, not float32"
     if any(module.training for module in model.modules()): return "it is in training mode"
     if name := hooked(model): return f"somebody's hook is on {name}"
-    state = fingerprint(model)
+    state = _mark(model)
     known = _known.get(model)
     if known is None or known.state != state: known = None
     try:
@@ -66,7 +72,7 @@ def why_not(
     _known[model] = _Known(w, state, needed)
     return None
 
-# %% ../../nbs/core/engine/ready.ipynb #abd54796
+# %% ../../nbs/core/engine/ready.ipynb #dadeec88
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16} # that the engine computes in
 
 def ready(
@@ -84,7 +90,7 @@ def ready(
     coarse = cast(w, DTYPES[dtype])
     return replace(coarse, final=w.final, W_U=w.W_U, b_U=w.b_U, taken=w.taken)
 
-# %% ../../nbs/core/engine/ready.ipynb #b615362a
+# %% ../../nbs/core/engine/ready.ipynb #e997f4cf
 class Reader:
     """Turns the residual stream at END into the metric, for prompts of `pairs`.
 
