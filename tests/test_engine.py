@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import small_tokenizer
+from conftest import small_tokenizer, told_apart
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformer_lens.patching import get_act_patch_direct_path
@@ -437,7 +437,7 @@ def test_path_patch_is_labelled(tiny, tmp_path):
     task = ioi_task(tiny.tokenizer, n=3)
     pairs = path_patch(tiny, task, receivers="heads", component="v")
     assert pairs.logit_diff.dims == ("sender_layer", "sender_head", "layer", "head", "prompt")
-    assert pairs.effect.sel(sender_layer=1, layer=1).isnull().all() and pairs.effect.sel(sender_layer=1, layer=2).notnull().all()
+    assert pairs.logit_diff.sel(sender_layer=1, layer=1).isnull().all() and pairs.logit_diff.sel(sender_layer=1, layer=2).notnull().all()
     assert path_patch(tiny, task, "mlp").effect.dims == ("layer", "prompt") and path_patch(tiny, task, "embed").effect.dims == ("prompt",)
     assert pairs.attrs["component"] == "v" and "component" not in path_patch(tiny, task).attrs
 
@@ -496,7 +496,7 @@ def test_models_it_is_not_right_about(tiny_folder, tiny, monkeypatch):
     assert "hook" in why_not(other)
     other.reset_hooks()
     assert why_not(other) is None
-    monkeypatch.setattr(other.blocks[1].mlp.original_component, "act", torch.nn.Tanhshrink())
+    monkeypatch.setattr(other.blocks[1].mlp.original_component, "act", torch.nn.Tanhshrink().eval())
     with pytest.raises(ValueError, match="the fast engine cannot run this model: its activation function Tanhshrink is none of"):
         ready(other)
     task = ioi_task(tiny.tokenizer, n=2)
@@ -507,12 +507,18 @@ def test_models_it_is_not_right_about(tiny_folder, tiny, monkeypatch):
 
 def test_a_model_that_only_looks_right(tiny_folder):
     other = load_model(tiny_folder, device="cpu")
-    other.cfg.eps = 0.5  # the configuration says one thing, the modules do another
     arguments, todo = prompts(other), [Cell(1, 2)]
     assert why_not(other) is None
-    assert (run_fast(other, *arguments, "z", todo) - run_hooks(other, *arguments, "z", todo)).abs().max() < 1e-5
-    other.blocks[1].ln2.original_component.eps = 0.5  # after the comparison
-    assert (run_fast(other, *arguments, "z", todo) - run_hooks(other, *arguments, "z", todo)).abs().max() < 1e-5
+    before = run_fast(other, *arguments, "z", todo)
+    for norm in (other.blocks[1].ln2, other.blocks[0].ln1):
+        norm.original_component.eps = 0.5  # after the comparison: modules and configuration say two things
+        assert "neither LayerNorm nor RMSNorm" in why_not(other)
+        norm.original_component.eps = other.cfg.eps
+    other.cfg.eps = 0.5
+    assert "neither LayerNorm nor RMSNorm" in why_not(other)
+    other.cfg.eps = 1e-5
+    assert torch.equal(run_fast(other, *arguments, "z", todo), before)
+
 
 
 def test_weights_changed_later_are_seen(tiny_folder):
@@ -595,7 +601,7 @@ def test_on_a_gpu(tiny_folder, site):
 
 
 def test_sets_are_labelled(tiny):
-    task = ioi_task(tiny.tokenizer, n=3)
+    task = told_apart(tiny, ioi_task(tiny.tokenizer, n=6))
     ds = patch_sets(tiny, task, {"nothing": [], "everything": [("resid_pre", Cell(0))]}, direction="noise")
     assert abs(ds.logit_diff.sel(set="nothing") - ds.clean).max() < 1e-5 and abs(ds.logit_diff.sel(set="everything") - ds.corrupted).max() < 1e-5
     assert abs(float(ds.effect.sel(set="everything").mean()) - 1) < 1e-3

@@ -26,11 +26,11 @@ class _Known:
 
 _known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary() # model -> _Known
 
-# %% ../../nbs/core/engine/ready.ipynb #b41f214d
+# %% ../../nbs/core/engine/ready.ipynb #2b6d6249
 def _mark(model) -> str:
     "What the weights were read off: parameters and buffers, and which modules they are in, with their epsilons."
     parts = [(type(module).__name__, getattr(module, "eps", None)) for module in model.original_model.modules()]
-    return fingerprint(model) + repr(parts)
+    return f"{fingerprint(model)} {model.cfg.eps} {parts}"
 
 # %% ../../nbs/core/engine/ready.ipynb #5f6f93b3
 COMPARED = 40 # tokens of the prompt on which engine and model are compared
@@ -48,7 +48,7 @@ def _gap(model, w: Weights, n: int) -> float:
     if not (ours.isfinite().all() and theirs.isfinite().all()): raise ValueError("its weights hold NaN or infinite numbers")
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
 
-# %% ../../nbs/core/engine/ready.ipynb #fda18893
+# %% ../../nbs/core/engine/ready.ipynb #297e9118
 @exactly
 def why_not(
     model,           # a `TransformerBridge`
@@ -58,10 +58,10 @@ def why_not(
     if model.cfg.dtype != torch.float32: return f"its weights are {model.cfg.dtype}, not float32"
     if any(module.training for module in model.modules()): return "it is in training mode"
     if name := hooked(model): return f"somebody's hook is on {name}"
-    state = _mark(model)
     known = _known.get(model)
-    if known is None or known.state != state: known = None
     try:
+        state = _mark(model)
+        if known and known.state != state: known = None
         w = known.weights if known else weights_of(model)
         needed = _long_enough(w, model.cfg.n_ctx, length)
         if known and known.compared >= needed: return None
