@@ -8,7 +8,7 @@ from test_engine import model, neox, prompts  # noqa: F401  (fixtures)
 
 from scipy.stats import false_discovery_control
 
-from namemovers import pairs
+from namemovers import pairs, path_patching
 from namemovers.data import ioi_task, mrs_task
 from namemovers.circuits import Edge
 from namemovers.model import load_model
