@@ -10,6 +10,8 @@ import torch
 from conftest import with_mean
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from dataclasses import replace
+
 from test_engine import in_double, model, neox, prompts  # noqa: F401  (fixtures)
 
 from namemovers.activation_patching import patch
