@@ -38,7 +38,7 @@ def main():
     torch.set_grad_enabled(False)
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
-        from namemovers.model import load_model
+    from namemovers.model import load_model
 
     with tempfile.TemporaryDirectory() as folder:
         folder = random_checkpoint(Path(folder) / "random")
