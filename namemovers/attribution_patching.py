@@ -9,11 +9,14 @@ __all__ = ['run_attribution', 'attribute', 'patch_screened']
 import torch
 import xarray as xr
 
-from .activation_patching import Cell, cells, check_patch, label, which_logit, with_effect
-from .engine import STREAM_SITES, Reader, embed, forward, ready, run_fast, run_sets, two_runs
+from .activation_patching import check_patch, label, which_logit, with_effect
+from .engine.forward import embed, forward
+from .engine.ready import Reader, ready
+from .engine.sweep import blocks, sweep
 from .guard import guarded
 from .pairs import Pairs, Question
 from .results import provenance
+from .sites import STREAM_SITES, cells
 
 # %% ../nbs/core/attribution_patching.ipynb #0d36930f
 def _gradients(w, base, donor, first, name, read, prompts, steps):
@@ -46,45 +49,34 @@ def _estimate(change, site, cell, prompts, first):
 # %% ../nbs/core/attribution_patching.ipynb #9630305d
 @guarded
 def run_attribution(
-    model,                          # a `TransformerBridge`
-    clean_tokens: torch.Tensor,     # [prompt, position]
-    corrupted_tokens: torch.Tensor, # [prompt, position]
-    read_at: torch.Tensor,          # position whose logits are read [prompt]
-    correct: torch.Tensor,          # token id [prompt]
-    wrong: torch.Tensor,            # token id [prompt]
-    site: str,                      # as in `patch`
-    cells: list,                    # where: objects with `layer`, `head` and `position`
-    direction: str = "denoise",     # as in `patch`
-    metric: str = "logit_diff",     # as in `patch`, but one that has a gradient
-    memory_budget: int = 2**30,     # bytes of activations, about
-    steps: int = 1,                 # backward passes; more than 1: integrated gradients
-) -> torch.Tensor:                  # the estimated metric of the patched runs [cell, prompt]
+    model,                           # a `TransformerBridge` that the engine is right about
+    pairs: Pairs,                    # what is run
+    site: str,                       # as in `patch`
+    cells: list,                     # where: objects with `layer`, `head` and `position`
+    question: Question = Question(), # what is read, a metric that has a gradient, and the memory it may take
+    steps: int = 1,                  # backward passes; more than 1: integrated gradients
+) -> tuple:                          # the estimated metric of the patched runs [cell, prompt]; of the clean and of the corrupted run [prompt]
     "Estimate every patch from `steps` backward passes."
-    if metric == "rank": raise ValueError("metric='rank' has no gradient: choose another for attribution patching")
+    if question.metric == "rank": raise ValueError("metric='rank' has no gradient: choose another for attribution patching")
     if steps < 1: raise ValueError(f"steps={steps}: give at least 1")
-    w = ready(model)
-    pairs = Pairs(clean_tokens, corrupted_tokens, read_at, correct, wrong, direction).to(w.W_E.device)
+    w = ready(model, length=pairs.length)
+    pairs = pairs.to(w.W_E.device)
     name, shift = ("resid_pre", 1) if site == "resid_post" else (site, 0)
-    length, wide = pairs.length, w.layers[0].W_in.shape[1]
-    per_prompt = 4 * length * w.n_layers * (14 * w.d_model + 3 * wide + 4 * w.n_heads * length)
-    Question(metric, memory_budget).needs(per_prompt, f"the gradients of {length} tokens")
-    out = w.W_E.new_empty(len(cells), len(pairs))
-    finals = w.W_E.new_zeros(len(pairs), w.d_model)
-    read = Reader(w, metric, pairs.correct, pairs.wrong, finals)
-    for some in pairs.prompts.split(memory_budget // per_prompt):
-        for first, end, prompts in pairs.alike(some):
-            first = min(first, end)
-            one, two = pairs.base[prompts, :end + 1], pairs.donor[prompts, :end + 1]
-            block = two_runs(w, one, two, first, prompts, (name, "k", "v"), (name,))
-            finals[prompts] = pairs.clean_first(block.base, block.donor)[0].final[:, -1]
-            alone = read(block.base.final[:, -1], prompts)
+    per_layer = 14 * max(w.d_model, w.n_heads * w.d_head) + 4 * w.d_mlp + 4 * w.n_heads * pairs.length
+    per_prompt = 4 * pairs.length * w.n_layers * per_layer
+    question.needs(per_prompt, f"the gradients of {pairs.length} tokens")
+    out, read = w.W_E.new_empty(len(cells), len(pairs)), Reader(w, pairs, question.metric)
+    for some in pairs.prompts.split(question.memory_budget // per_prompt):
+        for block in blocks(w, pairs, read, some, (name, "k", "v"), (name,), rerun_end=True):
+            prompts, first = block.prompts, block.first
+            one, two = (tokens[prompts, :block.end + 1] for tokens in (pairs.base, pairs.donor))
             gradients = _gradients(w, one, two, first, name, read, prompts, steps)
             differences = [there - here[..., first:, :] for here, there in zip(block.base[name], block.donor[name])]
             changes = [d * g for d, g in zip(differences, gradients)]
+            alone = pairs.base_first(*read.alone)[0][prompts]
             for i, cell in enumerate(cells):
-                moved = _estimate(changes[cell.layer + shift], site, cell, prompts, first)
-                out[i, prompts] = alone + moved
-    return out.cpu()
+                out[i, prompts] = alone + _estimate(changes[cell.layer + shift], site, cell, prompts, first)
+    return out.cpu(), *read.alone.cpu()
 
 # %% ../nbs/core/attribution_patching.ipynb #c1c63884
 @guarded
@@ -106,10 +98,8 @@ def attribute(
     """
     by = check_patch(model, task, site, by, direction, metric, "fast")
     todo, axes = cells(model, task, site, by, neurons)
-    arguments = model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong
-    values = run_attribution(*arguments, site, todo, direction, metric, memory_budget, steps)
-    both = [[("resid_pre", Cell(0))], []]
-    clean, corrupted = run_sets(*arguments, both, "denoise", metric, memory_budget)
+    pairs, question = Pairs.of(task, direction), Question(metric, memory_budget)
+    values, clean, corrupted = run_attribution(model, pairs, site, todo, question, steps)
     ds = label(values, axes, by, task, model, metric)
     ds = ds.assign(clean=("prompt", clean.numpy()), corrupted=("prompt", corrupted.numpy()))
     how = "first order" if steps == 1 else f"integrated gradients in {steps} steps"
@@ -140,8 +130,8 @@ def patch_screened(
     values = torch.from_numpy(ds[metric].values.reshape(len(todo), -1).copy())          # [cell, prompt]
     size = (values - torch.from_numpy(alone.values)).nanmean(1).abs().nan_to_num(-1)    # [cell]
     best = size.topk(min(screen, len(todo))).indices
-    tokens = task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong
-    values[best] = run_fast(model, *tokens, site, [todo[i] for i in best], direction, metric, memory_budget)
+    pairs, question = Pairs.of(task, direction), Question(metric, memory_budget)
+    values[best] = sweep(model, pairs, site, [todo[i] for i in best], question)[0]
     exact = torch.zeros(len(todo), dtype=torch.bool)
     exact[best] = True
     out = label(values, axes, ds.attrs["by"], task, model, metric)

@@ -73,15 +73,16 @@ def _own(f: Any) -> bool:
     while isinstance(f, functools.partial): f = f.func
     return str(getattr(f, "__module__", "")).partition(".")[0] in _OWN
 
-def _hooked(model) -> str | None:
-    "Where somebody's hook is, or None."
+def hooked(
+    model, # a `TransformerBridge`
+) -> str | None:
+    "Where somebody's hook is, or None. TransformerLens puts some of its own on some models."
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks: return "all modules (a global hook of PyTorch)"
     for name, part in _modules(model):
-        hooks = [f for kind in _HOOKS for f in vars(part)[kind].values()]
-        if isinstance(part, HookPoint): # TransformerLens wraps what it is given
-            hooks += [handle.user_hook for handle in (*part.fwd_hooks, *part.bwd_hooks) if handle.user_hook is not None]
-            name = part.name or name
-        if not all(map(_own, hooks)): return name
+        if isinstance(part, HookPoint): # who is behind TransformerLens's wrappers is known to the hook point
+            if not all(_own(handle.user_hook) for handle in (*part.fwd_hooks, *part.bwd_hooks)): return part.name or name
+        for kind in _HOOKS:
+            if not all(_own(f) for f in vars(part)[kind].values()): return name
         if "forward" in vars(part) and not _own(vars(part)["forward"]): return f"{name} (its forward was replaced)"
     return None
 
@@ -101,7 +102,7 @@ def _check_model(model):
     training = next((name for name, m in _modules(model) if m.training), None)
     if training:
         raise ValueError(f"model: {training} is in training mode, where dropout makes every run another one: call model.eval() first.")
-    if where := _hooked(model):
+    if where := hooked(model):
         raise ValueError(f"model: somebody's hook is on {where}, and would be in every number: "
                          "call model.reset_hooks(including_permanent=True), or remove() of the handle.")
     for name, t in _tensors(model):
@@ -188,7 +189,7 @@ def _look(model, given: dict):
     "`guard`, with the arguments of a measurement."
     if _inside.get() is not model or model is None: _check_model(model)
     for name, task in _found(given): _check_task(model, task, name)
-    for name in ("clean_tokens", "corrupted_tokens"):
+    for name in ("clean_tokens", "corrupted_tokens", "tokens"):
         if isinstance(given.get(name), torch.Tensor): _check_tokens(model, given[name], name)
 
 # %% ../nbs/core/guard.ipynb #ba82c87d

@@ -14,7 +14,8 @@ import pandas as pd
 import xarray as xr
 from tqdm.auto import tqdm
 
-from . import engine, plots
+from . import plots
+from .engine.ready import why_not
 from .activation_patching import _fingerprint, patch, say_positions
 from .copy_scores import task_copy_scores
 from .guard import guarded
@@ -40,7 +41,7 @@ MEASURES = {
 def _left_out(model, task):
     "Measurements that do not fit, with the reason."
     found = {}
-    if reason := engine.why_not(model): found["path_patch_logits"] = reason
+    if reason := why_not(model, task.clean_tokens.shape[1]): found["path_patch_logits"] = reason
     try: subject_positions(task)
     except ValueError as e: found["copy_scores"] = str(e)
     return found

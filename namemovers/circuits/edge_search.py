@@ -14,7 +14,7 @@ import xarray as xr
 from .edge_graph import connected, graph, useful
 from .edge_runs import Job, run_from, state_of_all
 from .edges import as_dataset, run_masks
-from ..engine import exactly
+from ..engine.forward import exactly
 from ..guard import guarded
 from ..pairs import progress_bar
 
