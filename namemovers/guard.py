@@ -189,8 +189,9 @@ def _look(model, given: dict):
     "`guard`, with the arguments of a measurement."
     if _inside.get() is not model or model is None: _check_model(model)
     for name, task in _found(given): _check_task(model, task, name)
-    for name in ("clean_tokens", "corrupted_tokens", "tokens"):
-        if isinstance(given.get(name), torch.Tensor): _check_tokens(model, given[name], name)
+    pairs = given.get("pairs")
+    for name, tokens in (("tokens", given.get("tokens")), ("pairs", getattr(pairs, "clean", None)), ("pairs", getattr(pairs, "corrupted", None))):
+        if isinstance(tokens, torch.Tensor): _check_tokens(model, tokens, name)
 
 # %% ../nbs/core/guard.ipynb #ba82c87d
 _F = TypeVar("_F", bound=Callable)

@@ -16,17 +16,13 @@ import xarray as xr
 
 import namemovers
 from namemovers import circuits, copy_scores, data, explorer, head_attribution, head_roles, logit_lens, path_patching, sets, task_study
-from namemovers.activation_patching import Cell, patch, run_hooks
+from namemovers.activation_patching import patch, run_hooks
 from namemovers.attribution_patching import attribute, patch_screened, run_attribution
-from namemovers.engine import run_sets, sweep
+from namemovers.engine.sweep import run_sets, sweep
 from namemovers.guard import fingerprint, guard
 from namemovers.model import load_model, run_at_end, weights_hash
-
-MANY = 2**30
-
-
-def tokens_of(task):
-    return task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong
+from namemovers.pairs import Pairs
+from namemovers.sites import Cell
 
 
 def node(task):
@@ -36,10 +32,10 @@ def node(task):
 # name -> f(model, task), a small call of every public measurement
 MEASURE = {
     "patch": lambda m, t: patch(m, t, "z"),
-    "run_hooks": lambda m, t: run_hooks(m, *tokens_of(t), "z", [Cell(0, 0)]),
+    "run_hooks": lambda m, t: run_hooks(m, Pairs.of(t), "z", [Cell(0, 0)]),
     "attribute": lambda m, t: attribute(m, t, "z"),
     "patch_screened": lambda m, t: patch_screened(m, t, "z", screen=2),
-    "run_attribution": lambda m, t: run_attribution(m, *tokens_of(t), "z", [Cell(0, 0)]),
+    "run_attribution": lambda m, t: run_attribution(m, Pairs.of(t), "z", [Cell(0, 0)]),
     "Ablated": lambda m, t: circuits.Ablated(m, t, "zero")([[node(t)]]),
     "AblatedEdges": lambda m, t: circuits.AblatedEdges(m, t, "resample")([circuits.graph(m).labels[:4]]),
     "run_circuits": lambda m, t: circuits.run_circuits(m, t, {"one": [node(t)]}, "zero"),
@@ -61,8 +57,8 @@ MEASURE = {
     "ablate_edges": lambda m, t: circuits.ablate_edges(m, t, circuits.graph(m).labels[:4], progress=False),
     "attribute_edges": lambda m, t: circuits.attribute_edges(m, t, progress=False),
     "acdc": lambda m, t: circuits.acdc(m, t, 1e9, progress=False),
-    "sweep": lambda m, t: sweep(m, *tokens_of(t), "z", [Cell(0, 0)]),
-    "run_sets": lambda m, t: run_sets(m, *tokens_of(t), [[]]),
+    "sweep": lambda m, t: sweep(m, Pairs.of(t), "z", [Cell(0, 0)]),
+    "run_sets": lambda m, t: run_sets(m, Pairs.of(t), [[]]),
     "Session": lambda m, t: (s := explorer.Session(m, t, study=False)).figure(dataclasses.replace(s.choose(explorer.ExplorerState(), t.name, 0), view="attribution")),
     "explore": None,  # a Session with a widget around it
     "head_attribution": lambda m, t: head_attribution.head_attribution(m, t),
@@ -77,7 +73,7 @@ MEASURE = {
     "roles": lambda m, t: head_roles.roles(m, t, name_movers=[(2, 0)], ablation="zero", progress=False),
     "logit_lens": lambda m, t: logit_lens.logit_lens(m, t),
     "run_at_end": lambda m, t: run_at_end(m, t.clean_tokens, t.positions["END"]),
-    "run_paths": lambda m, t: path_patching.run_paths(m, *tokens_of(t), "head", "logits", "q", False, True, "denoise", "logit_diff", MANY),
+    "run_paths": lambda m, t: path_patching.run_paths(m, Pairs.of(t)),
     "path_patch": lambda m, t: path_patching.path_patch(m, t, progress=False),
     "trace": lambda m, t: path_patching.trace(m, t, depth=1, progress=False),
     "patch_sets": lambda m, t: sets.patch_sets(m, t, {"none": []}),
@@ -88,8 +84,9 @@ WITHOUT_A_TASK = {"copy_scores", "predictions", "survey", "pattern_scores"}
 
 # take a model and measure nothing
 NO_MEASUREMENT = {
-    "ExplorerState", "Settings", "answer_direction", "cells", "fingerprint", "guard", "label", "minimal_in_words", "model_name", "model_note",
-    "name_ranks", "nodes", "provenance", "ready", "taken_from_logits", "unlike_gpt2_small", "unreached", "weights_hash", "weights_of", "why_not", "Case",
+    "Case", "ExplorerState", "Settings", "answer_direction", "cells", "fingerprint", "guard", "head_axis", "label", "minimal_in_words",
+    "model_name", "model_note", "n_kv_heads", "name_ranks", "nodes", "pick_engine", "provenance", "read_layer", "read_rotary", "ready",
+    "taken_from_logits", "unlike_gpt2_small", "unreached", "weights_hash", "weights_of", "why_not",
 }
 
 
