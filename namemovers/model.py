@@ -171,6 +171,11 @@ def _device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 # %% ../nbs/core/model.ipynb #78603969
+def _logit_factor(model) -> float:
+    "By what the model's own code multiplies logits behind the unembedding. TransformerLens may have folded it into that."
+    inner = model.original_model
+    return (getattr(inner, "logit_scale", None) or 1.0) / (getattr(inner.config, "logits_scaling", None) or 1.0)
+
 def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     "What the mean logit over the vocabulary reads in the standardised final stream: a direction [d_model], a constant []."
     final = model.ln_final
@@ -180,7 +185,8 @@ def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     constant = model.b_U.detach().double().mean()
     bias = getattr(final, "bias", None)
     if bias is not None: constant = constant + bias.detach().double() @ mean
-    return scale * mean, constant
+    factor = _logit_factor(model)
+    return factor * scale * mean, factor * constant
 
 # %% ../nbs/core/model.ipynb #3b86f925
 def _read_plain(folder: Path) -> tuple:
