@@ -363,7 +363,7 @@ def patch(
     metric: str = "logit_diff",    # "logit_diff", "logit" (the right answer's; both in logits), "prob", "rank", or "kl" (nats)
     engine: str = "auto",          # "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
     memory_budget: int = 2**30,    # bytes of activations at a time, about
-    screen: int | None = None,     # compute exactly only the `screen` cells that an approximation ranks highest
+    screen: int | None = None,     # compute exactly only the `screen` cells that look largest; see `patch_screened`
     progress: bool | None = None,  # a progress bar: True, False, or None for only on a terminal
     checkpoint: str | Path | None = None, # a file that keeps finished layers, so that an interrupted run resumes
     neurons: list | None = None,   # for site="neurons": which MLP neurons, after the activation function, as (layer, neuron)

@@ -15,7 +15,7 @@ import torch
 from .ablation import ABLATIONS, Replacement, say_foreign
 from .edge_graph import Graph, graph, useful
 from ..engine.architectures import Weights
-from ..engine.forward import Run, attention, embed, exactly, mlp, standardised
+from ..engine.forward import Run, attention, embed, exactly, mlp, of_heads, standardised
 from ..engine.ready import Reader, ready
 from ..engine.sweep import MAX_ROWS, two_runs
 from ..pairs import Pairs, Question
@@ -314,7 +314,7 @@ def _heads(w, s, l, heads, differs, i, reader, streams, state, last): # -> z [pr
         parts.append(t.permute(2, 0, 1, 3, 4))                             # [prompt, head, circuit, row, d_head]
     nothing_before = [parts[0].new_empty(len(s.prompts), len(heads), 0, w.d_head)] * 2
     before = [s.before[name][l][:, heads] for name in "kv"] if s.before else nothing_before
-    return attention(*parts, *before)[0]
+    return attention(of_heads(w.layers[l], heads), *parts, *before)[0]
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #f71507e5
 def state_of_none(w, g, s, streams) -> State:
