@@ -71,7 +71,7 @@ def _own_numbers(module, fitted: torch.Tensor, name: str) -> torch.Tensor:
 def read_norm(
     module,   # a module that normalises its last dimension
     d: int,   # that dimension's width
-    device="cpu",
+    device="cpu", # of the numbers that it is tried on
 ) -> Norm:
     "The norm that a module computes. Raises ValueError where it is neither LayerNorm nor RMSNorm."
     inner = getattr(module, "original_component", module)
