@@ -363,7 +363,7 @@ def patch(
     metric: str = "logit_diff",    # "logit_diff", "logit" (the right answer's; both in logits), "prob", "rank", or "kl" (nats)
     engine: str = "auto",          # "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
     memory_budget: int = 2**30,    # bytes of activations at a time, about
-    screen: int | None = None,     # compute exactly only the `screen` cells that an approximation ranks highest
+    screen: int | None = None,     # compute exactly only the `screen` cells that look largest; see `patch_screened`
     progress: bool | None = None,  # a progress bar: True, False, or None for only on a terminal
     checkpoint: str | Path | None = None, # a file that keeps finished layers, so that an interrupted run resumes
     neurons: list | None = None,   # for site="neurons": which MLP neurons, after the activation function, as (layer, neuron)
@@ -416,7 +416,14 @@ def patch(
     return with_effect(ds, metric, direction, attrs)
 
 # %% ../nbs/02_activation_patching.ipynb #c63d6b1f
-def label(values, axes, by, task, model, metric):
+def label(
+    values,      # what the engine gives [cell, prompt]
+    axes: dict,  # of the cells: {dimension: labels}
+    by: str,     # see `patch`
+    task,        # whose tokens name the positions
+    model,       # whose tokenizer reads them
+    metric: str, # the name of the variable
+) -> xr.Dataset:
     "The engine's [cell, prompt] as a Dataset with named axes, NaN where a prompt has no such position."
     shape = tuple(map(len, axes.values()))
     da = xr.DataArray(values.reshape(*shape, -1).numpy(), dims=(*axes, "prompt"),

@@ -440,3 +440,27 @@ def _empty(task):
     return dataclasses.replace(task, clean=[], corrupted=[], templates=[], names=[], clean_tokens=task.clean_tokens[:0],
                                corrupted_tokens=task.corrupted_tokens[:0], lengths=task.lengths[:0], correct=task.correct[:0],
                                wrong=task.wrong[:0], positions={k: v[:0] for k, v in task.positions.items()})
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_a_screen_does_not_miss_what_first_order_misses(mini, direction):
+    "Attention is saturated behind mini's previous token head: its estimate is a sixth of its effect, and four heads have larger ones."
+    from namemovers.attribution_patching import attribute
+    task = ioi_task(mini.tokenizer, n=10, seed=0)
+    exact, first = patch(mini, task, "z", direction=direction).effect.mean("prompt"), attribute(mini, task, "z", direction=direction)
+    screened = patch(mini, task, "z", direction=direction, screen=3)
+    largest = abs(exact) >= np.sort(abs(exact).values.ravel())[-1]
+    by_estimate = abs(first.effect.mean("prompt"))
+    assert int((by_estimate > by_estimate.where(largest).max()).sum()) >= 3  # so that its own rank would leave it out
+    assert bool(screened.exact.where(largest, True).all())
+    assert abs(float(abs(screened.effect.mean("prompt")).max()) - float(abs(exact).max())) < 1e-4
+    assert "exactly" in screened.attrs["screened_by"]
+
+
+def test_a_screen_computes_the_cells_that_look_largest(mini):
+    from namemovers.attribution_patching import attribute
+    task = ioi_task(mini.tokenizer, n=3, seed=0)  # as few as are patched to look
+    exact = patch(mini, task, "z").effect.mean("prompt")
+    size = np.maximum(abs(exact), abs(attribute(mini, task, "z").effect.mean("prompt")))
+    cut = np.sort(size.values.ravel())[-4]
+    assert bool((patch(mini, task, "z", screen=4).exact == (size >= cut)).all())
