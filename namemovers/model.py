@@ -18,6 +18,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -189,7 +190,7 @@ def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     return factor * scale * mean, factor * constant
 
 # %% ../nbs/core/model.ipynb #3b86f925
-def _read_plain(folder: Path) -> tuple:
+def _read_plain(folder: Path) -> Any:
     "transformers' own model of a folder in float32, and what it says about the keys."
     from transformers import AutoConfig, AutoModelForCausalLM
     config = AutoConfig.from_pretrained(folder, output_attentions=True, trust_remote_code=False)
@@ -321,7 +322,8 @@ def weights_hash(
 
     Of a model from `load_model` that nobody edited: the hash of the files it came from. Otherwise that of its tensors."""
     tensors = _hash_tensors(model)
-    return model.cfg.weights_hash if getattr(model.cfg, "tensors_hash", None) == tensors else tensors
+    as_loaded = getattr(model.cfg, "tensors_hash", None) == tensors
+    return str(getattr(model.cfg, "weights_hash", tensors)) if as_loaded else tensors
 
 # %% ../nbs/core/model.ipynb #a51e0c02
 @guarded
@@ -353,7 +355,7 @@ def taken_from_logits(
     is the one that the model's own code gives. None for a model that somebody else folded, where it is not known."""
     kept = getattr(model, "taken_from_logits", None)
     if kept is not None:
-        return tuple(t.to(model.W_U) for t in kept) # type: ignore[return-value]
+        return tuple(t.to(model.W_U) for t in kept)
     if model.compatibility_mode: return None
     return torch.zeros_like(model.W_U[:, 0]), torch.zeros_like(model.W_U[0, 0])
 
