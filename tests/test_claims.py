@@ -585,3 +585,36 @@ def test_few_prompts_of_the_papers_world(published):
     drawn = [c.id for c in CLAIMS if c.drawn and any(load(n, tmp_path).sizes.get("prompt") == 4 for n in c.needs)]
     assert len(drawn) > 30 and (ledger.status[drawn] == "not evaluated").all()
     assert ledger.status["demo-z"] == ledger.status["pilot-david"] == ledger.status["paper-copy-score"] == "holds"
+
+
+# Near misses: a value moved to just inside its tolerance, and to just outside, by as much as its interval needs
+
+
+LENS_ = {"stage": -1}
+ONE_HEAD = {"layer": 8, "head": 11}
+IO, S2 = {"position": 0}, {"position": 3}
+MISSES = [
+    ("paper-logit-diff", "ioi_logit_lens", "clean", {}, 0.48, 0.65),
+    ("pilot-logit-diff", "mrs_logit_lens", "clean", {}, 0.23, 0.40),
+    ("paper-probability", "ioi_logit_lens", "probability", LENS_, 0.095, 0.105),
+    ("paper-name-mover-attention", "ioi_attention", "attention", IO, 0.095, 0.105),
+    ("paper-s-inhibition-attention", "ioi_attention", "attention", S2, 0.095, 0.105),
+    ("pilot-patching-values", "mrs_patch_z_head", "effect", ONE_HEAD, 0.039, 0.061),
+    ("pilot-resid-values", "mrs_patch_resid_pre_named_position", "effect", {"layer": 5, "position": 1}, 0.095, 0.105),
+    ("demo-resid", "demo_patch_resid_pre_named_position", "effect", {"layer": 5, "position": 1}, 0.018, 0.022),
+    ("demo-ten-heads", "demo_patch_z_head", "effect", {"layer": 9, "head": 9}, 0.018, 0.022),
+    *[(f"demo-{site}", f"demo_patch_{site}_head", "effect", {"layer": 9, "head": 9}, 0.018, 0.022) for site in DEMO_SITES],
+]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("identity, name, var, where, inside, outside", MISSES, ids=[m[0] for m in MISSES])
+def test_a_near_miss_on_either_side(worlds, tmp_path, identity, name, var, where, inside, outside, sign):
+    shown = []
+    for by in (inside, outside):
+        ds = load(name, worlds[True][0])
+        values = ds[var].copy(deep=True)
+        values[where] = values[where] + sign * by
+        save(ds.assign({var: values}), name, tmp_path)
+        shown.append(evaluate(tmp_path, about(identity), n_resamples=199).status[identity])
+    assert shown == ["holds", "does not hold"]
