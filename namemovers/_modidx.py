@@ -1685,6 +1685,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'namemovers.stats.estimate': ('core/stats.html#estimate', 'namemovers/stats.py'),
                                   'namemovers.stats.head_name': ('core/stats.html#head_name', 'namemovers/stats.py'),
                                   'namemovers.stats.heads_in_words': ('core/stats.html#heads_in_words', 'namemovers/stats.py'),
+                                  'namemovers.stats.kv_head_name': ('core/stats.html#kv_head_name', 'namemovers/stats.py'),
                                   'namemovers.stats.normalise': ('core/stats.html#normalise', 'namemovers/stats.py'),
                                   'namemovers.stats.overlap': ('core/stats.html#overlap', 'namemovers/stats.py'),
                                   'namemovers.stats.prompts_needed': ('core/stats.html#prompts_needed', 'namemovers/stats.py'),

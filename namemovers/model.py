@@ -341,11 +341,14 @@ def run_at_end(
     rows, end = torch.arange(len(tokens), device=device), end.to(device)
     # an activation that is the same for all prompts, as of position embeddings, may have one row
     row_at_end = lambda x: x.expand(len(tokens), *x.shape[1:])[rows.to(x.device), end.to(x.device)]
+    def only_end(value, hook): return row_at_end(value)[:, None]
     def keep(name):  # by the name asked for: one hook point can have several
         def hook(value, hook): kept[name] = row_at_end(value)
         return hook
-    logits = model.run_with_hooks(tokens.to(device), fwd_hooks=[*hooks, *((n, keep(n)) for n in names)], return_type="logits")
-    return row_at_end(logits), kept
+    # the unembedding is given END alone: logits of all positions are most of a run's memory, and nobody reads them
+    read = [*hooks, *((n, keep(n)) for n in names), ("unembed.hook_in", only_end)]
+    logits = model.run_with_hooks(tokens.to(device), fwd_hooks=read, return_type="logits")
+    return logits[:, 0], kept
 
 # %% ../nbs/core/model.ipynb #80284132
 def taken_from_logits(
