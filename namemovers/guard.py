@@ -54,7 +54,7 @@ def fingerprint(
     digest = hashlib.sha256(repr(counted).encode())
     for device in sorted({str(t.device) for t in named.values()}):
         here = {n: t for n, t in named.items() if str(t.device) == device}
-        sums = _sums(list(here.values()))
+        with session(torch.device(device).type): sums = _sums(list(here.values()))
         if not sums.isfinite().all(): _check_finite(here)
         digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -160,7 +160,7 @@ def guard(
 
 # %% ../nbs/core/guard.ipynb #7bb179f9
 @contextlib.contextmanager
-def _session(device_type: str):
+def session(device_type: str):
     "Settings of the session that would change numbers, put aside."
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     with contextlib.ExitStack() as stack:
@@ -189,8 +189,9 @@ def _look(model, given: dict):
     "`guard`, with the arguments of a measurement."
     if _inside.get() is not model or model is None: _check_model(model)
     for name, task in _found(given): _check_task(model, task, name)
-    for name in ("clean_tokens", "corrupted_tokens"):
-        if isinstance(given.get(name), torch.Tensor): _check_tokens(model, given[name], name)
+    pairs = given.get("pairs")
+    for name, tokens in (("tokens", given.get("tokens")), ("pairs", getattr(pairs, "clean", None)), ("pairs", getattr(pairs, "corrupted", None))):
+        if isinstance(tokens, torch.Tensor): _check_tokens(model, tokens, name)
 
 # %% ../nbs/core/guard.ipynb #ba82c87d
 _F = TypeVar("_F", bound=Callable)
@@ -212,7 +213,7 @@ def guarded(
         given |= given.pop("how", {}) # further arguments by name
         model = given.get("model", getattr(given.get("self"), "model", None))
         device = str(getattr(getattr(model, "cfg", None), "device", None) or "cpu")
-        with _session(torch.device(device).type):
+        with session(torch.device(device).type):
             if not isinstance(model, (str, Path)): _look(model, given)
             outer = _inside.set(model)
             try: return f(*arguments, **more)

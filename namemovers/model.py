@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 
-from .guard import fingerprint, guarded
+from .guard import fingerprint, guarded, session
 
 # %% ../nbs/core/model.ipynb #bb88eb92
 SHIPPED = ("mini", "mini-unhinted")  # models inside the package, where present
@@ -54,7 +55,8 @@ def _weight_files(folder: Path) -> list[Path]:
     "The safetensors files of a model folder, all shards of them; empty when incomplete."
     if (folder / _WEIGHTS[0]).is_file(): return [folder / _WEIGHTS[0]]
     if not (folder / _WEIGHTS[1]).is_file(): return []
-    shards = sorted(set(json.loads((folder / _WEIGHTS[1]).read_text())["weight_map"].values()))
+    try: shards = sorted(set(json.loads((folder / _WEIGHTS[1]).read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError): return [] # `_complaint` says so
     files = [folder / Path(s).name for s in shards]
     return files if all(f.is_file() for f in files) else []
 
@@ -65,6 +67,15 @@ def _complaint(folder: Path) -> str | None:
         if not isinstance(json.loads((folder / "config.json").read_text()), dict): raise ValueError
     except ValueError:
         return "its config.json is not a JSON object"
+    for file in (*_weight_files(folder), *folder.glob("tokenizer*.json")):
+        try:
+            if file.suffix == ".json": json.loads(file.read_text(encoding="utf-8"))
+            else: safe_open(file, framework="pt").keys()
+        except Exception as e:
+            reason = " ".join(str(e).split())[:100] or type(e).__name__
+            return f"its {file.name} is damaged ({reason}), so that it must be copied or downloaded again"
+    if not _weight_files(folder) and (folder / _WEIGHTS[1]).is_file():
+        return f"its {_WEIGHTS[1]} is no list of safetensors files that are all there, so it has no complete {_WEIGHTS[0]}"
     if not _weight_files(folder):
         pickles = sorted(p.name for g in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(g))
         return f"its weights ({pickles[0]}) are a pickle, which can run code when opened" if pickles else "it has no complete model.safetensors"
@@ -166,6 +177,51 @@ def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     if bias is not None: constant = constant + bias.detach().double() @ mean
     return scale * mean, constant
 
+# %% ../nbs/core/model.ipynb #3b86f925
+def _read_plain(folder: Path) -> tuple:
+    "transformers' own model of a folder in float32, and what it says about the keys."
+    from transformers import AutoConfig, AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(folder, output_attentions=True, trust_remote_code=False)
+    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager", use_safetensors=True,
+                                                trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
+
+#: masks, constants and angles that older files hold, and that transformers makes itself
+_BUFFERS = r"\.(attn|attention|self_attn)\.(masked_)?bias$|\.attention\.masked_bias$|rotary_emb\.inv_freq$"
+
+def _read_tokenizer(folder: Path):
+    from transformers import AutoTokenizer
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+def _some(keys) -> str:
+    "The first of some keys, and how many there are."
+    keys = sorted(k if isinstance(k, str) else k[0] for k in keys)
+    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+
+def _incomplete(plain, found: dict, folder: Path) -> str | None:
+    "What keeps a model from being the one in its files, with the remedy; None where it is."
+    remedy = "save the model whole with save_pretrained, or correct config.json"
+    missing, unexpected, mismatched = (found.get(f"{kind}_keys") or () for kind in ("missing", "unexpected", "mismatched"))
+    unexpected = [k for k in unexpected if not re.search(_BUFFERS, k)]
+    prefix = next((p for p in ("_orig_mod.", "module.", "model._orig_mod.") if unexpected and all(k.startswith(p) for k in unexpected)), None)
+    if prefix: return f"its weights are called {_some(unexpected)}, with {prefix!r} of a wrapper in front; save the model that is inside the wrapper"
+    if mismatched: return f"the shapes of {_some(mismatched)} in its files are not those that config.json asks for; {remedy}"
+    if missing: return f"its files lack {_some(missing)}, which config.json asks for" + (f", and hold {_some(unexpected)}, which it does not" if unexpected else "") + f"; {remedy}"
+    if unexpected: return f"its files hold {_some(unexpected)}, which config.json does not ask for, so that they would be left out; {remedy}"
+    for name, value in plain.named_parameters():
+        if not value.isfinite().all(): return f"its weight {name} holds NaN or infinite numbers; copy or download it again, or train it anew"
+    head = plain.get_output_embeddings()
+    names = [n for n, value in plain.state_dict(keep_vars=True).items() if head is not None and value is head.weight]
+    for file in _weight_files(folder):
+        with safe_open(file, framework="pt") as f:
+            for name in set(names) & set(f.keys()):
+                if not torch.equal(f.get_tensor(name).float(), head.weight.detach().cpu()):
+                    return f"its {name} differs from what config.json makes of it (tie_word_embeddings={plain.config.tie_word_embeddings}); correct config.json"
+    return None
+
+def _cannot(name: str, e: Exception) -> ValueError:
+    reason = " ".join(str(e).split())[:300] or type(e).__name__
+    return ValueError(f"The model {name!r} cannot be loaded: {reason.rstrip('.')}; models that TransformerLens supports in compatibility mode, such as GPT-2's kind, can.")
+
 # %% ../nbs/core/model.ipynb #3afae10f
 def load_model(
     name: str | Path,                          # "mini", "planted", a hub id such as "gpt2", or a folder in Hugging Face format
@@ -184,14 +240,26 @@ def load_model(
     name = str(name)
     device = _device(device)
     folder = model_folder(name, offline)
-    try:
-        with _quiet():
-            model = TransformerBridge.boot_transformers(str(folder), device=device, dtype=torch.float32, trust_remote_code=False)
+    with session(device.type), _quiet():
+        try: _read_tokenizer(folder)
+        except Exception as e:
+            raise ValueError(f"The model {name!r} cannot be loaded: its tokenizer files, such as tokenizer.json, cannot be read "
+                             f"({type(e).__name__}: {' '.join(str(e).split())[:100]}); copy or download them again.") from e
+        try: plain, found = _read_plain(folder)
+        except Exception as e: raise _cannot(name, e) from e
+        if complaint := _incomplete(plain, found, folder): raise ValueError(f"The model {name!r} cannot be loaded: {complaint}.")
+        try:
+            plain = plain.to(device).eval()
+            tokens = torch.arange(1, 25, device=device)[None] * 31 % plain.get_input_embeddings().weight.shape[0]
+            expected = plain(tokens).logits.log_softmax(-1)
+            model = TransformerBridge.boot_transformers(str(folder), hf_model=plain, device=device, dtype=torch.float32, trust_remote_code=False)
             before = _mean_logit(model)
             model.enable_compatibility_mode(disable_warnings=True)
-    except Exception as e:
-        reason = " ".join(str(e).split())[:300] or type(e).__name__
-        raise ValueError(f"The model {name!r} cannot be loaded: {reason.rstrip('.')}; models that TransformerLens supports in compatibility mode, such as GPT-2's kind, can.") from e
+            gap = float((model.eval()(tokens).log_softmax(-1) - expected).abs().max())
+        except Exception as e: raise _cannot(name, e) from e
+    if not gap <= 1e-3 * max(1, float(expected.abs().max()) / 10):
+        raise ValueError(f"The model {name!r} cannot be measured: as TransformerLens runs it, log-probabilities differ by up to {gap:.2g} from those of "
+                         "transformers' own model, so that every number would be of another model; use one that TransformerLens gets right.")
     model.eval().requires_grad_(False)
     model.cfg.model_name = name if not Path(name).expanduser().is_dir() else Path(name).expanduser().resolve().name
     model.cfg.weights_hash, model.cfg.tensors_hash = _hash_files(_weight_files(folder)), _hash_tensors(model)
@@ -266,6 +334,17 @@ def taken_from_logits(
         return tuple(t.to(model.W_U) for t in kept) # type: ignore[return-value]
     if model.compatibility_mode: return None
     return torch.zeros_like(model.W_U[:, 0]), torch.zeros_like(model.W_U[0, 0])
+
+# %% ../nbs/core/model.ipynb #4e529b74
+def biases(
+    model: TransformerBridge, # as from `load_model`
+    name: str,                # "b_V" or "b_O"
+) -> torch.Tensor:            # of all layers: [layer, key-value head, d_head] or [layer, d_model]
+    "The biases of attention's values or output; zeros where a model has none."
+    own = [getattr(block.attn, name, None) for block in model.blocks]
+    if all(b is not None for b in own): return getattr(model, name)
+    like = model.W_V[:, :, 0] if name == "b_V" else model.W_O[:, 0, 0]
+    return torch.stack([torch.zeros_like(z) if b is None else b for b, z in zip(own, like)])
 
 # %% ../nbs/core/model.ipynb #a51e0c03
 def answer_direction(
