@@ -592,7 +592,7 @@ def test_edges_have_the_same_curve(tiny, unequal):
     np.testing.assert_allclose(ds.logit_diff.sel(ranking="EAP", share=0.1), own.logit_diff.sel(circuit="top"), atol=2e-5)
     np.testing.assert_allclose(ds.model, own.clean, atol=2e-5)
     np.testing.assert_allclose(ds.empty, own.ablated, atol=2e-5)
-    assert edge_ranking(scores, signed=True)[-1] == str(scores.edge.values[np.argmin(scores.effect.mean("prompt").values)])
+    assert edge_ranking(scores, signed=True)[-1] == str(scores.edge.values[np.argmax(scores.logit_diff.mean("prompt").values)])
 
 
 def test_curves_as_mib_runs_them(tiny, unequal):
