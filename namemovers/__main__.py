@@ -277,7 +277,10 @@ def patch(
     study = f"{task.upper()} on {s.model}, {len(chosen)} prompts, corruption {chosen.corruption}"
     typer.echo(f"{study}: {metric} {runs}")
     verb = "Restored" if direction == "denoise" else "Lost"
-    _print(f"{verb} by patching {site}", _rows(ds["effect"], "prompt", top, head), "effect")
+    if ds["effect"].notnull().any():
+        _print(f"{verb} by patching {site}", _rows(ds["effect"], "prompt", top, head), "effect")
+    else: # the runs may not differ, so there is no share of their distance
+        _print(f"The patched run, {site}", _rows(ds[metric], "prompt", top, head), metric)
     _save(ds, out)
 
 # %% ../nbs/core/cli.ipynb #4d6a0123
