@@ -11,6 +11,7 @@ import signal
 if __name__ == "__main__" and __spec__:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while this imports ends it at once, without a traceback
 
+# %% ../nbs/core/cli.ipynb #6a0d44b1
 import importlib
 import os
 import re

@@ -305,7 +305,7 @@ BAD_TEMPLATES = {
     "empty placeholder": (dict(template="{} left"), "empty placeholder"),
     "a place as placeholder": (dict(template="{A.1} left {B}"), r"template: \{A.1\} cannot name a position"),
     "END as placeholder": (dict(template="{END} left {B}"), r"template: \{END\} cannot name a position"),
-    "n": (dict(n=0), "n: 0 prompts"),
+    "n": (dict(n=0), "n: 0 is no such number"),
     "seed": (dict(seed=-1), "seed: -1"),
     "subjects": (dict(subjects=["Z"]), r"subjects: the template has no placeholder \{Z\}"),
     "no space before a word": (dict(template="({A} met {B}). {B} called", words=dict(A=CUES[:3], B=CUES[3:9])), r"words\['A'\]: '\w+' is not one token where .* puts it; put a space before the placeholder"),
@@ -341,7 +341,7 @@ def test_every_measurement(tiny):
         assert list(patch(tiny, task, site, "named_position").position.values) == list(task.positions)
     for site in HEAD_SITES:
         exact, estimated = patch(tiny, task, site, "head"), attribute(tiny, task, site, "head")
-        assert exact.effect.sizes == estimated.effect.sizes and np.isfinite(exact.effect).all()
+        assert exact.effect.sizes == estimated.effect.sizes and np.isfinite(exact.logit_diff).all()
         slow = patch(tiny, task, site, "head", engine="hooks")
         np.testing.assert_allclose(exact.logit_diff, slow.logit_diff, atol=1e-4)
     lens, direct, looks = logit_lens(tiny, task), head_attribution(tiny, task), attention(tiny, task)
@@ -469,7 +469,7 @@ def test_study_goes_on_after_an_interruption(tiny, tmp_path, counted, monkeypatc
 
 
 def test_what_cannot_be_measured_is_left_out(tiny, monkeypatch):
-    monkeypatch.setattr(task_study.engine, "why_not", lambda model: "it has wheels")
+    monkeypatch.setattr(task_study, "why_not", lambda model, length: "it has wheels")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that patching falls back on hooks
         found = study(Task.from_pairs(CLEAN, CORRUPTED, (" the", " a"), tiny), tiny, progress=False)
