@@ -350,7 +350,8 @@ def test_every_measurement(tiny):
     paths = path_patch(tiny, task)
     assert paths.effect.sizes == {"layer": 3, "head": 4, "prompt": 5}
     whole = patch_sets(tiny, task, {"all": [("resid_pre", Cell(0))], "none": []})
-    np.testing.assert_allclose(whole.effect.sel(set="all") - whole.effect.sel(set="none"), (lens.clean - lens.corrupted) / float((lens.clean - lens.corrupted).mean()), atol=1e-3)
+    moved = whole.logit_diff.sel(set="all") - whole.logit_diff.sel(set="none")
+    np.testing.assert_allclose(moved, lens.clean - lens.corrupted, atol=1e-4)
     copies, projection = task_copy_scores(tiny, task), name_projection(tiny, task, n_resamples=20)
     assert list(copies["name"].values) == list(projection["name"].values) == ["A", "B.1", "B.2"] == subject_positions(task)
     assert name_ids(tiny.tokenizer, task)[:, 0].tolist() == task.correct.tolist() and name_ids(tiny.tokenizer, task)[:, 2].tolist() == task.wrong.tolist()
@@ -481,7 +482,8 @@ def test_what_cannot_be_measured_is_left_out(tiny, monkeypatch):
 def test_one_prompt_and_a_corruption_that_does_nothing(tiny):
     """No interval, no test; and an effect that is not defined. Neither may break the table, the figures or the sentences."""
     one = study(make(tiny, n=1), tiny, progress=False)
-    assert "*" not in "".join(one.summary().astype(str).values.ravel()) and len(one.figures()) == len(one) and "none significantly" in one.read()
+    by_prompt = one.summary().drop(columns="names copied (share)")  # names there are many of
+    assert "*" not in "".join(by_prompt.astype(str).values.ravel()) and len(one.figures()) == len(one) and "no head of 12 can be called significant" in one.read()
     task = make(tiny, n=3)
     same = study(task.__class__(**{**task.__dict__, "corrupted_tokens": task.clean_tokens}), tiny, progress=False)
     assert same["patch_z_head"].effect.isnull().all() and (same.summary()["patching (effect)"] == "").all() and len(same.figures()) == len(same) and same.read()
