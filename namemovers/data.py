@@ -414,7 +414,7 @@ class Task:
     def answer(self, i: int = 0, wrong: bool = False) -> str:
         "The right (or wrong) answer to prompt `i` as text, with its leading space."
         (i,) = selected("i", whole("i", i), len(self))
-        return token_as_text(self.tokenizer, (self.wrong if wrong else self.correct)[i])
+        return token_as_text(self.tokenizer, int((self.wrong if wrong else self.correct)[i]))
 
     def subset(self, index) -> Task:
         "The task of some of its prompts: an index, a slice, a list of indices, or a mask with True or False for each prompt."

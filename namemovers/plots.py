@@ -180,7 +180,7 @@ def heatmap(
     s = s.transpose(rows, cols)
     z = s["mean"].values.astype(float)
     y_names, x_names = _labels(s, rows), _labels(s, cols, labels)
-    named = {("layer", "head"): head_name, ("layer", "kv_head"): kv_head_name}.get((rows, cols))
+    named = {("layer", "head"): head_name, ("layer", "kv_head"): kv_head_name}.get((str(rows), str(cols)))
     text = [[_hover(s.isel({rows: i, cols: j}), {}, named(int(y_names[i]), int(x_names[j])) if named else f"{rows} {y_names[i]}, {x_names[j]}") for j in range(z.shape[1])] for i in range(z.shape[0])]
     marks = np.where(s["significant"].values.astype(bool), "•", "")
     top = limit or (np.nanmax(np.abs(z)) if np.isfinite(z).any() else 1) or 1

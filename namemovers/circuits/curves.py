@@ -8,6 +8,7 @@ __all__ = ['SHARES', 'ENOUGH', 'faithfulness', 'random_circuits', 'curve', 'trad
 
 # %% ../../nbs/core/circuits/curves.ipynb #6f19474d
 import itertools
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -38,7 +39,7 @@ def faithfulness(
     Intervals are those of `summarise`, over prompts: circuit, model and empty circuit vary together. None for one or
     two prompts. That of the gap is the interval of F(M) - F(C) without its sign, from 0 on where it holds 0. A share
     is NaN, with a warning that says why, where what it is a share of may be zero (`normalise`)."""
-    values, how = ds[ds.attrs["metric"]], dict(confidence=confidence, n_resamples=n_resamples, seed=seed)
+    values, how = ds[ds.attrs["metric"]], dict[str, Any](confidence=confidence, n_resamples=n_resamples, seed=seed)
     gap = summarise(ds.model - values, **how)
     inside, ends = (gap.low <= 0) & (gap.high >= 0), (abs(gap.low), abs(gap.high))
     low, high = xr.where(inside, 0., np.minimum(*ends)), np.maximum(*ends)
@@ -155,14 +156,14 @@ def area(
     (`area_name`)."""
     by, shares, n = _by_ranking(ds), ds.share.values, ds.sizes["prompt"]
     moved = (by - ds.empty).reduce(np.trapezoid, "share", x=shares) # [ranking, prompt]: the integral is of what moved
-    how = dict(confidence=confidence, n_resamples=n_resamples, seed=seed)
+    how = dict[str, Any](confidence=confidence, n_resamples=n_resamples, seed=seed)
     cpr = summarise(normalise(moved, ds.model - ds.empty), **how)
     known, cmd = bool(cpr["mean"].notnull().any()), []
     for name in by.ranking.values:
         v = ds.random if name == "random" else ds[ds.attrs["metric"]].sel(ranking=[name])
         f = _far_from_one(v.values, ds.model.values, ds.empty.values, shares)
         cmd.append((float(f(np.arange(n))), *_bootstrap(f, n, **how)) if known else (np.nan,) * 3)
-    parts = [[cpr[k].values for k in ("mean", "low", "high")], np.array(cmd).T]
+    parts: list = [[cpr[k].values for k in ("mean", "low", "high")], np.array(cmd).T]
     cube = np.stack(parts, -1) # [value, low, high; ranking; area]
     return xr.Dataset({k: (("ranking", "area"), v) for k, v in zip(("value", "low", "high"), cube)},
                       coords={"ranking": by.ranking.values, "area": ["CPR", "CMD"]},
