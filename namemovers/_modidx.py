@@ -215,6 +215,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'namemovers/circuits/edge_estimates.py'),
                                                     'namemovers.circuits.edge_estimates.attribute_edges': ( 'core/circuits/edge_estimates.html#attribute_edges',
                                                                                                             'namemovers/circuits/edge_estimates.py'),
+                                                    'namemovers.circuits.edge_estimates.edge_strengths': ( 'core/circuits/edge_estimates.html#edge_strengths',
+                                                                                                           'namemovers/circuits/edge_estimates.py'),
                                                     'namemovers.circuits.edge_estimates.top_edges': ( 'core/circuits/edge_estimates.html#top_edges',
                                                                                                       'namemovers/circuits/edge_estimates.py')},
             'namemovers.circuits.edge_graph': { 'namemovers.circuits.edge_graph.Edge': ( 'core/circuits/edge_graph.html#edge',

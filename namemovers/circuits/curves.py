@@ -16,6 +16,7 @@ from scipy import stats
 
 from ..activation_patching import which_logit
 from .ablation import in_words
+from .edge_estimates import edge_strengths
 from .edge_graph import connected, graph
 from .edges import run_edges
 from .node_runs import Ablated
@@ -244,12 +245,11 @@ def edge_ranking(
     signed: bool = False,  # by the effect itself; False: by its absolute value
 ) -> list[str]:            # labels of all edges, the most important first
     """Edges by what they do: by effect; or, of ACDC, those it kept and then those it cut, each by how much worse the
-    metric was when they were tried."""
+    metric was when they were tried. Raises ValueError where no edge has an effect to rank by."""
     if "rise" in scores: # tested edges with their rise; the others were never read by anything
         rise = dict(zip(scores.tested.values.tolist(), scores.rise.values))
         size = np.array([rise.get(e, -np.inf) for e in scores.edge.values.tolist()])
         order = np.lexsort((-size, ~scores.circuit.values.astype(bool)))
     else:
-        mean = scores.effect.mean("prompt").values
-        order = np.argsort(-np.nan_to_num(mean if signed else np.abs(mean), nan=-np.inf), kind="stable")
+        order = np.argsort(-edge_strengths(scores.effect, signed), kind="stable")
     return [str(e) for e in scores.edge.values[order]]
