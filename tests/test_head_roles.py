@@ -142,8 +142,10 @@ def test_a_fixed_distance_is_no_induction_head(built):
         patterns=pattern_scores(built, periods=(5, 7, 11), n=14),
         copies=copy_scores(built, ["Mary", "John", "Tom"], n=9),
     )
-    assert found.role.sel(layer=0, head=0).item() == "previous token"
-    assert found.confidence.sel(layer=0, head=0).item() == "clear"
+    previous = found.sel(layer=0, head=0)
+    # its pattern is plain, but the runs of this model do not differ: no effect is known, so nothing is clear
+    assert previous.role.item() == "previous token" and previous.confidence.item() == "likely"
+    assert np.isnan(found.effect).all() and found.attrs["untested"]
     assert found.role.sel(layer=0, head=1).item() == "none"
 
 

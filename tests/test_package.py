@@ -4,6 +4,7 @@ promises."""
 import ast
 import importlib
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -154,7 +155,8 @@ def test_what_an_extra_is_for_is_named_where_it_is_missing(missing, call, extra,
     shutil.copytree(
         ROOT / "nbs" / "core", tmp_path / "nbs", ignore=lambda folder, names: [n for n in names if n != "stats.ipynb"]
     )
-    done = python(f"import sys; sys.modules[{missing!r}] = None\n{call}", cwd=tmp_path)
+    beside = {**os.environ, "PYTHONPATH": str(ROOT)}  # press stands in the clone, not in the wheel
+    done = python(f"import sys; sys.modules[{missing!r}] = None\n{call}", cwd=tmp_path, env=beside)
     assert done.returncode
     assert missing in done.stderr.splitlines()[-1]
     assert re.search(rf"ImportError: .*pip install 'namemovers\[[a-z,]*{extra}\]'", done.stderr.splitlines()[-1])
