@@ -433,7 +433,11 @@ def test_correlation_interval_covers():
     shift = rng.normal(size=(cells, 1, n))
     x, y = (xr.DataArray(shift + rng.normal(size=(cells, 4, n)), dims=("cell", "name", "prompt")) for _ in range(2))
     s = correlation(x, y, over="name", n_resamples=400)  # population correlation: 0.5
-    assert 0.88 <= float(((s.low < 0.5) & (0.5 < s.high)).mean()) <= 0.99
+    middle, half = (s.low + s.high) / 2, (s.high - s.low) / 2
+    least, most = (sp.binom.ppf(q, cells, level) for q, level in ((0.01, 0.93), (0.99, 0.96)))
+    held = {width: int((abs(middle - 0.5) < width * half).sum()) for width in (0.75, 1, 1.4)}
+    assert least <= held[1] <= most
+    assert held[0.75] < least and held[1.4] > most, held  # so that narrower and wider ones are noticed
     expected = sp.pearsonr(x.values[3].ravel(), y.values[3].ravel()).statistic
     assert s.correlation.values[3] == pytest.approx(expected)
     xr.testing.assert_allclose(correlation(x.transpose("prompt", "cell", "name"), y, over=["name"], n_resamples=400), s)
