@@ -91,9 +91,8 @@ def slow(model, tokens, ablated, weight):  # noqa: F811
 
     def at(where, value, what):  # the activation `what` of a run whose activation `where` is `value`
         seen = {}
-        hooks = [(name, lambda t, hook, v=v: v) for name, v in zip(where, value)] + [
-            (what, lambda t, hook: seen.update(x=t.clone()))
-        ]
+        hooks = [(name, lambda t, hook, v=v: v) for name, v in zip(where, value)]
+        hooks.append((what, lambda t, hook: seen.update(x=t.clone())))
         seen["logits"] = model.run_with_hooks(tokens, fwd_hooks=hooks)
         return seen
 

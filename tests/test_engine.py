@@ -408,8 +408,8 @@ def rms(x):
 
 
 def what_rounding_does(model, arguments):
-    """How far bfloat16 moves the answers of the runs left alone: TransformerLens in float32, with every weight and every
-    activation at a hook point rounded."""
+    """How far bfloat16 moves the answers of the runs left alone: TransformerLens in float32, with every weight and
+    every activation at a hook point rounded."""
     clean, corrupted, read_at, correct, wrong = arguments
     rows = torch.arange(len(clean))
     rounds = [(lambda name: name.startswith("blocks.") and ".hook_" in name and "scale" not in name, rounded)]

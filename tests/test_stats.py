@@ -153,7 +153,10 @@ def test_what_cannot_be_called_is_untested():
         assert s.attrs["prompts_needed"] == prompts_needed(12) == 9
         assert (untested(s) is not None) == few and bool(s.significant.any()) != few
         if few:
-            head = f"untested: with {n} prompt{'s' if n > 1 else ''} no head of 12 can be called significant; the test needs at least 9"
+            head = (
+                f"untested: with {n} prompt{'s' if n > 1 else ''} no head of 12 can be called significant; "
+                f"the test needs at least 9"
+            )
             assert untested(s) == heads_in_words(s) == heads_in_words(s, sign=-1) == differ_in_words(s) == head
         else:
             assert s.significant[1, 2] and s.significant[2, 0]
@@ -320,9 +323,9 @@ def made_up_studies(real, studies=80, heads=40, prompts=12, size=1.2, together=0
     scatter."""
     rng = np.random.default_rng(seed)
     truth = np.arange(heads) < real
-    noise = (1 - together) ** 0.5 * rng.normal(size=(studies, heads, prompts)) + together**0.5 * rng.normal(
-        size=(studies, 1, prompts)
-    )
+    own = rng.normal(size=(studies, heads, prompts))
+    shared = rng.normal(size=(studies, 1, prompts))
+    noise = (1 - together) ** 0.5 * own + together**0.5 * shared
     return xr.DataArray(noise + size * truth[:, None], dims=("study", "head", "prompt")), truth
 
 
