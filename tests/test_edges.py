@@ -439,8 +439,8 @@ def test_the_gradient_is_that_of_finite_differences(model, ablation):  # noqa: F
 
 
 def gradient_at_an_input(model, tokens, embedded, receiver, component, read):  # noqa: F811
-    """The slope of `read(logits)` along what one input of the model reads, in TransformerLens's run from these embeddings,
-    by autograd: [prompt, position, d_model]."""
+    """The slope of `read(logits)` along what one input of the model reads, by autograd in TransformerLens's run from
+    these embeddings: [prompt, position, d_model]."""
     nudge = torch.zeros_like(embedded, requires_grad=True)
     start = [("blocks.0.hook_resid_pre", lambda t, hook: embedded)]
     add = lambda t, hook: t + nudge
@@ -449,8 +449,9 @@ def gradient_at_an_input(model, tokens, embedded, receiver, component, read):  #
         if receiver == "logits":
             logits = model.run_with_hooks(tokens, fwd_hooks=[*start, (last, add)])
         else:
-            layer, head = (int(part) for part in (receiver.replace("MLP ", "L") + "H-1").removeprefix("L").split("H")[:2])
-            mlp, before = head < 0, f"blocks.{layer}.hook_resid_pre"
+            mlp = receiver.startswith("MLP")
+            layer, head = (int(receiver.split()[1]), None) if mlp else map(int, receiver[1:].split("H"))
+            before = f"blocks.{layer}.hook_resid_pre"
             reads = f"blocks.{layer}.hook_resid_mid" if mlp and not model.cfg.parallel_attn_mlp else before
             gives = f"blocks.{layer}.hook_mlp_out" if mlp else f"blocks.{layer}.attn.hook_{component}"
             seen = []
@@ -469,10 +470,16 @@ def gradient_at_an_input(model, tokens, embedded, receiver, component, read):  #
 
 
 @pytest.mark.filterwarnings("ignore:No effect can be given")
-@pytest.mark.parametrize("ablation, direction, steps", [
-    *((a, "noise", 1) for a in ABLATIONS), *((a, "noise", 3) for a in ("resample", "mean", "zero")), ("resample", "denoise", 2)])
+@pytest.mark.parametrize(
+    "ablation, direction, steps",
+    [
+        *((a, "noise", 1) for a in ABLATIONS),
+        *((a, "noise", 3) for a in ("resample", "mean", "zero")),
+        ("resample", "denoise", 2),
+    ],
+)
 def test_every_estimate_is_difference_times_gradient(model, ablation, direction, steps):  # noqa: F811
-    """EAP, and EAP-IG at the middles of its steps between the embeddings, all edges, by autograd through TransformerLens."""
+    """EAP, and EAP-IG at the middles of its steps between the embeddings: all edges, by autograd."""
     task, g = a_task(model, n=3), graph(model)
     estimate = attribute_edges(model, task, steps, ablation, direction)
     own = estimate.clean if direction == "noise" else estimate.corrupted
@@ -492,7 +499,8 @@ def test_every_estimate_is_difference_times_gradient(model, ablation, direction,
         x = here["embed"] + way * (there["embed"] - here["embed"])
         for at in inputs:
             slopes[at] = slopes[at] + gradient_at_an_input(model, tokens, x, *at, read) / steps
-    wanted = np.stack([((there[e.sender] - here[e.sender]) * slopes[e.receiver, e.component]).sum((1, 2)) for e in g.edges])
+    change = {sender: there[sender] - here[sender] for sender in g.senders}
+    wanted = np.stack([(change[e.sender] * slopes[e.receiver, e.component]).sum((1, 2)) for e in g.edges])
     size = abs(wanted).max()
     assert size > 0.05 and found.shape == wanted.shape
     np.testing.assert_allclose(found, wanted, atol=1e-4 * max(1, size), rtol=1e-3)
