@@ -33,7 +33,8 @@ class Plan:
         path = {p.with_suffix("").as_posix(): p for p in self.notebooks}
         for name in (*entries, *(need for entry in entries.values() for need in entry.get("needs", ()))):
             if name not in path:
-                raise ValueError(f"{self.file} names {name!r}, but there is no such notebook; mend its name or remove it.")
+                wrong = f"{self.file} names {name!r}, but there is no such notebook"
+                raise ValueError(f"{wrong}; mend its name or remove it.")
         self.study = [path[name] for name in parts["study"]] if "study" in parts else list(self.notebooks)
         self.needs = {p: frozenset[Path]() for p in self.notebooks}
         self.needs |= {path[n]: frozenset(path[need] for need in e.get("needs", ())) for n, e in entries.items()}
@@ -72,7 +73,8 @@ class Plan:
         inside = {*self.study, *self.keeps}
         for path in self.study:
             if outside := sorted(self.needs[path] - inside):
-                raise ValueError(f"{self.file}: {path} needs {outside[0]}, which the study does not run; name it in [study].")
+                wrong = f"{self.file}: {path} needs {outside[0]}, which the study does not run"
+                raise ValueError(f"{wrong}; name it in [study].")
 
     def before(self, path: Path) -> frozenset[Path]:
         """All that a notebook waits for, directly or by way of others."""
@@ -105,7 +107,7 @@ class Plan:
         workers: int,  # so many at once
         seconds: dict[Path, float] | None = None,  # how long they took the last time, where that is known
     ) -> None:
-        """Run notebooks, each as soon as those that it waits for have ended: of what is ready, the longest way first."""
+        """Run notebooks, each as soon as what it waits for has ended: of what is ready, the longest way first."""
         paths = list(paths)
         behind = self.behind(paths, seconds)
         order = TopologicalSorter({p: self.before(p) & behind.keys() for p in paths})

@@ -160,7 +160,8 @@ class _Study:
                 if of == path or of in self.plan.before(path):
                     continue
                 _stamp(self.copies / path, records[path]._replace(inputs=""))
-                said = f"{path} reads {name}, which {of} saves; name {of.with_suffix('')} in its needs in {self.plan.file}"
+                remedy = f"name {of.with_suffix('')} in its needs in {self.plan.file}"
+                said = f"{path} reads {name}, which {of} saves; {remedy}"
                 self.failures.append(NotebookError(said))
 
     async def run(self, path: Path) -> None:
@@ -250,7 +251,8 @@ def run(
 ) -> list[NotebookError]:  # the failures
     """Execute the notebooks of the study. Copies with outputs go to `results/<model>/notebooks/`.
 
-    The others do not depend on the model, the tasks or the settings: what they show is committed. A failing notebook keeps from running only those that read what it saves; its older results are set aside.
+    The others do not depend on the model, the tasks or the settings: what they show is committed. A failing notebook
+    keeps from running only those that read what it saves; its older results are set aside.
     Raises ValueError when a setting is wrong or another study of this model is running, OSError where nothing can be
     written, and ImportError without nbclient.
     """

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 SAVES = """
 import numpy as np, xarray as xr
 from namemovers.results import save
-save(xr.Dataset({{"x": ("prompt", np.arange(3.0) + {value})}}, attrs=dict(model="tiny", task="mrs", n=3, seed=0, corruption="switch_subjects")), {name!r})
+about = dict(model="tiny", task="mrs", n=3, seed=0, corruption="switch_subjects")
+save(xr.Dataset({{"x": ("prompt", np.arange(3.0) + {value})}}, attrs=about), {name!r})
 """
 READS = "from namemovers.results import load\nprint(float(load({name!r}).x.sum()))"
 
@@ -68,13 +69,15 @@ def times(plan, workers, seconds, paths=None):
 
 
 def test_a_notebook_waits_for_what_it_needs_and_no_longer(tmp_path):
-    plan = planned(tmp_path, '[study]\na = 1'.replace("a = 1", '"nbs/a" = {}\n"nbs/long" = {}\n"nbs/b" = {needs = ["nbs/a"]}\n"nbs/c" = {needs = ["nbs/b"]}\n'), "a", "long", "b", "c")
+    text = '[study]\n"nbs/a" = {}\n"nbs/long" = {}\n"nbs/b" = {needs = ["nbs/a"]}\n"nbs/c" = {needs = ["nbs/b"]}\n'
+    plan = planned(tmp_path, text, "a", "long", "b", "c")
     log = times(plan, 2, dict(a=1, long=10, b=1, c=1))
     assert log == dict(a=(0, 1), b=(1, 2), c=(2, 3), long=(0, 10))
 
 
 def test_the_longest_way_first(tmp_path):
-    text = '[study]\n"nbs/a" = {seconds = 1}\n"nbs/b" = {seconds = 2}\n"nbs/c" = {seconds = 1}\n"nbs/d" = {seconds = 5, needs = ["nbs/c"]}\n'
+    text = '[study]\n"nbs/a" = {seconds = 1}\n"nbs/b" = {seconds = 2}\n"nbs/c" = {seconds = 1}\n'
+    text += '"nbs/d" = {seconds = 5, needs = ["nbs/c"]}\n'
     plan = planned(tmp_path, text, "a", "b", "c", "d")
     log = times(plan, 1, dict(a=1, b=2, c=1, d=5))
     assert sorted(log, key=log.get) == ["c", "d", "b", "a"]
@@ -82,7 +85,8 @@ def test_the_longest_way_first(tmp_path):
 
 
 def test_what_is_left_out_of_a_run_still_orders_it(tmp_path):
-    plan = planned(tmp_path, '[study]\n"nbs/a" = {}\n"nbs/b" = {needs = ["nbs/a"]}\n"nbs/c" = {needs = ["nbs/b"]}\n', "a", "b", "c")
+    text = '[study]\n"nbs/a" = {}\n"nbs/b" = {needs = ["nbs/a"]}\n"nbs/c" = {needs = ["nbs/b"]}\n'
+    plan = planned(tmp_path, text, "a", "b", "c")
     a, b, c = plan.study
     assert plan.before(c) == {a, b} and plan.before(a) == set()
     log = times(plan, 2, dict(a=1, c=1), [c, a])
@@ -148,7 +152,8 @@ def root(tmp_path, tiny_folder, monkeypatch):
 def ran(capsys, root, **kw):
     capsys.readouterr()
     failures = [str(f) for f in runner.run(root, **kw)]
-    lines = [line.split("] ", 1)[1].split(None, 1) for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    lines = [line.split("] ", 1)[1].split(None, 1) for line in said]
     return {name.removeprefix("nbs/") for name, what in lines if what[0].isdigit()}, failures
 
 
@@ -181,7 +186,11 @@ def test_reading_without_waiting_fails(root, capsys):
 
 def test_pages_of_the_study_are_its_own_and_the_others_committed(root, capsys, tmp_path, monkeypatch):
     built = []
-    monkeypatch.setattr("press.website.build", lambda folder, out, root: built.append({p.relative_to(folder).as_posix(): p.resolve() for p in folder.rglob("*.ipynb")}))
+
+    def build(folder, out, root):
+        built.append({p.relative_to(folder).as_posix(): p.resolve() for p in folder.rglob("*.ipynb")})
+
+    monkeypatch.setattr("press.website.build", build)
     committed = {f"nbs/{n}.ipynb": root / f"nbs/{n}.ipynb" for n in ("00_step", "claims", "known", "core/page")}
     copies = {name: root / "results/tiny/notebooks" / name for name in committed}
     processes.build_site(root)
@@ -194,7 +203,8 @@ def test_pages_of_the_study_are_its_own_and_the_others_committed(root, capsys, t
     copies["nbs/claims.ipynb"].unlink()
     processes.build_site(root)
     now = built.pop()
-    assert now["nbs/core/page.ipynb"] == committed["nbs/core/page.ipynb"] and now["nbs/00_step.ipynb"] == copies["nbs/00_step.ipynb"]
+    assert now["nbs/core/page.ipynb"] == committed["nbs/core/page.ipynb"]
+    assert now["nbs/00_step.ipynb"] == copies["nbs/00_step.ipynb"]
     assert "nbs/claims.ipynb" not in now, "no page of another model takes the place of one that did not run"
 
 

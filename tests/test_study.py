@@ -52,7 +52,8 @@ def copies(root):
 
 
 def test_which_notebooks_there_are(tmp_path):
-    for name in ("ioi_nbs/00_data", "nbs/index", "nbs/00_data", "nbs/core/model", "nbs/_draft", "nbs/.ipynb_checkpoints/a"):
+    hidden = ("nbs/_draft", "nbs/.ipynb_checkpoints/a")
+    for name in ("ioi_nbs/00_data", "nbs/index", "nbs/00_data", "nbs/core/model", *hidden):
         write(tmp_path / f"{name}.ipynb", "1")
     found = [p.with_suffix("").as_posix() for p in notebooks.notebooks(tmp_path)]
     assert found == ["nbs/00_data", "nbs/core/model", "nbs/index", "ioi_nbs/00_data"]
@@ -121,7 +122,8 @@ def test_a_failing_notebook(root, copies, capsys):
 
 def test_resumes(root, capsys, monkeypatch):
     mark = "open('../ran', 'a').write('{0} ')"
-    (root / "study.toml").write_text('[study]\n"nbs/00_a" = {}\n"nbs/core/b" = {}\n"ioi_nbs/00_c" = {}\n"nbs/index" = {needs = ["ioi_nbs/00_c"]}\n')
+    first = '[study]\n"nbs/00_a" = {}\n"nbs/core/b" = {}\n"ioi_nbs/00_c" = {}\n'
+    (root / "study.toml").write_text(first + '"nbs/index" = {needs = ["ioi_nbs/00_c"]}\n')
     for name in ("nbs/00_a", "nbs/core/b", "ioi_nbs/00_c", "nbs/index"):
         write(root / f"{name}.ipynb", mark.format(name) if "core" not in name else "1")
     ran = lambda: sorted((root / "ran").read_text().split()) if (root / "ran").exists() else []
