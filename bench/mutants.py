@@ -25,14 +25,16 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 
+#: tests that take long and look at many modules at once
+LONG = (
+    "search_finds or in_distribution or enters_a_circuit or interval_covers or gpt2_shape or shape_of_gpt2 or memory"
+    " or planted_edges or held_out"
+)
 #: module -> the tests that belong to it, and which of them (as pytest's -k says)
 TESTS = {
-    "attribution_patching": (
-        "test_attribution_patching.py test_engine.py",
-        "attribut or gradient or screen or integrated or estimates",
-    ),
+    "attribution_patching": ("test_attribution_patching.py", ""),
     "circuits.ablation": ("test_circuits.py", ""),
-    "circuits.curves": ("test_circuits.py", ""),
+    "circuits.curves": ("test_circuits.py", "curve or areas or random or mib or faithful or bad_input or size"),
     "circuits.edge_estimates": (
         "test_edges.py",
         "gradient or finite or integrated or top_edges or estimates or bad_input",
@@ -40,7 +42,7 @@ TESTS = {
     "circuits.edge_graph": ("test_edges.py", "graph or connected or top_edges or path_patched or kept or bad_input"),
     "circuits.node_runs": ("test_circuits.py", ""),
     "circuits.scores": ("test_circuits.py", ""),
-    "compare": ("test_compare.py test_claims.py test_study_truth.py test_results.py", "not mini and not gpt2_like"),
+    "compare": ("test_compare.py test_study_truth.py", "compare or study or table or one_study or heads"),
     "copy_scores": ("test_copy_scores.py", ""),
     "head_attribution": ("test_head_attribution.py", ""),
     "head_roles": ("test_head_roles.py", ""),
@@ -308,7 +310,7 @@ def run_module(module, some, seed, logs):
     path, name = ROOT / "namemovers" / f"{module.replace('.', '/')}.py", f"namemovers.{module}"
     files, chosen = TESTS[module]
     arguments = [str(ROOT / "tests" / file) for file in files.split() if (ROOT / "tests" / file).is_file()]
-    arguments += ["-k", chosen] if chosen else []
+    arguments += ["--durations=10", "-k", f"({chosen or 'test'}) and not ({LONG})"]
     status, took = run_tests(arguments, logs / f"{module}.whole", 900)
     if status != 0:
         print(f"{module}: its tests fail as they are, see {logs / module}.whole", flush=True)
