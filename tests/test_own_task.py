@@ -305,7 +305,7 @@ BAD_TEMPLATES = {
     "empty placeholder": (dict(template="{} left"), "empty placeholder"),
     "a place as placeholder": (dict(template="{A.1} left {B}"), r"template: \{A.1\} cannot name a position"),
     "END as placeholder": (dict(template="{END} left {B}"), r"template: \{END\} cannot name a position"),
-    "n": (dict(n=0), "n: 0 prompts"),
+    "n": (dict(n=0), "n: 0 is no such number; give a whole number of at least 1"),
     "seed": (dict(seed=-1), "seed: -1"),
     "subjects": (dict(subjects=["Z"]), r"subjects: the template has no placeholder \{Z\}"),
     "no space before a word": (dict(template="({A} met {B}). {B} called", words=dict(A=CUES[:3], B=CUES[3:9])), r"words\['A'\]: '\w+' is not one token where .* puts it; put a space before the placeholder"),
