@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformer_lens.utilities import get_act_name
 
+from .arguments import checked
 from . import engine as fast
 from .model import logit_difference, run_at_end, taken_from_logits, weights_hash
 from .results import provenance
@@ -47,6 +48,7 @@ class Cell(NamedTuple):
     position: torch.Tensor | None = None # one position per prompt [prompt]; for `pattern` the query's
 
 # %% ../nbs/02_activation_patching.ipynb #b717ce87
+@checked
 def cells(
     model,              # a `TransformerBridge`
     task,               # the task whose positions are meant
@@ -106,6 +108,7 @@ def which_logit(model, metric) -> dict:
     return {"logit": "the model's own" if taken_from_logits(model) else "less the mean over the vocabulary"}
 
 # %% ../nbs/02_activation_patching.ipynb #d64e4da5
+@checked
 def hook_point(
     site: str,  # as in `patch`
     layer: int, # counted from 0
@@ -134,6 +137,7 @@ def _bytes_per_row(cfg, length):
     return 4 * (length * stream + 3 * cfg.n_heads * length**2)
 
 # %% ../nbs/02_activation_patching.ipynb #14d992ee
+@checked
 def unreached(
     model,         # a `TransformerBridge` in evaluation mode
     site: str,     # as in `patch`
@@ -385,6 +389,7 @@ def _finite(values, metric):
     return values
 
 # %% ../nbs/02_activation_patching.ipynb #a1d2b4da
+@checked
 def patch(
     model,                         # a `TransformerBridge` in evaluation mode, from `load_model`
     task,                          # a `Task`: clean and corrupted prompts, answers, named positions

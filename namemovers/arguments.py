@@ -11,7 +11,7 @@ import os
 import re
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +42,7 @@ def whole(
     most: int | None = None,  # the largest
 ) -> int: # as Python's own
     "A whole number. True and 2.0 are none."
+    if getattr(value, "shape", None) == () and hasattr(value, "item") and not isinstance(value, np.generic): value = value.item()
     integer = isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
     if integer and (least is None or value >= least) and (most is None or value <= most): return int(value)
     least_said = f" of at least {least}" if least is not None else ""
@@ -58,9 +59,8 @@ def number(
     most: float = np.inf,   # it must be at most this
 ) -> float: # as Python's own
     "A real number, not NaN, within its limits."
+    if getattr(value, "shape", None) == () and hasattr(value, "item") and not isinstance(value, np.generic): value = value.item()
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not real and getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return number(name, value.item(), above, below, least, most)
     inside = real and least <= value <= most and (above == -np.inf or value > above) and (below == np.inf or value < below)
     if inside: return float(value)
     limits = [f"above {above:g}"] * (above > -np.inf) + [f"below {below:g}"] * (below < np.inf)
@@ -107,7 +107,7 @@ def listed(
     "Several things in their order. A generator is used up here, once."
     ordered = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
     if ordered and getattr(value, "shape", None) != (): return list(value)
-    raise ValueError(f"{name}: {short(value)} is no list; give a list of {what}.")
+    raise ValueError(f"{name}: {short(value)} is no list of {what}; give one.")
 
 # %% ../nbs/core/arguments.ipynb #1142954c
 def mapping(
@@ -215,12 +215,76 @@ def _of_class(names, said):
     return check
 
 # %% ../nbs/core/arguments.ipynb #fd86661c
+def a_result(
+    *variables: str, # what it must hold
+    dims: tuple = (), # dimensions that it must have
+    by_name: bool = False, # whether it may be a dict name -> result as well
+) -> Callable: # the check
+    "A check that a value is a Dataset (or, without variables, a DataArray too) with what a function reads of it."
+    def check(name: str, value: Any) -> Any:
+        kinds = {c.__name__ for c in type(value).__mro__} & {"Dataset", "DataArray"}
+        if by_name and not kinds and isinstance(value, Mapping) and value:
+            for one in value.values(): check(name, one)
+            return value
+        if not kinds or variables and "Dataset" not in kinds:
+            wanted = "an xarray.Dataset" if variables else "an xarray.Dataset or DataArray"
+            raise ValueError(f"{name}: {short(value)} is no result; give {wanted}.")
+        lacking = [v for v in variables if v not in value] + [d for d in dims if d not in value.dims]
+        if lacking: raise ValueError(f"{name}: this result has no {lacking[0]!r}; give one from the function that measures it.")
+        return value
+    return check
+
 def _path(name, value):
     "A path that can be one: a text or a `Path`, without a null character."
-    if isinstance(value, (str, os.PathLike)) and str(value) and "\0" not in str(value) and len(str(value)) < 4096: return value
+    if isinstance(value, (str, os.PathLike)) and str(value) and "\0" not in str(value) and max(map(len, str(value).split(os.sep))) < 256: return value
     raise ValueError(f"{name}: {short(value)} is no path; give a str or a pathlib.Path.")
 
 # %% ../nbs/core/arguments.ipynb #c639efe4
+def _option(name, value):
+    "A word of a few that a function knows and says; none of them is long."
+    if isinstance(value, str) and len(value) <= 100 and "\n" not in value: return value
+    raise ValueError(f"{name}: {short(value)} is unknown; give one of the words that the documentation lists.")
+
+def _words(name, value):
+    "A word or several."
+    if isinstance(value, str): return _option(name, value)
+    return [_option(name, v) for v in listed(name, value, "words")]
+
+def _texts(name, value):
+    "A text or several, of any length."
+    return value if isinstance(value, str) else [word(name, v) for v in listed(name, value, "texts")]
+
+def _several(name, value):
+    "A list of anything but arrays within arrays, or a word that stands for one."
+    if isinstance(value, str): return _option(name, value)
+    if getattr(value, "ndim", 1) > 1 or type(value).__name__ == "Dataset": raise ValueError(f"{name}: {short(value)} is no list of values; give one.")
+    return [v.item() if getattr(v, "shape", None) == () and hasattr(v, "item") else v for v in listed(name, value)]
+
+def _pairs(name, value):
+    "Heads as (layer, head), each two whole numbers."
+    for pair in (value := listed(name, value, "(layer, head) pairs")):
+        if isinstance(pair, (str, Mapping, set)) or not hasattr(pair, "__len__") or len(pair) != 2: raise ValueError(f"{name}: {short(pair)} is no (layer, head); give pairs such as (9, 6).")
+    return [tuple(whole(name, v, least=0) for v in pair) for pair in value]
+
+def _counts(name, value):
+    "A whole number or several, each at least 0."
+    if getattr(value, "ndim", 0) > 0: value = np.asarray(value).tolist()
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return whole(name, value, least=0)
+    if isinstance(value, range): return value
+    found = [whole(name, v, least=0) for v in listed(name, value, "whole numbers")]
+    if not found: raise ValueError(f"{name}: [] holds no number; give at least one.")
+    return tuple(found)
+
+def _labels(name, value):
+    "Texts, or anything with a text, in their order."
+    return list(np.asarray(value)) if hasattr(value, "coords") and value.ndim == 1 else listed(name, value, "labels")
+
+def _table(name, value):
+    "A dict, whose keys are texts."
+    if type(value).__name__ == "Dataset": raise ValueError(f"{name}: {short(value)} is no dict; give a dict name -> value.")
+    if bad := [k for k in mapping(name, value) if not isinstance(k, str)]: raise ValueError(f"{name}: the key {short(bad[0])} is no text; give a dict name -> value.")
+    return dict(value)
+
 def _callable(name, value):
     if callable(value): return value
     raise ValueError(f"{name}: {short(value)} cannot be called; give a function.")
@@ -242,6 +306,16 @@ _NAMES: dict = {
     **{name: (functools.partial(whole, least=1), {"int"})
        for name in ("n", "n_resamples", "steps", "batch_size", "memory_budget", "memory", "draws", "top", "width", "depth", "n_reference", "max_batch", "dpi")},
     **{name: (functools.partial(whole, least=0), {"int"}) for name in ("k", "random", "greedy", "digits", "layer", "head")},
+    **{name: (_option, {"str"}) for name in ("site", "by", "direction", "metric", "engine", "dtype", "ablation", "method", "order", "what", "dim", "corruption",
+                                             "cue", "cue_subject", "descriptions", "subject", "var", "name")},
+    **{name: (_words, {""}) for name in ("family", "over", "subjects", "after", "component", "queries")},
+    **{name: (_several, {"", "list"}) for name in ("senders", "receivers", "neurons")},
+    **{name: (_pairs, {"list"}) for name in ("heads", "name_movers")},
+    **{name: (_counts, {""}) for name in ("k", "sizes", "periods", "offsets")},
+    **{name: (_labels, {""}) for name in ("labels", "tokens")},
+    **{name: (_table, {"dict"}) for name in ("sets", "circuits", "families", "words", "positions")},
+    "names": (lambda name, value: value if isinstance(value, Mapping) else _texts(name, value), {""}),
+    "prompts": (_texts, {""}),
     "tolerance": (functools.partial(number, least=0), {"float"}), "limit": (functools.partial(number, above=0), {"float"}),
 }
 
@@ -260,7 +334,7 @@ def _check_of(parameter):
     none = "None" in kinds or parameter.default is None
     kinds -= {"None"}
     check, beside = _NAMES.get(parameter.name, (None, set()))
-    checks = [check] if check and kinds & beside else [_TYPES[k] for k in sorted(kinds) if k in _TYPES] if kinds <= set(_TYPES) else []
+    checks = [check] if check and kinds and kinds <= beside else [_TYPES[k] for k in sorted(kinds) if k in _TYPES] if kinds <= set(_TYPES) else []
     if not checks or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD): return None
     if "Path" in kinds: checks = [_path]
     if kinds > {"float"} and "int" in kinds: checks = [c for c in checks if c is not whole]
@@ -275,20 +349,26 @@ def _check_of(parameter):
     return run
 
 # %% ../nbs/core/arguments.ipynb #2bc662d4
-_F = TypeVar("_F", bound=Callable[..., Any])
+_F = typing.TypeVar("_F", bound=Callable[..., Any])
 
+@typing.overload
+def checked(function: _F) -> _F: ...
+@typing.overload
+def checked(function: None = None, **own: Callable) -> Callable[[_F], _F]: ...
 def checked(
-    function: _F, # with documented parameters
-) -> _F: # the same, which begins by checking them
+    function: Any = None, # with documented parameters; left out where a parameter has a check of its own
+    **own: Callable,      # parameter -> its check, called with name and value
+) -> Any: # the same, which begins by checking them
     """Check arguments by their names and types before a function runs: a model is a model, `n` a whole number of at least 1.
 
     A list may be any ordered collection or a generator, and arrives as a list. Raises `ValueError`."""
+    if function is None: return lambda f: checked(f, **own)
     signature = inspect.signature(function)
-    checks = {name: check for name, p in signature.parameters.items() if (check := _check_of(p))}
+    checks = {name: check for name, p in signature.parameters.items() if (check := own.get(name) or _check_of(p))}
     @functools.wraps(function)
     def inner(*arguments: Any, **more: Any) -> Any:
         given = signature.bind(*arguments, **more)
         for name in given.arguments.keys() & checks: given.arguments[name] = checks[name](name, given.arguments[name])
         return function(*given.args, **given.kwargs)
     inner.checked = True # type: ignore[attr-defined]
-    return typing.cast(_F, inner)
+    return inner

@@ -9,6 +9,7 @@ __all__ = ['run_attribution', 'attribute', 'patch_screened']
 import torch
 import xarray as xr
 
+from .arguments import checked
 from .activation_patching import Cell, _label, cells, check_patch, effect, which_logit
 from .engine import STREAM_SITES, Reader, alike, embed, exactly, forward, ready, run_fast, run_sets, two_runs
 from .results import provenance
@@ -75,6 +76,7 @@ def run_attribution(
     return out.cpu()
 
 # %% ../nbs/core/attribution_patching.ipynb #c1c63884
+@checked
 def attribute(
     model,                       # a `TransformerBridge` in evaluation mode
     task,                        # a `Task`
@@ -103,6 +105,7 @@ def attribute(
     return ds
 
 # %% ../nbs/core/attribution_patching.ipynb #483f8f36
+@checked
 def patch_screened(
     model,                       # this and what has no other comment: as in `patch`
     task,                        # as in `patch`

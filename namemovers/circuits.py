@@ -26,6 +26,7 @@ import xarray as xr
 from scipy import stats
 from tqdm.auto import tqdm
 
+from .arguments import checked
 from .data import CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, NAMES, OBJECTS, PLACES, TITLES, Task, ioi_task, mrs_task, name_token
 from . import edges as edges_module
 from . import plots
@@ -48,6 +49,7 @@ class Node(NamedTuple):
     position: str    # a named position of the task, or "other"
     def __str__(self): return f"{f'MLP{self.layer}' if self.head is None else head_name(self.layer, self.head)}@{self.position}"
 
+@checked
 def node(
     name: str, # such as "L9H6@END" or "MLP3@END"
 ) -> Node:
@@ -57,12 +59,14 @@ def node(
     layer, head, mlp, position = found.groups()
     return Node(int(mlp), None, position) if mlp else Node(int(layer), int(head), position)
 
+@checked
 def positions_of(
     task, # a `Task`
 ) -> list[str]:
     "The positions that nodes of a task can have: those it names, then `other`."
     return [*task.positions, OTHER]
 
+@checked
 def nodes(
     model,              # a `TransformerBridge`
     task,               # a `Task`
@@ -72,6 +76,7 @@ def nodes(
     heads = [*range(model.cfg.n_heads), *([None] if mlps else [])]
     return [Node(*at) for at in itertools.product(range(model.cfg.n_layers), heads, positions_of(task))]
 
+@checked
 def everywhere(
     heads, # (layer, head) pairs, or nodes
     task,  # a `Task`
@@ -79,6 +84,7 @@ def everywhere(
     "The heads at all positions of a task. It takes a circuit to a task with other positions."
     return frozenset(Node(h[0], h[1], p) for h in heads for p in positions_of(task))
 
+@checked
 def heads_of(
     circuit, # nodes
 ) -> list[tuple[int, int]]:
@@ -112,6 +118,7 @@ def _masks(circuits, task, n_layers, n_heads, mlps):
 ABLATIONS = ("mean", "resample", "random", "zero") # what a node outside the circuit gives
 REFERENCE = {"ioi": "abc", "mrs": "other_cue"} # the corruption whose corrupted prompts are the reference
 
+@checked
 def reference_task(
     task,                    # an IOI or MRS `Task` of shipped templates, or of templates written out
     n: int = 200,            # prompts
@@ -192,6 +199,7 @@ def _lists_of(task, word):
     rows = torch.arange(len(task))
     return [names.union(*({word(t) for t in task.corrupted_tokens[rows, task.positions[p]].tolist()} for p in task.subjects or ()))]
 
+@checked
 def foreign_positions(
     task,       # a `Task`: its clean prompts are run
     reference,  # a `Task`: what its corrupted prompts give takes the place of what is ablated
@@ -379,6 +387,7 @@ class Ablated:
         return layer, int(name[self.owner[prompts]].any(0).int().argmax())
 
 # %% ../nbs/07_circuits.ipynb #911b1c2d
+@checked
 def run_circuits(
     model,                      # a `TransformerBridge` that the fast engine is right about
     task,                       # a `Task`
@@ -411,6 +420,7 @@ def _dataset(run, circuits, **about):
     ds.attrs = run.attrs | {"measurement": "circuits"} | about
     return ds
 
+@checked
 def circuit_of(
     ds: xr.Dataset,            # with `member` over `node`
     name: str | None = None,   # which circuit, where there are several
@@ -445,6 +455,7 @@ def _intervals(rows, dims, n, confidence, n_resamples, seed, attrs):
                       attrs=attrs | {"confidence": confidence, "n_resamples": n_resamples})
 
 # %% ../nbs/07_circuits.ipynb #f0227f6b
+@checked
 def faithfulness(
     ds: xr.Dataset,            # from `run_circuits`
     confidence: float = 0.95,  # of the interval
@@ -470,6 +481,7 @@ def faithfulness(
 # %% ../nbs/07_circuits.ipynb #2814dad2
 METHODS = ("gates", "patching", "knockout", "larger") # of scoring a node
 
+@checked
 def score_nodes(
     model,                  # as in `run_circuits`
     task,                   # a `Task`
@@ -532,6 +544,7 @@ def _by_larger(run, steps): return _larger(_by_gates(run, steps), _by_knockout(r
 
 def _larger(gates, knockout): return np.where(np.abs(gates.mean(1, keepdims=True)) > np.abs(knockout.mean(1, keepdims=True)), gates, knockout)
 
+@checked
 def larger(
     gates: xr.Dataset,    # from `score_nodes`
     knockout: xr.Dataset, # from `score_nodes`, of the same nodes and prompts
@@ -540,6 +553,7 @@ def larger(
     if not gates.score.coords.equals(knockout.score.coords): raise ValueError("gates and knockout must be scores of the same nodes and prompts, in one order")
     return gates.assign(score=(("node", "prompt"), _larger(gates.score.values, knockout.score.values))).assign_attrs(method="larger")
 
+@checked
 def ranking(
     scores: xr.Dataset,    # from `score_nodes`, `grow` or `prune`
     signed: bool = False,  # the most helpful first, the most harmful last; False: by absolute value
@@ -550,6 +564,7 @@ def ranking(
     return [node(str(scores.node.values[i])) for i in np.argsort(-(mean if signed else np.abs(mean)), kind="stable")]
 
 # %% ../nbs/07_circuits.ipynb #41355945
+@checked
 def prune(
     model,                         # as in `run_circuits`
     task,                          # the prompts to search on; report on others
@@ -593,6 +608,7 @@ def prune(
             size = max(1, size // 2)
     return _found(run, kept[::-1] + removed[::-1], len(kept), path, "pruning", tolerance)
 
+@checked
 def grow(
     model,                         # as in `run_circuits`
     task,                          # the prompts to search on; report on others
@@ -643,6 +659,7 @@ def _found(run, order, size, path, what, tolerance, **about):
 # %% ../nbs/07_circuits.ipynb #298acdb3
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) # MIB's grid: shares of all nodes (or edges)
 
+@checked
 def random_circuits(
     universe,      # all nodes, or edges
     size: int,     # of each circuit
@@ -655,6 +672,7 @@ def random_circuits(
     rng = np.random.default_rng(seed)
     return {f"random {i}": frozenset(universe[j] for j in rng.choice(len(universe), size, replace=False)) for i in range(n)}
 
+@checked
 def curve(
     model,               # as in `run_circuits`
     task,                # the prompts to report on, not those the rankings come from
@@ -692,6 +710,7 @@ def curve(
 def _curves(ds): # {name: per-prompt metric [draw, share, prompt]}: rankings have one draw
     return {**{str(r): ds[ds.attrs["metric"]].sel(ranking=r).values[None] for r in ds.ranking.values}, **({"random": ds.random.values} if ds.sizes["draw"] else {})}
 
+@checked
 def trade_off(
     ds: xr.Dataset,           # from `curve`
     confidence: float = 0.95, # of the interval
@@ -706,6 +725,7 @@ def trade_off(
         found[name] = one.rename(value="mean").assign_attrs(variable="normalised faithfulness").assign_coords(label=("share", [f"{100 * s:g} %" for s in ds.share.values]))
     return found
 
+@checked
 def area(
     ds: xr.Dataset,           # from `curve`
     confidence: float = 0.95, # of the interval
@@ -743,6 +763,7 @@ def _pair(model, task, search, how):
     return run, run if search is None else Ablated(model, search, **how)
 
 # %% ../nbs/07_circuits.ipynb #10c7f268
+@checked
 def completeness(
     model,                    # as in `run_circuits`
     task,                     # the prompts to report on
@@ -787,6 +808,7 @@ def completeness(
     ds.attrs = run.attrs | {"measurement": "completeness", "sets_seed": seed, "greedy_steps": steps, "greedy_width": width, "sets_found_on": "other prompts" if search is not None else "the same prompts"}
     return ds
 
+@checked
 def minimality(
     model,                    # as in `run_circuits`
     task,                     # the prompts to report on
@@ -837,6 +859,7 @@ def published_circuit() -> dict: # {role: nodes}
     "The 26 heads of the IOI circuit of GPT-2 small, each where its role acts (Wang et al. 2022); their union is the circuit."
     return {role: frozenset(Node(l, h, IOI_ACTS_AT[role]) for l, h in heads) for role, heads in IOI_HEADS.items()}
 
+@checked
 def overlap(
     a,        # nodes, heads or edges: anything that can be in a set
     b,        # the same
@@ -872,6 +895,7 @@ class AblatedEdges:
         if self.prune: circuits = [edges_module.connected(self.graph, c).values for c in circuits]
         return edges_module.run_edges(self.model, self.task, circuits, progress=False, **self.how)[self.metric].values
 
+@checked
 def edge_ranking(
     scores: xr.Dataset,    # from `edges.attribute_edges`, `edges.ablate_edges` or `edges.acdc`
     signed: bool = False,  # by the effect itself; False: by its absolute value
@@ -886,6 +910,7 @@ def edge_ranking(
         order = np.argsort(-np.nan_to_num(mean if signed else np.abs(mean), nan=-np.inf), kind="stable")
     return [str(e) for e in scores.edge.values[order]]
 
+@checked
 def least_faithful(
     ds: xr.Dataset,          # from `curve`, on the prompts of the search
     name: str,               # of the ranking
@@ -898,6 +923,7 @@ def least_faithful(
     return int(ds["size"].values[far[-1] + 1 if len(far) else 0])
 
 # %% ../nbs/07_circuits.ipynb #710e7637
+@checked
 def held_out(
     make,               # `ioi_task` or `mrs_task`
     tokenizer,          # a Hugging Face tokenizer
@@ -917,6 +943,7 @@ def held_out(
     return tuple((t, reference_task(t, n_reference, t.seed + 2, half)) for t, half in ((found, names[::2]), (report, names[1::2])))
 
 # %% ../nbs/07_circuits.ipynb #994711b0
+@checked
 def cross_task(
     model,           # as in `run_circuits`
     heads: dict,     # {task: (layer, head) pairs}: the heads of its circuit
@@ -947,6 +974,7 @@ def cross_task(
     ds.attrs |= {"measurement": "circuits across tasks", "task": ", ".join(tasks), "random_seed": seed}
     return ds
 
+@checked
 def search_again(
     make,                    # `ioi_task` or `mrs_task`
     model,                   # as in `run_circuits`

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from .arguments import checked
 from .activation_patching import handover, patch
 from .circuits import faithfulness
 from .compare import is_gpt2_small
@@ -98,6 +99,7 @@ def _verdict(holds, figure, s=None):
     value = next(v for v in ("mean", "correlation", "rho", "value") if v in s)
     return Verdict(bool(holds), figure, *(float(s[v]) for v in (value, "low", "high")))
 
+@checked
 def near(
     get: Callable,    # f(Results) -> the summary of one cell, or a number
     expected: float,  # the published number
@@ -111,6 +113,7 @@ def near(
         return _verdict(abs(float(s["mean"] if isinstance(s, xr.Dataset) else s) - expected) <= tolerance, f"{what} {estimate(s, digits)}; published {expected:g}, tolerance {tolerance:g}".strip(), s)
     return test
 
+@checked
 def bounded(
     get: Callable,            # f(Results) -> the summary of one cell, or a number
     at_least: float = -np.inf, # the lower bound
@@ -125,6 +128,7 @@ def bounded(
         return _verdict(at_least <= value <= at_most, f"{what} {estimate(s)}; asked: {asked}".strip(), s)
     return test
 
+@checked
 def first(
     get: Callable, # f(Results) -> summary [layer, head]
     heads: list,   # of (layer, head)
@@ -138,6 +142,7 @@ def first(
         return Verdict(set(best) == set(heads) and sure, f"first {len(heads)}: {heads_in_words(s, best)}" + ("" if set(best) == set(heads) else f"; claimed: {heads_in_words(s, heads)}"))
     return test
 
+@checked
 def each(
     get: Callable,            # f(Results) -> summary [layer, head]
     heads: list,               # of (layer, head)
@@ -154,6 +159,7 @@ def each(
         return _verdict(holds, heads_in_words(s, heads) + f"; asked of each: {f'at least {at_least:g}' if np.isfinite(at_least) else f'at most {at_most:g}'}" + (", significant" if significant else ""), least)
     return test
 
+@checked
 def agrees(
     get: Callable,      # f(Results) -> per-prompt or mean values [layer, head] or [layer, position]
     grid: Callable,     # f() -> the published grid
@@ -205,6 +211,7 @@ def _mean_of(get, heads, var="mean"):
     "The mean over heads of a per-prompt variable: f(Results) -> summary of one cell."
     return lambda r: summarise(xr.concat([get(r).sel(layer=l, head=h) for l, h in heads], dim="heads").mean("heads"))
 
+@checked
 def writers(
     r: Results,     # of one model
     task: str,      # "mrs" or "ioi"
@@ -249,6 +256,7 @@ _DEMO = [("When {} and {} went to the shops, {} gave the bag to", "John", "Mary"
          ("When {} and {} went to the shops, {} gave an apple to", "Dan", "Sid", 1), ("After {} and {} went to the park, {} gave a drink to", "Martin", "Amy", 1)]
 DEMO_SITES = ("z", "q", "k", "v", "pattern") # whose effects the demo prints
 
+@checked
 def demo_task(
     tokenizer, # a Hugging Face tokenizer, or a model that has one
 ) -> Task:     # of eight prompts, IOI, S2 swapped
@@ -267,6 +275,7 @@ def demo_task(
     corrupted = [clean[i ^ 1] for i in range(len(clean))]
     return Task.from_pairs(clean, corrupted, answers, tokenizer, positions=places, name="ioi", corruption="switch_s2")
 
+@checked
 def measure_published(
     model,            # TransformerBridge
     task: Task | None = None, # in place of the demo's eight prompts
@@ -636,6 +645,7 @@ def evaluate(
                      "figure": v.figure, "value": float(v.value), "low": float(v.low), "high": float(v.high), "page": c.page})
     return pd.DataFrame(rows).set_index("id")
 
+@checked
 def counts(
     ledger: pd.DataFrame, # from `evaluate`
 ) -> pd.DataFrame:        # a row a source and model, a column a status

@@ -9,6 +9,7 @@ __all__ = ['TASKS', 'MEASURES', 'evidence', 'headline', 'tasks_in_words', 'head_
 import pandas as pd
 import xarray as xr
 
+from .arguments import checked
 from .published import is_gpt2_small  # noqa: F401  # pages import it from here
 from .results import load
 from .stats import estimate, head_name, heads_in_words, overlap, rank_correlation, summarise, top_heads
@@ -19,6 +20,7 @@ TASKS = ("mrs", "ioi")
 #: measure -> (result, its variable)
 MEASURES = {"attribution": ("head_attribution", "attribution"), "patching": ("patch_z_head", "effect")}
 
+@checked
 def evidence(
     folder=None, # where the results are; those of the model in the settings by default
 ) -> xr.Dataset:
@@ -37,6 +39,7 @@ def evidence(
     return found.assign_attrs(attrs)
 
 # %% ../nbs/core/compare.ipynb #e164b03c
+@checked
 def headline(
     folder=None, # where the results are; those of the model in the settings by default
     k: int = 3,  # heads a method
@@ -56,6 +59,7 @@ def headline(
     return pd.DataFrame(rows)
 
 # %% ../nbs/core/compare.ipynb #6b69cf42
+@checked
 def tasks_in_words(
     found: xr.Dataset, # from `evidence`
     measure: str,      # one of `MEASURES`
@@ -76,6 +80,7 @@ def tasks_in_words(
             f"{len(common) or 'none'} {'is' if len(common) == 1 else 'are'} the same" + (f": {', '.join(common)}." if common else "."))
 
 # %% ../nbs/core/compare.ipynb #cbf7cd24
+@checked
 def head_table(
     found: xr.Dataset, # from `evidence`
     copies: xr.Dataset | None = None, # from `copy_scores`, to add a column

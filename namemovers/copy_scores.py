@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from .arguments import checked
 from .data import NAMES, ioi_task, name_token, word_ids
 from .head_attribution import name_ids, subject_positions
 from .model import run_at_end
@@ -75,6 +76,7 @@ def _names_in_context(tokenizer, names, n, seed):
     return task.clean_tokens, at, torch.from_numpy(who)
 
 
+@checked
 def shipped_names(
     tokenizer, # a Hugging Face tokenizer
 ) -> list: # of `namemovers.data.NAMES`, those that are one token for it
@@ -82,6 +84,7 @@ def shipped_names(
     return [n for n, ids in zip(NAMES, word_ids(tokenizer, NAMES)) if len(ids) == 1]
 
 
+@checked
 def copy_scores(
     model, # TransformerBridge in compatibility mode, from `load_model`
     names=None, # list of first names, each one token with its leading space; `shipped_names` if not given
@@ -124,6 +127,7 @@ def copy_scores(
         attrs=provenance(model, measurement="copy_scores", n=len(which), top=top, seed=seed))
 
 # %% ../nbs/04_copy_scores.ipynb #96377f05
+@checked
 @torch.no_grad()
 def task_copy_scores(
     model, # TransformerBridge in compatibility mode

@@ -19,6 +19,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from .arguments import checked
 from .activation_patching import METRICS, effect
 from .engine import MAX_ROWS, Reader, Run, Weights, alike, attention, check, embed, exactly, forward, mlp, norm, ready, rotate, two_runs
 from .results import provenance
@@ -82,6 +83,7 @@ class Graph:
 
     def __len__(self): return len(self.input_of)
 
+    @checked
     def mask(
         self,
         edges, # edges, labels or numbers; or a mask [edge]
@@ -103,6 +105,7 @@ class Graph:
             out[number] = True
         return out
 
+    @checked
     def dense(
         self,
         circuits: np.ndarray, # bool [..., edge]
@@ -112,10 +115,12 @@ class Graph:
         out[..., self.input_of, self.sender_of] = circuits
         return out
 
+    @checked
     def label(self, circuit) -> xr.DataArray: # bool [edge], with names
         "A `circuit`, as for `Graph.mask`, as a labelled array."
         return xr.DataArray(self.mask(circuit), dims="edge", coords=self.coords, name="circuit")
 
+@checked
 def graph(
     of, # a model; a result of this module; or any array over all edges
 ) -> Graph:
@@ -148,6 +153,7 @@ def _fed(g, used): # [input, sender] -> [sender]: to whom there is a path from t
         reach[s + H] = (used[i + 3 * H] & reach).any()
     return reach
 
+@checked
 def connected(
     g: Graph, # of the model
     circuit, # as for `Graph.mask`
@@ -158,6 +164,7 @@ def connected(
     to_logits = np.append(_useful(g, used), True)
     return g.label(mask & _fed(g, used)[g.sender_of] & to_logits[g.owner[g.input_of]])
 
+@checked
 def nodes(
     g: Graph, # of the model
     circuit, # as for `Graph.mask`
@@ -452,6 +459,7 @@ def _dataset(job, model, task, values, alone, axis, coords, metric, reference, *
 
 def _bar(total, desc, progress, unit="run"): return tqdm(total=total, desc=desc, unit=unit, disable=not (sys.stderr.isatty() if progress is None else progress))
 
+@checked
 def run_edges(
     model,                        # a `TransformerBridge` that the fast engine is right about
     task,                         # a `Task`
@@ -485,6 +493,7 @@ def run_edges(
     with _bar(masks.shape[0] * len(task), "circuits", progress) as bar: values, alone = _circuits(job, lambda i: masks[i], 2 * sizes > len(g), memory_budget, bar.update)
     return _dataset(job, model, task, values, alone, "circuit", {"circuit": list(named), "n_edges": ("circuit", sizes)}, metric, reference, measurement="circuits of edges")
 
+@checked
 def ablate_edges(
     model,                        # this and what has no other comment: as in `run_edges`
     task,                         # a `Task`
@@ -573,6 +582,7 @@ def _attribution(job, steps, memory_budget, progress):
         out[:, s.prompts] = job.alone[0 if job.direction == "noise" else 1, s.prompts] - total[:, *pairs].T
     return out.cpu(), job.alone.cpu()
 
+@checked
 def attribute_edges(
     model,                        # this and what has no other comment: as in `run_edges`
     task,                         # a `Task`
@@ -600,6 +610,7 @@ def attribute_edges(
                     steps=steps, approximation="first order" if steps == 1 else f"integrated gradients in {steps} steps")
 
 # %% ../nbs/core/edges.ipynb #e6d2fdb3
+@checked
 def top_edges(
     attribution,            # of `attribute_edges` or `ablate_edges`, all edges; or scores [edge], or [edge, prompt]
     k: int,                 # how many
@@ -689,6 +700,7 @@ _STEP = {"edge": "tested", "rise": "rise", "cut": "was_cut", "value": "value", "
 _HISTORY = {"edge": object, "rise": float, "cut": bool, "value": float, "left": int}
 _SAME = ("weights_hash", "task", "n", "seed", "corruption", "threshold", "metric", "ablation", "reference", "order")
 
+@checked
 def acdc(
     model,                        # a `TransformerBridge` that the fast engine is right about
     task,                         # a `Task`

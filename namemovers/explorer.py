@@ -30,6 +30,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from .arguments import checked
 from . import engine as fast
 from .activation_patching import BY, DIRECTIONS, HEAD_SITES, METRICS, STREAM_SITES, cells, check_patch, effect, pick_engine
 from .copy_scores import _names_in_context, _ranks, shipped_names
@@ -395,6 +396,7 @@ HEAD_FIELDS = (*PROMPT_FIELDS, "head") # as above
 
 def _part(state, names): return {k: v for k, v in state.to_dict().items() if k in names}
 
+@checked
 def depends(
     state: ExplorerState,
 ) -> tuple: # names of fields
@@ -885,6 +887,7 @@ def _running_loop():
     except RuntimeError: return None
 
 # %% ../nbs/explorer.ipynb #bc56669d
+@checked
 def explore(
     model,             # a `TransformerBridge` from `load_model`, or a name for it
     task=None,         # a `Task`, or a list of them, whose prompts can be chosen; by default MRS and IOI
@@ -910,6 +913,7 @@ class _Page:
     def _repr_html_(self): return self.text
     def __repr__(self): return f"An explorer without a kernel ({len(self.text) / 1e3:.0f} kB)"
 
+@checked
 def saved_prompts(
     session: Session, # whose tasks
     each: int = 1,    # prompts of each task
@@ -961,6 +965,7 @@ def _packed(value):
     packed = put(value)
     return [packed, parts]
 
+@checked
 def snapshot(
     session: Session,                           # that answers
     prompts: list[ExplorerState] | None = None, # states whose prompts are kept; by default one of each task

@@ -20,6 +20,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from .arguments import checked
 from .activation_patching import Cell, patch
 from .copy_scores import copy_scores
 from .data import CUES, NAMES, Task, name_token, word_ids
@@ -43,6 +44,7 @@ def _repeated_rows(vocabulary, special, bos, period, offsets, generator):
         rows.append(torch.cat([torch.tensor([bos]), before, block, block, after]))
     return torch.stack(rows)
 
+@checked
 @torch.no_grad()
 def pattern_scores(
     model, # TransformerBridge
@@ -97,6 +99,7 @@ def pattern_scores(
                       attrs=provenance(model, measurement="pattern_scores", n=n, seed=seed))
 
 # %% ../nbs/06_head_roles.ipynb #49ae802d
+@checked
 def worst_period(
     scores: xr.DataArray, # of `pattern_scores`, [layer, head, period, sequence]
 ) -> xr.Dataset: # summary [layer, head]; the coordinate `period` says which it is
@@ -136,6 +139,7 @@ def _places(task):
         if (at >= 0).all(): places["cue_word before"] = at
     return places
 
+@checked
 def attention_scores(
     model, # TransformerBridge
     task, # Task
@@ -197,6 +201,7 @@ def _as(tokenizer, token, at):
     "A name's token as it stands at position `at`: the first token of a text has no space."
     return name_token(tokenizer, tokenizer.decode([int(token)]).strip(), start=int(at) == 1)
 
+@checked
 def signal_tasks(
     task, # Task: mrs or ioi
 ) -> dict: # variant -> Task whose corrupted prompts are that variant; the keys of `SIGNALS` but "clean"
@@ -231,6 +236,7 @@ def signal_tasks(
     text = lambda rows: [tok.decode(r[1:n]) for r, n in zip(rows, task.lengths.tolist())]
     return {name: replace(task, corrupted_tokens=rows, corrupted=text(rows), corruption=name) for name, rows in made.items()}
 
+@checked
 def other_cue(
     task, # Task: mrs
 ) -> Task: # its corrupted prompts are the clean ones with another cue word in the source
@@ -256,6 +262,7 @@ def _heads_of(model, heads, name):
             raise ValueError(f"{name}: the model has no head ({l}, {h}), only {model.cfg.n_layers} layers of {model.cfg.n_heads}; give others.")
     return heads
 
+@checked
 def s_inhibition(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: what its corruption changes is what is sent
@@ -278,6 +285,7 @@ def s_inhibition(
     return ds.assign_attrs(measurement="s_inhibition")
 
 # %% ../nbs/06_head_roles.ipynb #aaf67b37
+@checked
 def signals(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -335,6 +343,7 @@ def signals(
     return ds if together else ds.assign_coords(layer=np.arange(L), head=np.arange(H))
 
 # %% ../nbs/06_head_roles.ipynb #a2e227a2
+@checked
 @torch.no_grad()
 def backup(
     model, # TransformerBridge that the fast engine is right about
@@ -463,6 +472,7 @@ def _role_levels(found, thresholds):
         levels.append(np.min(parts, 0) if asked and len(measured) == len(asked) else np.zeros(found.value.shape[1:], int))
     return np.stack(levels)
 
+@checked
 def role_evidence(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -528,6 +538,7 @@ def role_evidence(
     return ds
 
 # %% ../nbs/06_head_roles.ipynb #cedce681
+@checked
 def classify(
     evidence: xr.Dataset, # from `role_evidence`
     thresholds=THRESHOLDS, # of `Threshold`
@@ -568,6 +579,7 @@ def classify(
     return evidence.merge(found, combine_attrs="override").assign(added).assign_coords(candidate=list(ROLES)).assign_attrs(
         evidence.attrs, measurement="roles", thresholds=[list(t) for t in thresholds], least_effect=matters)
 
+@checked
 def roles(
     model, # TransformerBridge that the fast engine is right about
     task, # Task: mrs or ioi
@@ -577,6 +589,7 @@ def roles(
     "The role of every head in a task: `role_evidence`, then `classify`."
     return classify(role_evidence(model, task, thresholds=thresholds, **measured), thresholds)
 
+@checked
 def heads_of_role(
     result: xr.Dataset, # from `roles`
     role: str, # one of `ROLES`, "unclear" or "none"
@@ -589,6 +602,7 @@ def heads_of_role(
     return [(int(l), int(h)) for l, h in np.argwhere(mask)]
 
 # %% ../nbs/06_head_roles.ipynb #fa3b98dc
+@checked
 def evidence_in_words(
     result: xr.Dataset, # from `roles`
     layer: int, # of the head
@@ -603,6 +617,7 @@ def evidence_in_words(
     one = lambda e: estimate(xr.Dataset({"mean": at.value.sel(evidence=e), "low": at.low.sel(evidence=e), "high": at.high.sel(evidence=e)}))
     return "; ".join(f"{EVIDENCE[e]} {one(e)}" for e in names if not np.isnan(at.value.sel(evidence=e)))
 
+@checked
 def roles_table(
     result: xr.Dataset, # from `roles`
 ) -> pd.DataFrame: # a row a head that has a role or is unclear, by role
@@ -615,12 +630,14 @@ def roles_table(
                          "matters here": bool(at.matters), "effect of patching": evidence_in_words(result, l, h, ["effect"]).removeprefix(EVIDENCE["effect"] + " "), "evidence": evidence_in_words(result, l, h)})
     return pd.DataFrame(rows, columns=["head", "role", "confidence", "also", "possible", "matters here", "effect of patching", "evidence"])
 
+@checked
 def thresholds_table(
     thresholds=THRESHOLDS, # of `Threshold`
 ) -> pd.DataFrame: # a row a requirement
     "The thresholds with their reasons."
     return pd.DataFrame([{"role": t.role, "evidence": EVIDENCE[t.evidence], "at least": t.at_least, "reason": t.reason} for t in thresholds])
 
+@checked
 def compare_roles(
     first: xr.Dataset, # from `roles`
     second: xr.Dataset, # from `roles`, of the same model on another task
@@ -646,6 +663,7 @@ def compare_roles(
 _MARKS = {"name mover": "NM", "negative name mover": "−NM", "S-inhibition": "SI", "recency": "R", "cue": "C", "backup name mover": "BNM", "induction": "I", "duplicate token": "D", "previous token": "P", "unclear": "?", "none": ""}
 _PAINT = ROLE_COLOURS | {"unclear": GREY, "none": "#eceae8"}
 
+@checked
 def role_map(
     result: xr.Dataset, # from `roles`
     title: str | None = None, # what is shown
@@ -680,6 +698,7 @@ def role_map(
     return fig
 
 # %% ../nbs/06_head_roles.ipynb #339dcd82
+@checked
 def known_roles(
     name: str, # of a model, as `model_name` gives it
 ) -> dict: # (layer, head) -> part; empty where nothing is known
@@ -692,6 +711,7 @@ def known_roles(
         return truth(int(name.partition("-")[2] or 0)).parts
     return {}
 
+@checked
 def against_known(
     result: xr.Dataset, # from `roles`
     known: dict, # from `known_roles`

@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
+from .arguments import checked
+
 # %% ../nbs/core/model.ipynb #bb88eb92
 SHIPPED = ("mini", "mini-unhinted")  # models inside the package, where present
 
@@ -101,6 +103,7 @@ def _from_hub(name: str, offline: bool | None) -> Path:
         raise ValueError(f"The hub cannot be reached for the model {name!r}, which is not in the local cache ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else 'no answer'}); try again with a network, or {remedy}.") from None
 
 # %% ../nbs/core/model.ipynb #f355408e
+@checked
 def model_folder(
     name: str | Path,            # a shipped name, a folder, or a hub id
     offline: bool | None = None, # see `load_model`
@@ -164,6 +167,7 @@ def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     return scale * mean, constant
 
 # %% ../nbs/core/model.ipynb #3afae10f
+@checked
 def load_model(
     name: str | Path,                          # "mini", "planted", a hub id such as "gpt2", or a folder in Hugging Face format
     device: str | torch.device | None = None,  # "cpu", "cuda", ...; None: cuda where there is one, else cpu
@@ -203,11 +207,13 @@ def _hash_files(files: list[Path]) -> str:
     return digest.hexdigest()
 
 # %% ../nbs/core/model.ipynb #6ff0791e
+@checked
 def model_name(model: TransformerBridge) -> str:
     "The name a model was loaded by: \"mini\", a hub id, or the last part of a folder."
     return str(model.cfg.model_name)
 
 # %% ../nbs/core/model.ipynb #e6b6d069
+@checked
 def weights_hash(model: TransformerBridge) -> str:
     """SHA-256 of the weights, in hexadecimal: of the files for a model from `load_model`, of the tensors otherwise.
 
@@ -242,6 +248,7 @@ def run_at_end(
     return row_at_end(logits), kept
 
 # %% ../nbs/core/model.ipynb #80284132
+@checked
 def taken_from_logits(
     model: TransformerBridge, # as from `load_model`, or not in compatibility mode
 ) -> tuple[torch.Tensor, torch.Tensor] | None: # of the standardised final stream a direction [d_model], and a constant []
@@ -274,6 +281,7 @@ def logit_difference(
     return (logits.gather(1, correct[:, None]) - logits.gather(1, wrong[:, None]))[:, 0]
 
 # %% ../nbs/core/model.ipynb #08ed8d44
+@checked
 def model_note(
     model: TransformerBridge | str, # a model, or its name
 ) -> str:

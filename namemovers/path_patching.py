@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from .arguments import checked
 from .activation_patching import effect, which_logit
 from .edges import Edge
 from .engine import MAX_ROWS, Buffers, Group, Reader, Run, alike, attention, carry, exactly, forward, mlp, norm, ready, rotate, two_runs
@@ -206,6 +207,7 @@ def _axes(model, who, kind, prefix=""): # of senders or receivers: the dimension
     axes = {kind: [head_name(*h) for h in who]}
     return axes, axes | {f"{kind}_{k}": (kind, np.array(v)) for k, v in zip(("layer", "head"), zip(*who))}
 
+@checked
 def path_patch(
     model,                          # a `TransformerBridge` in evaluation mode
     task,                           # a `Task`
@@ -252,6 +254,7 @@ def path_patch(
     return ds
 
 # %% ../nbs/05_path_patching.ipynb #0d5b23db
+@checked
 def trace(
     model,                          # a `TransformerBridge` that the fast engine knows
     task,                           # a `Task`

@@ -37,6 +37,7 @@ import plotly.graph_objects as go
 import xarray as xr
 from IPython.display import HTML
 
+from .arguments import checked
 from .plots import _number, _summary, _unit, visible
 from .results import _plain
 from .stats import head_name
@@ -295,6 +296,7 @@ def _svg_notes(about: dict, title: str) -> str:
 def _html_note(about: dict) -> str: return f'<meta name="namemovers" content="{html.escape(_json(about))}">'
 
 # %% ../nbs/core/publish.ipynb #d3584846
+@checked
 def save_figure(
     fig: go.Figure,               # from `namemovers.plots`, or any plotly figure
     path: str | Path,             # ends in .pdf, .svg, .png or .html
@@ -337,6 +339,7 @@ def _interactive(fig, inches, height, aspect, title, about, named) -> str:
     return page.replace("<head>", f"<head>{_html_note(about)}<title>{html.escape(named or 'Figure', quote=False)}</title>", 1).replace("<body>", f"<body><script>{_font_script()}</script>", 1)
 
 # %% ../nbs/core/publish.ipynb #e6e674f9
+@checked
 def read_provenance(
     path: str | Path, # a file of `save_figure`, `save_table` (LaTeX) or `export_page`
 ) -> dict:
@@ -373,6 +376,7 @@ _TEX |= {c: f"$_{i}$" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")} |
 _TEX |= {chr(c): f"$\\{unicodedata.name(chr(c)).rsplit(' ', 1)[1].lower().replace('lamda', 'lambda')}$" for c in range(0x3b1, 0x3ca) if c not in (0x3bf, 0x3c2)}
 _TEX |= {c: f"$\\{name}$" for c, name in zip("ΓΔΘΛΞΠΣΦΨΩ", "Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega".split())}
 
+@checked
 def latex_text(
     text, # any text
 ) -> str:
@@ -438,6 +442,7 @@ def _to_read(df: pd.DataFrame, digits: int) -> pd.DataFrame:
     if "n" in df: out["n"] = df["n"]
     return out
 
+@checked
 def save_table(
     table,                      # a DataFrame, a table of `plots.table`, a summary of `stats.summarise`, or a result (which is summarised)
     path: str | Path,           # ends in .tex or .csv
@@ -531,6 +536,7 @@ def _framed(page, contents, body, lead, about, style, scripts="") -> str:
         style=style, heading=site._inline(page.title), lead=f'<p class="lead">{lead}</p>' if lead else "", body=body, colophon=html.escape(colophon, quote=False), scripts=scripts,
         contents=f'<aside class="contents"><details open><summary>On this page</summary>{contents}</details></aside>' if contents else "")
 
+@checked
 def export_page(
     notebook: str | Path, # an executed notebook, e.g. "nbs/writeup.ipynb"
     path: str | Path,     # ends in .html or .pdf

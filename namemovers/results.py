@@ -14,6 +14,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from .arguments import checked
 from .settings import settings, slug
 
 # %% ../nbs/core/results.ipynb #4cf185bf
@@ -60,6 +61,7 @@ def _path(name: str, folder) -> Path:
     return Path(folder) / f"{name.removesuffix('.nc')}.nc"
 
 # %% ../nbs/core/results.ipynb #eea36da9
+@checked
 def save(
     ds: xr.Dataset,                  # a result
     name: str,                       # e.g. "mrs_logit_lens"
@@ -86,6 +88,7 @@ def save(
     return path
 
 # %% ../nbs/core/results.ipynb #1f99362a
+@checked
 def load(
     name: str,                        # e.g. "mrs_logit_lens"
     folder: str | Path | None = None, # `results/<model>/` of the model in the settings by default

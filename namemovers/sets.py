@@ -9,11 +9,13 @@ __all__ = ['patch_sets']
 import torch
 import xarray as xr
 
+from .arguments import checked
 from .activation_patching import Cell, effect, which_logit
 from .engine import run_sets
 from .results import provenance
 
 # %% ../nbs/core/sets.ipynb #cf7ca439
+@checked
 def patch_sets(
     model,                      # a `TransformerBridge` that the fast engine is right about
     task,                       # a `Task`

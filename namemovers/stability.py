@@ -9,11 +9,13 @@ __all__ = ['SIZES', 'top_sizes', 'chance', 'agreement', 'stability', 'spread', '
 import numpy as np
 import xarray as xr
 
+from .arguments import checked
 from .stats import rank_correlation
 
 # %% ../nbs/stability.ipynb #e2b2fa11
 SIZES = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) # numbers of prompts
 
+@checked
 def top_sizes(
     heads: int, # in the model
 ) -> tuple[int, int]: # a short list and a long one
@@ -44,6 +46,7 @@ def _settings(heads, k, p):
     if not 0 < p < 1: raise ValueError(f"p: {p!r} is no probability to go on; give a number between 0 and 1.")
     return k, p
 
+@checked
 def chance(
     heads: int,            # in the model
     k=None,                # numbers of top heads; `top_sizes` by default
@@ -55,6 +58,7 @@ def chance(
     return xr.Dataset({"overlap": ("k", np.array(k) / heads), "rbo": p**heads + (1 - p) / p * (depth / heads * p**depth).sum(), "rho": 0.0},
                       coords={"k": list(k)}, attrs={"heads": heads, "p": p})
 
+@checked
 def agreement(
     a: xr.DataArray,        # [layer, head]: a mean of each head
     b: xr.DataArray,        # the same heads
@@ -78,6 +82,7 @@ def agreement(
                       attrs={"heads": int(keep.sum()), "p": p, "sign": sign})
 
 # %% ../nbs/stability.ipynb #d2d66e3a
+@checked
 def stability(
     values: xr.DataArray,         # [layer, head, prompt], many prompts
     sizes=SIZES,                  # prompts in a study
@@ -119,6 +124,7 @@ def stability(
     return xr.Dataset({"overlap": (("size", "k", "draw"), overlap.swapaxes(1, 2)), "rbo": (("size", "draw"), rbo), "rho": (("size", "draw"), rho), "chance_overlap": random.overlap, "chance_rbo": random.rbo},
                       coords={"size": sizes, "k": list(k)}, attrs={**values.attrs, "heads": heads, "prompts": total, "against": against, "p": p, "sign": sign, "drawing_seed": seed})
 
+@checked
 def spread(
     values: xr.DataArray,      # [..., draw]
     confidence: float = 0.95,  # the share of draws between `low` and `high`
@@ -127,6 +133,7 @@ def spread(
     low, high = (values.quantile(q, "draw").drop_vars("quantile") for q in ((1 - confidence) / 2, (1 + confidence) / 2))
     return xr.Dataset({"mean": values.mean("draw"), "low": low, "high": high, "n": xr.full_like(low, values.sizes["draw"])}, attrs={"variable": str(values.name), "confidence": confidence})
 
+@checked
 def enough(
     values: xr.DataArray, # [size, draw], of `stability`
     level: float = 0.9,   # to reach, on average over studies

@@ -14,7 +14,10 @@ import xarray as xr
 from scipy import stats
 from scipy.optimize import elementwise
 
+from .arguments import a_result, checked
+
 # %% ../nbs/core/stats.ipynb #702d1b91
+@checked
 def head_name(
     layer: int, # from 0
     head: int,  # from 0
@@ -54,6 +57,7 @@ def _least_p(n):
     return np.minimum(1.0, 2.0 ** (1 - np.asarray(n, float)))
 
 # %% ../nbs/core/stats.ipynb #3b9c046d
+@checked
 def prompts_needed(
     cells: int,       # tests that one correction spans, e.g. 144 heads
     real: int = 1,    # of which so many do something
@@ -170,6 +174,7 @@ def _distance(values, dim):
     return values.coords[name].values.astype(float)
 
 # %% ../nbs/core/stats.ipynb #85074c08
+@checked
 def normalise(
     moved,  # what a patch moved: patched less unpatched metric [..., prompt] (array or DataArray)
     distance, # the metric of the run patched from, less that of the run patched into [prompt]
@@ -251,6 +256,7 @@ def _resampled(rows, centre, method, confidence, n_resamples, seed):
     return np.stack([found.confidence_interval.low, found.confidence_interval.high])
 
 # %% ../nbs/core/stats.ipynb #08770e4f
+@checked
 def q_values(
     p: xr.DataArray, # p values, NaN where there was no test
     family=None,     # the dimensions that one correction spans; all by default
@@ -321,6 +327,7 @@ def _share_interval(x, there, share, by, confidence):
     return np.where(np.isfinite(ends).all(0), ends, np.nan)
 
 # %% ../nbs/core/stats.ipynb #bee190ec
+@checked
 def summarise(
     values: xr.DataArray,      # [..., prompt]; NaN where a prompt has no such cell
     dim: str = "prompt",       # the dimension to summarise over
@@ -389,6 +396,7 @@ def summarise(
     return xr.Dataset(data, coords=template.coords, attrs=attrs)
 
 # %% ../nbs/core/stats.ipynb #b3cd4464
+@checked
 def untested(
     summary: xr.Dataset, # from `summarise`
 ) -> str | None:         # such as "untested: with 4 prompts no head of 16 can be called significant; the test needs at least 10"
@@ -396,6 +404,7 @@ def untested(
     return summary.attrs.get("untested") or None
 
 # %% ../nbs/core/stats.ipynb #c200b8de
+@checked
 def proportion(
     values: xr.DataArray,      # [..., prompt], true or false; NaN where a prompt has no such cell
     dim: str = "prompt",       # the dimension to count over
@@ -404,7 +413,7 @@ def proportion(
     """Share of prompts for which a value is true: `mean`, with Wilson's interval `low`, `high`, and `n` (prompts with a value).
 
     NaN where no prompt has a value. Raises ValueError when `values` has no dimension `dim`."""
-    if dim not in values.dims: raise ValueError(f"values must have the dimension {dim!r} to count over, but its dimensions are {tuple(values.dims)}.")
+    if dim not in values.dims: raise ValueError(f"values must have the dimension dim={dim!r} to count over, but its dimensions are {tuple(values.dims)}.")
     there = values.notnull()
     n, k = there.sum(dim), (values.where(there, 0) != 0).sum(dim)
     def ends(count, of):
@@ -414,6 +423,7 @@ def proportion(
     return xr.Dataset(out, attrs={**values.attrs, "variable": str(values.name or "share"), "confidence": confidence})
 
 # %% ../nbs/core/stats.ipynb #9350b510
+@checked(summary=a_result(dims=("layer", "head")))
 def top_heads(
     summary: xr.Dataset | xr.DataArray, # [layer, head]: a summary, or a mean
     k: int = 10,                        # how many
@@ -426,6 +436,7 @@ def top_heads(
     return [(int(l), int(h)) for l, h in flat["cell"].values[order]]
 
 # %% ../nbs/core/stats.ipynb #94731597
+@checked
 def rank_correlation(
     a: xr.DataArray,           # [layer, head], or [layer, head, prompt] per prompt
     b: xr.DataArray,           # the same cells; its prompts may be others
@@ -469,6 +480,7 @@ def rank_correlation(
     return xr.Dataset({"rho": value, "low": low, "high": high, "n": len(x)}, attrs={"confidence": confidence, "n_resamples": n_resamples, "resampling_seed": seed, "resampled": "prompts" if by_prompt else "cells", "paired": int(paired)})
 
 # %% ../nbs/core/stats.ipynb #60b452af
+@checked
 def correlation(
     x: xr.DataArray,           # [..., prompt], or with further dimensions of points that belong to a prompt
     y: xr.DataArray,           # the same dimensions
@@ -509,6 +521,7 @@ def correlation(
     return xr.Dataset({**out, "n": n}, coords=template.coords, attrs={"confidence": confidence, "n_resamples": n_resamples, "resampling_seed": seed, "resampled": dim})
 
 # %% ../nbs/core/stats.ipynb #f59b246d
+@checked
 def overlap(
     a: xr.DataArray, # true where a head is in the first set [layer, head]
     b: xr.DataArray, # true where a head is in the second set [layer, head]
@@ -525,6 +538,7 @@ def overlap(
                 expected=n_a * n_b / total, p=float(stats.hypergeom.sf(shared - 1, total, n_a, n_b)))
 
 # %% ../nbs/core/stats.ipynb #57a70002
+@checked
 def estimate(
     value,            # a number, or a Dataset with `low` and `high`: from `summarise`, `proportion`, `rank_correlation`
     digits: int = 2,  # decimals
@@ -539,6 +553,7 @@ def estimate(
     text = f"{float(value):.{digits}f}"
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
 
+@checked(summary=a_result("mean", "significant"))
 def heads_in_words(
     summary: xr.Dataset,    # [layer, head], from `summarise`
     heads=None,             # (layer, head) pairs; by default the significant ones of one sign, the largest first
@@ -556,6 +571,7 @@ def heads_in_words(
     return ", ".join(f"{head_name(l, h)} {estimate(said.sel(layer=l, head=h))}" for l, h in heads) or "none"
 
 # %% ../nbs/core/stats.ipynb #1db3c35f
+@checked
 def differ_in_words(
     summary: xr.Dataset,  # from `summarise`
     least: float = 0.05,  # a mean of at least this size counts, in the unit of the summary

@@ -13,6 +13,7 @@ import pandas as pd
 import xarray as xr
 from tqdm.auto import tqdm
 
+from .arguments import checked
 from . import engine, plots
 from .activation_patching import _fingerprint, patch, say_positions
 from .copy_scores import task_copy_scores
@@ -62,6 +63,7 @@ class Study(dict):
         attrs = next(iter(self.values())).attrs if self else {}
         return f"Study({attrs.get('task')} on {attrs.get('model')}, n={attrs.get('n')}: {', '.join(self)}" + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "") + ")"
 
+    @checked
     def heads(self,
         method:str, # a key of `METHODS`
     )->xr.Dataset: # [layer, head], as from `stats.summarise`
@@ -71,6 +73,7 @@ class Study(dict):
         if method not in self._summaries: self._summaries[method] = summarise(METHODS[method][1](self[METHODS[method][0]]))
         return self._summaries[method]
 
+    @checked
     def looks(self,
         layer:int, # of the head
         head:int, # in the layer
@@ -83,6 +86,7 @@ class Study(dict):
         most = str(s.position.values[s["mean"].values.argmax()])
         return f"{most} {estimate(s, position=most)}"
 
+    @checked
     def summary(self,
         k:int=5, # heads a method
         sign:int=1, # +1: those that speak for the answer; -1: those that speak against it
@@ -99,6 +103,7 @@ class Study(dict):
             if name == "head_attribution": columns["… which looks at"] = [self.looks(*h) for h in best]
         return pd.DataFrame({m: pd.Series(v, dtype=object) for m, v in columns.items()}).fillna("").rename_axis("rank").rename(lambda i: i + 1)
 
+    @checked
     def figures(self)->dict: # name of the result -> plotly Figure
         "A figure of every result."
         say = lambda what: f"{self['logit_lens'].attrs['model']} on {self['logit_lens'].attrs['task']}, N = {self['logit_lens'].sizes['prompt']}: {what}"
@@ -129,6 +134,7 @@ class Study(dict):
         else: said = "; ".join(f"{heads_in_words(s, [h])} logits, looking at {self.looks(*h)}" for h in heads).replace("looking at elsewhere", "looking elsewhere") or "none"
         return said if bool(s.significant.any()) or not heads else f"none significantly, the largest being {said}"
 
+    @checked
     def read(self)->str: # Markdown
         "The results in sentences. Heads are significant ones with at least a fiftieth of the largest mean; with a single prompt, or where none is significant, the largest, and it says so."
         lens, resid = self["logit_lens"], summarise(self["patch_resid_pre_named_position"].effect)
@@ -153,6 +159,7 @@ def _finished(name, folder, stamp):
         ds = load(name, folder)
         if ds.attrs.get("depends_on") == stamp: return ds
 
+@checked
 def study(
     task, # a `Task`: `Task.from_pairs`, `Task.from_template`, `mrs_task`, `ioi_task`
     model, # as from `load_model`
