@@ -17,7 +17,7 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['short', 'whole', 'number', 'one_of', 'word', 'yes_or_no', 'listed', 'mapping', 'selected', 'thing', 'a_model',
-           'a_task', 'a_tokenizer', 'checked']
+           'a_task', 'a_tokenizer', 'a_result', 'head_pairs', 'checked']
 
 # %% ../nbs/core/arguments.ipynb #dd868dcd
 def short(
@@ -214,7 +214,7 @@ def _of_class(names, said):
         raise ValueError(f"{name}: {short(value)} is no {said}; give one.")
     return check
 
-# %% ../nbs/core/arguments.ipynb #fd86661c
+# %% ../nbs/core/arguments.ipynb #b8d2f6e3
 def a_result(
     *variables: str, # what it must hold
     dims: tuple = (), # dimensions that it must have
@@ -234,10 +234,21 @@ def a_result(
         return value
     return check
 
+# %% ../nbs/core/arguments.ipynb #fd86661c
 def _path(name, value):
     "A path that can be one: a text or a `Path`, without a null character."
     if isinstance(value, (str, os.PathLike)) and str(value) and "\0" not in str(value) and max(map(len, str(value).split(os.sep))) < 256: return value
     raise ValueError(f"{name}: {short(value)} is no path; give a str or a pathlib.Path.")
+
+# %% ../nbs/core/arguments.ipynb #a7c1e5d2
+def head_pairs(
+    name: str,  # of the argument
+    value: Any, # what was given
+) -> list: # of (layer, head)
+    "Heads as (layer, head), each two whole numbers from 0."
+    for pair in (value := listed(name, value, "(layer, head) pairs")):
+        if isinstance(pair, (str, Mapping, set)) or getattr(pair, "shape", None) == () or not hasattr(pair, "__len__") or len(pair) != 2: raise ValueError(f"{name}: {short(pair)} is no (layer, head); give pairs such as (9, 6).")
+    return [tuple(whole(name, v, least=0) for v in pair) for pair in value]
 
 # %% ../nbs/core/arguments.ipynb #c639efe4
 def _option(name, value):
@@ -259,12 +270,6 @@ def _several(name, value):
     if isinstance(value, str): return _option(name, value)
     if getattr(value, "ndim", 1) > 1 or type(value).__name__ == "Dataset": raise ValueError(f"{name}: {short(value)} is no list of values; give one.")
     return [v.item() if getattr(v, "shape", None) == () and hasattr(v, "item") else v for v in listed(name, value)]
-
-def _pairs(name, value):
-    "Heads as (layer, head), each two whole numbers."
-    for pair in (value := listed(name, value, "(layer, head) pairs")):
-        if isinstance(pair, (str, Mapping, set)) or not hasattr(pair, "__len__") or len(pair) != 2: raise ValueError(f"{name}: {short(pair)} is no (layer, head); give pairs such as (9, 6).")
-    return [tuple(whole(name, v, least=0) for v in pair) for pair in value]
 
 def _counts(name, value):
     "A whole number or several, each at least 0."
@@ -310,7 +315,7 @@ _NAMES: dict = {
                                              "cue", "cue_subject", "descriptions", "subject", "var", "name")},
     **{name: (_words, {""}) for name in ("family", "over", "subjects", "after", "component", "queries")},
     **{name: (_several, {"", "list"}) for name in ("senders", "receivers", "neurons")},
-    **{name: (_pairs, {"list"}) for name in ("heads", "name_movers")},
+    **{name: (head_pairs, {"list"}) for name in ("heads", "name_movers")},
     **{name: (_counts, {""}) for name in ("k", "sizes", "periods", "offsets")},
     **{name: (_labels, {""}) for name in ("labels", "tokens")},
     **{name: (_table, {"dict"}) for name in ("sets", "circuits", "families", "words", "positions")},

@@ -155,7 +155,7 @@ def _subjects(keys):
     "The subjects of an MRS template in the order in which they first appear."
     return list(dict.fromkeys(k for k in keys if _group(k) == "S"))
 
-@checked
+@checked(name=word)
 def name_token(
     tokenizer, # a Hugging Face tokenizer
     name:str, # a first name

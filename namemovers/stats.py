@@ -14,7 +14,7 @@ import xarray as xr
 from scipy import stats
 from scipy.optimize import elementwise
 
-from .arguments import a_result, checked
+from .arguments import a_result, checked, head_pairs
 
 # %% ../nbs/core/stats.ipynb #702d1b91
 @checked
@@ -553,7 +553,7 @@ def estimate(
     text = f"{float(value):.{digits}f}"
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
 
-@checked(summary=a_result("mean", "significant"))
+@checked(summary=a_result("mean", "significant"), heads=lambda name, value: None if value is None else head_pairs(name, value))
 def heads_in_words(
     summary: xr.Dataset,    # [layer, head], from `summarise`
     heads=None,             # (layer, head) pairs; by default the significant ones of one sign, the largest first
