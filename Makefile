@@ -54,20 +54,19 @@ lab: export ## open the notebooks in JupyterLab
 	@$(VENV)/bin/jupyter lab --notebook-dir=. nbs
 
 check: install ## lint with ruff and check types with mypy (two minutes, then seconds: mypy remembers)
-	@$(VENV)/bin/ruff check namemovers tests bench
+	@$(VENV)/bin/ruff check namemovers press recipes tests bench
 	@$(VENV)/bin/mypy
 
-# Each worker of nbdev-test would import torch anew, which takes longer than most notebooks. So its test function runs
-# in workers forked from one process that has imported torch, on a copy of the notebooks: results/ stays as it is.
-# Settings in the environment are for the study; the tests run with those of settings.ini.
-test: check ## make check, then test the notebooks with nbdev, then pytest, which says how much of the library it runs
+# The notebooks run in a copy of the repository, with kernels that have torch imported: results/ stays as it is.
+# What they show is compared with what is committed. Settings in the environment are for the study, and not for this.
+test: check ## make check, then run the notebooks and compare their outputs, then pytest, which says how much of the library it runs
 	@unset MODEL N SEED CORRUPTION DEVICE; status=0; \
-	$(PY) -c 'import sys; from namemovers.study import nbdev_test; sys.exit(bool(nbdev_test()))' || status=1; \
+	$(PY) -m press.rerun || status=1; \
 	$(PY) -m pytest tests --cov --cov-report=term:skip-covered || status=1; \
 	exit $$status
 
 mini: install ## train the model that ships with the package again (up to 30 minutes)
-	@$(PY) -m namemovers.mini_model
+	@$(PY) -m recipes.mini
 
 bench: install ## measure the patching engine against TransformerLens, and the explorer (an hour or two; nnsight: see bench/nnsight_peer.py)
 	@$(PY) bench/patching.py

@@ -68,7 +68,8 @@ def measure(model, name, repeats):
 
 def forget(session):
     "All answers, but not what every prompt shares."
-    for key in [k for k in session._answers if k[0] != "names"]: session._answers.pop(key)
+    for key in [k for k in session.answers if k[0] != "names"]:
+        session.answers.pop(key)
 
 
 def main():

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .activation_patching import patch
     from .attribution_patching import attribute
-    from .circuits import faithfulness, run_circuits
+    from .circuits import ablate_edges, faithfulness, run_circuits
     from .data import Task, ioi_task, mrs_task
-    from .edges import ablate_edges
     from .explorer import explore
     from .head_roles import roles
     from .model import load_model
@@ -29,12 +28,13 @@ __all__ = ["Task", "ablate_edges", "attribute", "explore", "faithfulness", "head
 # Everything is loaded when it is asked for, so that `import namemovers` does not pay for torch and TransformerLens.
 # A function whose module has its name (copy_scores, head_attribution, logit_lens) is not here: the module takes the name
 # as soon as anybody imports it.
-_HOME = {"Task": "data", "ablate_edges": "edges", "attribute": "attribution_patching", "explore": "explorer", "faithfulness": "circuits",
+_HOME = {"Task": "data", "ablate_edges": "circuits", "attribute": "attribution_patching", "explore": "explorer", "faithfulness": "circuits",
          "head_name": "stats", "heatmap": "plots", "ioi_task": "data", "load": "results", "load_model": "model", "mrs_task": "data",
          "patch": "activation_patching", "patch_sets": "sets", "path_patch": "path_patching", "roles": "head_roles",
          "run_circuits": "circuits", "save": "results", "save_figure": "publish", "save_table": "publish",
          "summarise": "stats", "top_heads": "stats"}
-_MODULES = {p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_")}
+_FOUND = [*Path(__file__).parent.glob("*.py"), *Path(__file__).parent.glob("*/__init__.py")]
+_MODULES = {p.parent.name if p.stem == "__init__" else p.stem for p in _FOUND if p != Path(__file__)} - {"_modidx", "__main__"}
 
 
 def __getattr__(name: str) -> object:

@@ -6,6 +6,12 @@
 __all__ = ['study', 'patch', 'attribute', 'copy_scores', 'models', 'site', 'export', 'main']
 
 # %% ../nbs/core/cli.ipynb #5263e105
+import signal
+
+if __name__ == "__main__" and __spec__:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while this imports ends it at once, without a traceback
+
+import importlib
 import os
 import re
 import sys
@@ -17,36 +23,53 @@ import typer
 # %% ../nbs/core/cli.ipynb #e44c6b67
 app = typer.Typer(
     help="Find the attention heads that make a language model name somebody.\n\n"
-         "Settings come from settings.ini, from the environment (MODEL, N, SEED, CORRUPTION, DEVICE), or from the options, which win.",
+    "Settings come from settings.ini, from the environment (MODEL, N, SEED, CORRUPTION, DEVICE), "
+    "or from the options, which win.",
     epilog="Example: python -m namemovers patch mrs z --n 20 --out z.nc",
-    no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
 
-Model = Annotated[Optional[str], typer.Option("--model", "-m", help="A shipped model (see `models`), a hub id such as gpt2, or a folder in Hugging Face format.", show_default="mini")]
+_MODEL = "A shipped model (see `models`), a hub id such as gpt2, or a folder in Hugging Face format."
+_CORRUPTION = (
+    "How the corrupted prompts differ, e.g. switch_subjects, new_subjects, no_cue (mrs); switch_s2, new_s2, abc (ioi)."
+)
+_OUT = "Save the whole result, per prompt, as netCDF (x.nc); xarray opens it."
+_HEADS = "Print this head, e.g. L9H6, and not the top ones; may be repeated."
+_TASK = "mrs (most recent subject) or ioi (indirect object identification)."
+
+Model = Annotated[Optional[str], typer.Option("--model", "-m", help=_MODEL, show_default="mini")]
 N = Annotated[Optional[int], typer.Option("--n", "-n", help="Prompts.", show_default="50")]
 Seed = Annotated[Optional[int], typer.Option(help="Of the prompts and of every resampling.", show_default="0")]
-Corruption = Annotated[Optional[str], typer.Option(help="How the corrupted prompts differ, e.g. switch_subjects, new_subjects, no_cue (mrs); switch_s2, new_s2, abc (ioi).", show_default="the task's own")]
+Corruption = Annotated[Optional[str], typer.Option(help=_CORRUPTION, show_default="the task's own")]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...", show_default="cuda where there is one")]
-Out = Annotated[Optional[Path], typer.Option("--out", "-o", help="Save the whole result, per prompt, as netCDF (x.nc); xarray opens it.")]
+Out = Annotated[Optional[Path], typer.Option("--out", "-o", help=_OUT)]
 Top = Annotated[int, typer.Option(min=1, help="Rows of the printed table.")]
-Heads = Annotated[Optional[list[str]], typer.Option("--head", help="Print this head, e.g. L9H6, and not the top ones; may be repeated.")]
-Task = Annotated[str, typer.Argument(help="mrs (most recent subject) or ioi (indirect object identification).", show_default=False)]
+Heads = Annotated[Optional[list[str]], typer.Option("--head", help=_HEADS)]
+Task = Annotated[str, typer.Argument(help=_TASK, show_default=False)]
 
 # %% ../nbs/core/cli.ipynb #f69e4e98
 def _use(model=None, n=None, seed=None, corruption=None, device=None):
     "The settings, with the options given on the command line put above the environment."
-    for name, value in dict(MODEL=model, N=n, SEED=seed, CORRUPTION=corruption, DEVICE=device).items():
-        if value is not None: os.environ[name] = str(value)
+    given = dict(MODEL=model, N=n, SEED=seed, CORRUPTION=corruption, DEVICE=device)
+    os.environ.update({name: str(value) for name, value in given.items() if value is not None})
     from namemovers.settings import settings
     return settings()
 
-def _out(path):
+def _check_out(path):
     "Check where a result is to go before hours are spent on it."
-    if path is None: return
-    if path.suffix != ".nc": raise ValueError(f"--out must name a netCDF file such as result.nc, but it is {str(path)!r}.")
-    if not path.resolve().parent.is_dir(): raise ValueError(f"--out: there is no folder {path.resolve().parent}; make it first.")
+    if path is None:
+        return
+    if path.suffix != ".nc":
+        raise ValueError(f"--out must name a netCDF file such as result.nc, but it is {str(path)!r}.")
+    if not path.resolve().parent.is_dir():
+        raise ValueError(f"--out: there is no folder {path.resolve().parent}; make it first.")
 
 def _save(ds, path):
-    if path is None: return
+    if path is None:
+        return
     from namemovers.results import save
     save(ds, path.name, path.parent)
     typer.echo(f"saved in {path}")
@@ -55,152 +78,258 @@ def _load(s):
     from namemovers.model import load_model
     return load_model(s.model, device=s.device)
 
-def _task(name, model, s, corruption):
+def _make_task(name, model, s, corruption):
     from namemovers.data import ioi_task, mrs_task
-    if name == "mrs": return mrs_task(model.tokenizer, n=s.n, seed=s.seed, corruption=s.corruption)
-    return ioi_task(model.tokenizer, n=s.n, seed=s.seed, **({} if corruption is None else {"corruption": corruption}))
+    if name == "mrs":
+        return mrs_task(model.tokenizer, n=s.n, seed=s.seed, corruption=s.corruption)
+    given = {} if corruption is None else {"corruption": corruption}
+    return ioi_task(model.tokenizer, n=s.n, seed=s.seed, **given)
 
 def _known_task(name):
-    if name not in ("mrs", "ioi"): raise ValueError(f"TASK must be mrs or ioi, but it is {name!r}.")
+    if name not in ("mrs", "ioi"):
+        raise ValueError(f"TASK must be mrs or ioi, but it is {name!r}.")
 
 # %% ../nbs/core/cli.ipynb #9b9c7115
-def _pick(heads, values):
+def _pick(heads, layers, per_layer):
     "The heads named on the command line, as (layer, head); ValueError for one the model does not have."
     found = []
     for text in heads or []:
         match = re.fullmatch(r"[Ll]?(\d+)(?:[Hh.,])(\d+)", text)
-        if not match: raise ValueError(f"--head must be written like L9H6, but it is {text!r}.")
+        if not match:
+            raise ValueError(f"--head must be written like L9H6, but it is {text!r}.")
         layer, head = map(int, match.groups())
-        if layer >= values.sizes["layer"] or head >= values.sizes["head"]:
-            raise ValueError(f"--head {text}: the model has layers 0 to {values.sizes['layer'] - 1} with heads 0 to {values.sizes['head'] - 1}.")
+        if layer >= layers or head >= per_layer:
+            raise ValueError(f"--head {text}: the model has layers 0 to {layers - 1} with heads 0 to {per_layer - 1}.")
         found.append((layer, head))
     return found
 
+def _heads_exist(heads, model):
+    "Check the heads named on the command line before anything is measured."
+    _pick(heads, model.cfg.n_layers, model.cfg.n_heads)
+
+# %% ../nbs/core/cli.ipynb #c10ae003
+def _where(cell):
+    "A cell of a result in words, from its coordinates."
+    rest = dict(cell)
+    if "head" in rest:
+        from namemovers.stats import head_name
+        where = [head_name(rest.pop("layer"), rest.pop("head"))]
+    else:
+        where = [f"layer {rest.pop('layer')}"]
+    return ", ".join(where + [str(v) if isinstance(v, str) else f"{k} {v}" for k, v in rest.items()])
+
 def _rows(values, dim, top, heads=None):
     "The cells of a result, summarised, largest first: [(name, mean, low, high, survives correction)]."
-    from namemovers.stats import head_name, summarise
-    chosen = _pick(heads, values)
+    from namemovers.stats import summarise
     summary = summarise(values, dim=dim)
-    table = summary[["mean", "low", "high", "significant"]].to_dataframe().reset_index().dropna(subset="mean")
-    if chosen: table = table[[(l, h) in chosen for l, h in zip(table["layer"], table["head"])]]
-    else: table = table.reindex(table["mean"].abs().sort_values(ascending=False, kind="stable").index).head(top)
-    def name(row):
-        rest = {k: row[k] for k in summary["mean"].dims}
-        if "head" in rest: where = [head_name(rest.pop("layer"), rest.pop("head"))]
-        else: where = [f"layer {rest.pop('layer')}"]
-        return ", ".join(where + [str(v) if isinstance(v, str) else f"{k} {v}" for k, v in rest.items()])
-    return [(name(row), row["mean"], row["low"], row["high"], bool(row["significant"])) for _, row in table.iterrows()]
+    shown = ["mean", "low", "high", "significant"]
+    table = summary[shown].to_dataframe().reset_index().dropna(subset="mean")
+    if heads:
+        chosen = _pick(heads, values.sizes["layer"], values.sizes["head"])
+        table = table[[cell in chosen for cell in zip(table["layer"], table["head"])]]
+    else:
+        largest = table["mean"].abs().sort_values(ascending=False, kind="stable").index
+        table = table.reindex(largest).head(top)
+    dims = list(summary["mean"].dims)
+    return [(_where(row[dims]), *row[shown[:3]], _found(row, summary)) for _, row in table.iterrows()]
 
+def _found(row, summary):
+    "What the test says of a cell, in a word."
+    if bool(row["significant"]):
+        return "yes"
+    return "untested" if summary.attrs.get("untested") else ""
+
+# %% ../nbs/core/cli.ipynb #c10ae004
 def _print(title, rows, unit):
     "Print a table of `_rows`."
     from rich.console import Console
     from rich.table import Table
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("where", unit, "95 % interval", "significant"): table.add_column(column, justify="left" if column == "where" else "right")
-    for name, mean, low, high, significant in rows:
-        table.add_row(name, f"{mean:+.3f}", "" if low != low else f"{low:+.3f} to {high:+.3f}", "yes" if significant else "")
+    table.add_column("where")
+    for column in (unit, "95 % interval", "significant"):
+        table.add_column(column, justify="right")
+    for name, mean, low, high, found in rows:
+        interval = "" if low != low else f"{low:+.3f} to {high:+.3f}"
+        table.add_row(name, f"{mean:+.3f}", interval, found)
     Console().print(table)
 
+# %% ../nbs/core/cli.ipynb #c10ae002
+def _press(module, command, s):
+    "A module of `press`; ValueError, with the remedy, where there is no clone of the repository."
+    places = [Path(__file__).resolve().parents[1], s.root]
+    found = next((place for place in places if (place / "press" / "runner.py").is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"{command} works on the notebooks of a clone of the repository, and there is none in {s.root}; "
+            f"clone it, and run `python -m namemovers {command}` in it."
+        )
+    if str(found) not in sys.path:
+        sys.path.insert(0, str(found))
+    return importlib.import_module(f"press.{module}")
+
+def _pages(s, wrong):
+    "Build the site and print the headline table; the home page, if there is one. Adds to `wrong` what went wrong."
+    processes = _press("processes", "study", s)
+    typer.echo("Building the site ...")
+    home = None
+    try:
+        home = processes.aside(processes.build_site, s.root)
+    except (ValueError, RuntimeError) as e:
+        wrong.append(f"the site could not be built: {e}")
+    typer.echo(f"\n{_press('headline', 'study', s).headline(s.results)}\n")
+    return home
+
 # %% ../nbs/core/cli.ipynb #e0b61278
-@app.command(epilog="Examples: python -m namemovers study --model gpt2 --n 20      python -m namemovers study nbs/03_head_attribution.ipynb --force")
+@app.command(
+    epilog="Examples: python -m namemovers study --model gpt2 --n 20"
+    "      python -m namemovers study nbs/03_head_attribution.ipynb --force"
+)
 def study(
-    notebooks: Annotated[Optional[list[str]], typer.Argument(help="Run only these, e.g. nbs/03_head_attribution.ipynb; without them all run, and the site is built.", show_default=False)] = None,
-    model: Model = None, n: N = None, seed: Seed = None, corruption: Corruption = None, device: Device = None,
-    update: Annotated[bool, typer.Option("--update", help="Write the outputs into the notebooks themselves and clean them, for committing.")] = False,
+    notebooks: Annotated[
+        Optional[list[str]],
+        typer.Argument(
+            help="Run only these, e.g. nbs/03_head_attribution.ipynb; without them all run, and the site is built.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Model = None,
+    n: N = None,
+    seed: Seed = None,
+    corruption: Corruption = None,
+    device: Device = None,
+    update: Annotated[
+        bool,
+        typer.Option("--update", help="Write the outputs into the notebooks themselves, clean, for committing."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run also what has not changed since it last ran.")] = False,
     workers: Annotated[Optional[int], typer.Option(help="Notebooks at once.", show_default="as many as cores")] = None,
 ) -> None:
-    """Run every notebook, save the results, build the site, print the headline table.
+    """Run every notebook, save the results, build the site, print the headline table (in a clone of the repository).
 
     Results go to results/<model>/, notebooks with their outputs to results/<model>/notebooks/, the site to _site/.
-    What is unchanged since it last ran is not run again, so an interrupted study goes on where it stopped.
-    Exit status 1 if a notebook failed; the others run all the same."""
-    from namemovers import study as st
+    What is unchanged since it last ran is not run again: an interrupted study goes on with the notebooks that are left.
+    Exit status 1 if a notebook failed; only those that read what it saves do not run."""
     s = _use(model, n, seed, corruption, device)
     typer.echo(f"Study of {s.model}: n = {s.n}, seed {s.seed}, corruption {s.corruption}")
-    failures = st.run(s.root, notebooks, update, force, workers)
-    wrong = [f"failed: {f}" for f in failures]
+    failures = _press("runner", "study", s).run(s.root, notebooks, update, force, workers)
+    wrong = [f"failed: {failure}" for failure in failures]
     home = None
     if not notebooks:
-        typer.echo("Building the site ...")
-        try:
-            home = st.aside(st.site, s.root)
-        except (ValueError, RuntimeError) as e:
-            wrong.append(f"the site could not be built: {e}")
-        typer.echo(f"\n{st.headline(s.results)}\n")
-    for line in wrong: typer.echo(line, err=True)
-    if home: typer.echo(f"Home page: {home}")
+        home = _pages(s, wrong)
+    for line in wrong:
+        typer.echo(line, err=True)
+    if home:
+        typer.echo(f"Home page: {home}")
     raise typer.Exit(1 if wrong else 0)
 
 # %% ../nbs/core/cli.ipynb #807d16da
-@app.command(epilog="Examples: python -m namemovers patch mrs z --head L3H2 --out z.nc      python -m namemovers patch ioi resid_pre --by named_position")
+@app.command(
+    epilog="Examples: python -m namemovers patch mrs z --head L3H2 --out z.nc"
+    "      python -m namemovers patch ioi resid_pre --by named_position"
+)
 def patch(
     task: Task,
-    site: Annotated[str, typer.Argument(help="What is patched: resid_pre, resid_mid, resid_post, attn_out, mlp_out; or of single heads z, q, k, v, pattern.", show_default=False)],
-    by: Annotated[Optional[str], typer.Option(help="position or named_position; for heads head or head_position.", show_default="position; head")] = None,
-    direction: Annotated[str, typer.Option(help="denoise (clean into corrupted) or noise (corrupted into clean).")] = "denoise",
+    site: Annotated[
+        str,
+        typer.Argument(
+            help="What is patched: resid_pre, resid_mid, resid_post, attn_out, mlp_out; "
+            "or of single heads z, q, k, v, pattern.",
+            show_default=False,
+        ),
+    ],
+    by: Annotated[
+        Optional[str],
+        typer.Option(
+            help="position or named_position; for heads head or head_position.", show_default="position; head"
+        ),
+    ] = None,
+    direction: Annotated[
+        str, typer.Option(help="denoise (clean into corrupted) or noise (corrupted into clean).")
+    ] = "denoise",
     metric: Annotated[str, typer.Option(help="logit_diff, logit, prob, rank or kl.")] = "logit_diff",
     engine: Annotated[str, typer.Option(help="fast (exact, GPT-2's kind), hooks (any model) or auto.")] = "auto",
     head: Heads = None,
-    model: Model = None, n: N = None, seed: Seed = None, corruption: Corruption = None, device: Device = None,
-    out: Out = None, top: Top = 10,
+    model: Model = None,
+    n: N = None,
+    seed: Seed = None,
+    corruption: Corruption = None,
+    device: Device = None,
+    out: Out = None,
+    top: Top = 10,
 ) -> None:
     """Activation patching: put one activation of one run into the other, everywhere in turn.
 
     Prints the cells with the largest effect: 0 leaves the run as it was, 1 makes it the run patched from."""
-    _known_task(task), _out(out)
+    _known_task(task)
+    _check_out(out)
     s = _use(model, n, seed, None if task == "ioi" else corruption, device)
     from namemovers.activation_patching import HEAD_SITES, STREAM_SITES, patch as measure
-    if site not in STREAM_SITES + HEAD_SITES: raise ValueError(f"SITE must be one of {', '.join(STREAM_SITES + HEAD_SITES)}, but it is {site!r}.")
-    if head and site not in HEAD_SITES: raise ValueError(f"--head goes with a site of single heads ({', '.join(HEAD_SITES)}), and {site} is none.")
+    if site not in STREAM_SITES + HEAD_SITES:
+        raise ValueError(f"SITE must be one of {', '.join(STREAM_SITES + HEAD_SITES)}, but it is {site!r}.")
+    if head and site not in HEAD_SITES:
+        sites = ", ".join(HEAD_SITES)
+        raise ValueError(f"--head goes with a site of single heads ({sites}), and {site} is none.")
     m = _load(s)
-    chosen = _task(task, m, s, corruption)
-    if head: _heads_exist(head, m)
+    chosen = _make_task(task, m, s, corruption)
+    _heads_exist(head, m)
     ds = measure(m, chosen, site, by=by, direction=direction, metric=metric, engine=engine)
-    typer.echo(f"{task.upper()} on {s.model}, {len(chosen)} prompts, corruption {chosen.corruption}: "
-               f"{metric} {float(ds['clean'].mean()):.3f} clean, {float(ds['corrupted'].mean()):.3f} corrupted")
-    _print(f"{'Restored' if direction == 'denoise' else 'Lost'} by patching {site}", _rows(ds["effect"], "prompt", top, head), "effect")
+    runs = ", ".join(f"{float(ds[run].mean()):.3f} {run}" for run in ("clean", "corrupted"))
+    study = f"{task.upper()} on {s.model}, {len(chosen)} prompts, corruption {chosen.corruption}"
+    typer.echo(f"{study}: {metric} {runs}")
+    verb = "Restored" if direction == "denoise" else "Lost"
+    _print(f"{verb} by patching {site}", _rows(ds["effect"], "prompt", top, head), "effect")
     _save(ds, out)
-
-def _heads_exist(heads, model):
-    import numpy as np
-    import xarray as xr
-    _pick(heads, xr.DataArray(np.zeros((model.cfg.n_layers, model.cfg.n_heads)), dims=("layer", "head")))
 
 # %% ../nbs/core/cli.ipynb #4d6a0123
 @app.command(epilog="Example: python -m namemovers attribute ioi --n 20 --top 5 --out dla.nc")
 def attribute(
-    task: Task, head: Heads = None,
-    model: Model = None, n: N = None, seed: Seed = None, corruption: Corruption = None, device: Device = None,
-    out: Out = None, top: Top = 10,
+    task: Task,
+    head: Heads = None,
+    model: Model = None,
+    n: N = None,
+    seed: Seed = None,
+    corruption: Corruption = None,
+    device: Device = None,
+    out: Out = None,
+    top: Top = 10,
 ) -> None:
-    """Direct logit attribution: what each head writes towards the right answer and away from the wrong one, in logits."""
-    _known_task(task), _out(out)
+    """Direct logit attribution: what each head writes towards the right answer and away from the wrong one."""
+    _known_task(task)
+    _check_out(out)
     s = _use(model, n, seed, None if task == "ioi" else corruption, device)
     from namemovers.head_attribution import head_attribution
     m = _load(s)
-    chosen = _task(task, m, s, corruption)
-    if head: _heads_exist(head, m)
+    chosen = _make_task(task, m, s, corruption)
+    _heads_exist(head, m)
     ds = head_attribution(m, chosen)
-    typer.echo(f"{task.upper()} on {s.model}, {len(chosen)} prompts: logit difference {float(ds['logit_diff'].mean()):.3f}")
+    difference = float(ds["logit_diff"].mean())
+    typer.echo(f"{task.upper()} on {s.model}, {len(chosen)} prompts: logit difference {difference:.3f}")
     _print("Direct logit attribution", _rows(ds["attribution"], "prompt", top, head), "logits")
     _save(ds, out)
 
 # %% ../nbs/core/cli.ipynb #873e0287
 @app.command("copy-scores", epilog="Example: python -m namemovers copy-scores --model gpt2 --top 5")
 def copy_scores(
-    names: Annotated[Optional[list[str]], typer.Argument(help="Names to score, each one token; the shipped list by default.", show_default=False)] = None,
+    names: Annotated[
+        Optional[list[str]],
+        typer.Argument(help="Names to score, each one token; the shipped list by default.", show_default=False),
+    ] = None,
     head: Heads = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Samples at least: names in context.")] = 1000,
-    model: Model = None, seed: Seed = None, device: Device = None, out: Out = None, top: Top = 10,
+    model: Model = None,
+    seed: Seed = None,
+    device: Device = None,
+    out: Out = None,
+    top: Top = 10,
 ) -> None:
     """Copy scores: how often a head that looks at a name would write that name among the first five tokens."""
-    _out(out)
-    if n < 1: raise ValueError(f"--n must be at least 1, but it is {n}.")
+    _check_out(out)
+    if n < 1:
+        raise ValueError(f"--n must be at least 1, but it is {n}.")
     s = _use(model, None, seed, None, device)
     from namemovers.copy_scores import copy_scores as measure
     m = _load(s)
-    if head: _heads_exist(head, m)
+    _heads_exist(head, m)
     ds = measure(m, names or None, n=n, seed=s.seed)
     typer.echo(f"{s.model}, {ds.sizes['name']} names, {ds.sizes.get('sample', n)} samples")
     _print("Copy score", _rows(ds["copy_score"], "name", top, head), "share")
@@ -216,15 +345,21 @@ def models() -> None:
     from rich.table import Table
     from namemovers.model import model_folder, shipped_models
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "layers", "heads", "width", "vocabulary", "MB"): table.add_column(column, justify="left" if column == "name" else "right")
+    table.add_column("name")
+    for column in ("layers", "heads", "width", "vocabulary", "MB"):
+        table.add_column(column, justify="right")
     for name in shipped_models():
         folder = model_folder(name)
-        c = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text())
         size = sum(f.stat().st_size for f in folder.iterdir() if f.is_file()) / 1e6
-        table.add_row(name, *(str(c.get(k, "")) for k in ("n_layer", "n_head", "n_embd", "vocab_size")), f"{size:.1f}")
+        shape = (str(config.get(key, "")) for key in ("n_layer", "n_head", "n_embd", "vocab_size"))
+        table.add_row(name, *shape, f"{size:.1f}")
     Console().print(table)
-    typer.echo("\nAlso: a hub id of a model that TransformerLens supports, such as gpt2 (downloaded once, then from the cache),\n"
-               "or a folder in Hugging Face format with config.json, model.safetensors and tokenizer.json.")
+    typer.echo(
+        "\nAlso: a hub id of a model that TransformerLens supports, such as gpt2 "
+        "(downloaded once, then from the cache),\n"
+        "or a folder in Hugging Face format with config.json, model.safetensors and tokenizer.json."
+    )
 
 # %% ../nbs/core/cli.ipynb #357429d3
 @app.command(epilog="Example: python -m namemovers site --out /tmp/site")
@@ -232,51 +367,95 @@ def site(
     model: Model = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("_site"),
 ) -> None:
-    """Build the site from the notebooks as the study last executed them, or else as they are in the repository."""
-    from namemovers import study as st
+    """Build the site of a clone from the notebooks as the study last executed them, or else as they are in it."""
     s = _use(model)
-    typer.echo(f"Home page: {st.aside(st.site, s.root, out.resolve())}")
+    processes = _press("processes", "site", s)
+    typer.echo(f"Home page: {processes.aside(processes.build_site, s.root, out.resolve())}")
 
 # %% ../nbs/core/cli.ipynb #9d1c44e7
-@app.command(epilog="Examples: python -m namemovers export writeup --to writeup.pdf      python -m namemovers export ioi_nbs/comparison --to comparison.html")
+def _executed(notebook, s):
+    "The file of a notebook, as a path or as the name of one of the study, as it was last executed with these settings."
+    path = Path(notebook)
+    if path.suffix == ".ipynb" and path.is_file():
+        return path
+    wanted = path.with_suffix("").as_posix()
+    every = _press("notebooks", "export", s).notebooks(s.root)
+    there = [p for p in every if f"/{p.with_suffix('').as_posix()}".endswith(f"/{wanted}")]
+    if len(there) != 1:
+        found = f"{len(there)}: {', '.join(map(str, there))}" if there else "none"
+        raise ValueError(f"NOTEBOOK must name one notebook, such as writeup, but {wanted!r} names {found}.")
+    executed = s.results / "notebooks" / there[0]
+    return executed if executed.is_file() else s.root / there[0]
+
+def _shown(s):
+    "The study's first results, whose provenance a page has."
+    from namemovers.results import load
+    found = []
+    for task in ("mrs", "ioi"):
+        try:
+            found.append(load(f"{task}_logit_lens", s.results))
+        except FileNotFoundError:
+            pass
+    return found
+
+@app.command(
+    epilog="Examples: python -m namemovers export writeup --to writeup.pdf"
+    "      python -m namemovers export ioi_nbs/comparison --to comparison.html"
+)
 def export(
-    notebook: Annotated[str, typer.Argument(help="A notebook of the study, e.g. writeup, or the path of any executed notebook.", show_default=False)],
-    to: Annotated[Path, typer.Option("--to", "-t", help="The file to write: x.html (figures interactive) or x.pdf (needs Chromium).", show_default=False)],
+    notebook: Annotated[
+        str,
+        typer.Argument(
+            help="A notebook of the study, e.g. writeup, or the path of any executed notebook.", show_default=False
+        ),
+    ],
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--to",
+            "-t",
+            help="The file to write: x.html (figures interactive) or x.pdf (needs Chromium).",
+            show_default=False,
+        ),
+    ],
     paper: Annotated[str, typer.Option(help="Of a PDF: a4 or letter.")] = "a4",
     model: Model = None,
 ) -> None:
-    """Write a page as one file, complete by itself: HTML or PDF.
+    """Write a page as one file, complete by itself: HTML or PDF (in a clone).
 
-    Of a notebook of the study, as the study last executed it with this model, or else as it is in the repository. Nothing is computed."""
+    Of a notebook of the study, as the study last executed it with this model, or else as it is in the repository.
+    Nothing is computed."""
     s = _use(model)
-    from namemovers.publish import export_page
-    from namemovers.results import load
-    from namemovers.study import notebooks
-    path = Path(notebook)
-    if not (path.suffix == ".ipynb" and path.is_file()):
-        wanted = path.with_suffix("").as_posix()
-        there = [p for p in notebooks(s.root) if f"/{p.with_suffix('').as_posix()}".endswith(f"/{wanted}")]
-        if len(there) != 1: raise ValueError(f"NOTEBOOK must name one notebook, such as writeup, but {wanted!r} names " + (f"{len(there)}: {', '.join(map(str, there))}." if there else "none."))
-        executed = s.results / "notebooks" / there[0]
-        path = executed if executed.is_file() else s.root / there[0]
-    shown = []  # what a page reports has the provenance of the study's first results
-    for task in ("mrs", "ioi"):
-        try: shown.append(load(f"{task}_logit_lens", s.results))
-        except FileNotFoundError: pass
-    try: typer.echo(f"Page: {export_page(path, to, paper=paper, result=shown)}")
-    except (RuntimeError, ImportError) as e: raise ValueError(str(e)) from e
+    page = _press("page", "export", s)
+    try:
+        written = page.export_page(_executed(notebook, s), to, paper=paper, result=_shown(s))
+    except (RuntimeError, ImportError) as e:
+        raise ValueError(str(e)) from e
+    typer.echo(f"Page: {written}")
 
 # %% ../nbs/core/cli.ipynb #576d37d0
+def _told(error: Exception) -> str | None:
+    "What is said of an error in one line; None for a defect, which keeps its traceback."
+    if hasattr(error, "format_message"):
+        return error.format_message()
+    if isinstance(error, (ValueError, OSError)) or "pip install" in str(error):
+        return str(error)
+    return None
+
 def main(
     args: list[str] | None = None, # the command line, without the program's name; `sys.argv` by default
 ) -> NoReturn:
     "Run the command line, and leave with its exit status: 2 for a bad argument, 1 for a failed study."
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         status = app(args, prog_name="python -m namemovers", standalone_mode=False)
     except Exception as e:
-        wrong = e.format_message() if hasattr(e, "format_message") else str(e) if isinstance(e, (ValueError, OSError)) or "pip install" in str(e) else None
-        if wrong is None: raise
-        if wrong: print(f"namemovers: {' '.join(wrong.split())}", file=sys.stderr)
+        wrong = _told(e)
+        if wrong is None:
+            raise
+        if wrong:
+            print(f"namemovers: {' '.join(wrong.split())}", file=sys.stderr)
         status = 2
     sys.exit(status if isinstance(status, int) else 0)
 

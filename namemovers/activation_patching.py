@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STREAM_SITES', 'HEAD_SITES', 'DIRECTIONS', 'BY', 'METRICS', 'Cell', 'cells', 'hook_point', 'unreached', 'run_hooks',
-           'effect', 'patch']
+           'effect', 'patch', 'label']
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
 import hashlib
@@ -29,9 +29,10 @@ from transformer_lens.utilities import get_act_name
 
 from .arguments import checked
 from . import engine as fast
+from .guard import guarded
 from .model import logit_difference, run_at_end, taken_from_logits, weights_hash
-from .results import provenance
-from .stats import estimate, head_name
+from .results import provenance, stamp
+from .stats import estimate, head_name, normalise
 
 # %% ../nbs/02_activation_patching.ipynb #a4f1cc54
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") # [prompt, position, d_model]
@@ -172,7 +173,7 @@ def _check_reached(model, site, layers):
                          "so that every patch there would show exactly 0; choose another site")
 
 # %% ../nbs/02_activation_patching.ipynb #1f691270
-@torch.no_grad()
+@guarded
 def run_hooks(
     model,                           # a `TransformerBridge` in evaluation mode
     clean_tokens: torch.Tensor,      # [prompt, position]
@@ -225,10 +226,25 @@ def effect(
     corrupted,                   # the corrupted run's metric [prompt]
     direction: str = "denoise",  # one of `DIRECTIONS`
 ) -> xr.DataArray:               # [..., prompt] (an array for arrays): 0 as the run patched into, 1 as the run patched from
-    "Normalised effect of a patch, per prompt. NaN where the two runs do not differ on average, for there is nothing to restore."
+    """Normalised effect of a patch, per prompt: the share of the mean distance of the two runs that it moved.
+
+    NaN, with a warning that says why, where the two runs do not differ on average, for there is nothing to restore: the
+    rule is `namemovers.stats.normalise`'s, for every measurement."""
     source, target = (clean, corrupted) if direction == "denoise" else (corrupted, clean)
-    distance = float((source - target).mean())
-    return (patched - target) / (distance if distance else np.nan)
+    distance = source - target
+    if np.allclose(source, target, rtol=1e-6, atol=1e-7): distance = 0 * distance # one run, computed in two ways
+    return normalise(patched - target, distance)
+
+# %% ../nbs/02_activation_patching.ipynb #c0caf3f1
+def with_effect(
+    ds: xr.Dataset,   # a metric, `clean` and `corrupted`
+    metric: str,      # the metric's name in it
+    direction: str,   # one of `DIRECTIONS`
+    attrs: dict,      # where it comes from, from `provenance`
+) -> xr.Dataset:      # the same with `effect`; both say where they come from, for a table of effects is saved alone
+    "The end of every measurement by patches."
+    ds = ds.assign(effect=effect(ds[metric], ds.clean, ds.corrupted, direction))
+    return stamp(ds.assign_attrs(attrs))
 
 # %% ../nbs/02_activation_patching.ipynb #be407ab4
 def _one_of(name, value, choices, of=""):
@@ -390,6 +406,7 @@ def _finite(values, metric):
 
 # %% ../nbs/02_activation_patching.ipynb #a1d2b4da
 @checked
+@guarded
 def patch(
     model,                         # a `TransformerBridge` in evaluation mode, from `load_model`
     task,                          # a `Task`: clean and corrupted prompts, answers, named positions
@@ -450,15 +467,15 @@ def patch(
             with Checkpoint(checkpoint, fingerprint) as kept:
                 values, clean, corrupted = _by_layer(sweep, todo, own, kept, bar.update)
     base = _finite({"clean": clean, "corrupted": corrupted}, metric)
-    ds = _label(values, axes, by, task, model, metric)
+    ds = label(values, axes, by, task, model, metric)
     ds = ds.assign({k: ("prompt", v.numpy()) for k, v in base.items()})
-    ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
-    ds.attrs = provenance(model, task, measurement="activation patching", site=site, by=by, direction=direction,
-                          metric=metric, engine=name, dtype=dtype, **which_logit(model, metric))
-    return ds
+    attrs = provenance(model, task, measurement="activation patching", site=site, by=by, direction=direction,
+                       metric=metric, engine=name, dtype=dtype, **which_logit(model, metric))
+    return with_effect(ds, metric, direction, attrs)
 
 # %% ../nbs/02_activation_patching.ipynb #c63d6b1f
-def _label(values, axes, by, task, model, metric):
+@checked
+def label(values, axes, by, task, model, metric):
     "The engine's [cell, prompt] as a Dataset with named axes, NaN where a prompt has no such position."
     shape = tuple(map(len, axes.values()))
     da = xr.DataArray(values.reshape(*shape, -1).numpy(), dims=(*axes, "prompt"),

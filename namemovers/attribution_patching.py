@@ -10,33 +10,42 @@ import torch
 import xarray as xr
 
 from .arguments import checked
-from .activation_patching import Cell, _label, cells, check_patch, effect, which_logit
-from .engine import STREAM_SITES, Reader, alike, embed, exactly, forward, ready, run_fast, run_sets, two_runs
+from .activation_patching import Cell, cells, check_patch, label, which_logit, with_effect
+from .engine import STREAM_SITES, Reader, embed, forward, ready, run_fast, run_sets, two_runs
+from .guard import guarded
+from .pairs import Pairs, Question
 from .results import provenance
 
 # %% ../nbs/core/attribution_patching.ipynb #0d36930f
 def _gradients(w, base, donor, first, name, read, prompts, steps):
-    "The metric's gradients at an activation, one a layer, rows from `first` on, from tokens [prompt, position] of both runs."
-    here, there, total = embed(w, base), embed(w, donor), None
+    """The metric's gradients at an activation, one a layer, rows from `first` on, from tokens [prompt, position] of both
+    runs: of the base run, or averaged over the middles of `steps` steps towards the donor's."""
+    here, there = embed(w, base), embed(w, donor)
+    total = None
     for i in range(steps):
         x = here + (0 if steps == 1 else (i + 0.5) / steps) * (there - here)
         with torch.enable_grad():
             run = forward(w, x.requires_grad_(), keep=(name,))
-            found = torch.autograd.grad(read(run.final[:, -1], prompts).sum(), run[name])
+            metric = read(run.final[:, -1], prompts).sum()
+            found = torch.autograd.grad(metric, run[name])
         found = [g[..., first:, :] / steps for g in found] # positions are the last dimension but one of every activation
         total = found if total is None else [a + b for a, b in zip(total, found)]
     return total
 
-def _estimate(change, site, cell, prompts, first): # change: difference times gradient -> of one cell [prompt]
+# %% ../nbs/core/attribution_patching.ipynb #aff679c1
+def _estimate(change, site, cell, prompts, first):
+    "Of a difference times its gradient, what one cell takes part in [prompt]."
     if site == "neurons": change = change[..., cell.head]
     elif site in STREAM_SITES: change = change.sum(-1)
     else: change = change[:, cell.head].sum(-1)
-    if cell.position is None: return change.sum(-1) # [prompt, row]
+    if cell.position is None: return change.sum(-1)          # change is [prompt, row] by now
     at = cell.position.to(change.device)[prompts] - first
     inside = (at >= 0) & (at < change.shape[1])
-    return change[torch.arange(len(at), device=at.device), at.clamp(0, change.shape[1] - 1)] * inside
+    row = torch.arange(len(at), device=at.device)
+    return change[row, at.clamp(0, change.shape[1] - 1)] * inside
 
-@exactly
+# %% ../nbs/core/attribution_patching.ipynb #9630305d
+@guarded
 def run_attribution(
     model,                          # a `TransformerBridge`
     clean_tokens: torch.Tensor,     # [prompt, position]
@@ -55,28 +64,32 @@ def run_attribution(
     if metric == "rank": raise ValueError("metric='rank' has no gradient: choose another for attribution patching")
     if steps < 1: raise ValueError(f"steps={steps}: give at least 1")
     w = ready(model)
-    clean_tokens, corrupted_tokens, read_at, correct, wrong = (t.to(w.W_E.device) for t in (clean_tokens, corrupted_tokens, read_at, correct, wrong))
-    base, donor = (corrupted_tokens, clean_tokens) if direction == "denoise" else (clean_tokens, corrupted_tokens)
+    pairs = Pairs(clean_tokens, corrupted_tokens, read_at, correct, wrong, direction).to(w.W_E.device)
     name, shift = ("resid_pre", 1) if site == "resid_post" else (site, 0)
-    length, wide = int(read_at.max()) + 1, w.layers[0].W_in.shape[1]
+    length, wide = pairs.length, w.layers[0].W_in.shape[1]
     per_prompt = 4 * length * w.n_layers * (14 * w.d_model + 3 * wide + 4 * w.n_heads * length)
-    if memory_budget < per_prompt: raise ValueError(f"memory_budget={memory_budget} is too small for the gradients of {length} tokens: give at least {per_prompt} bytes")
-    out, finals = w.W_E.new_empty(len(cells), len(base)), w.W_E.new_zeros(len(base), w.d_model)
-    read = Reader(w, metric, correct, wrong, finals)
-    for some in torch.arange(len(base), device=base.device).split(memory_budget // per_prompt):
-        for first, end, prompts in alike(base == donor, read_at, some):
+    Question(metric, memory_budget).needs(per_prompt, f"the gradients of {length} tokens")
+    out = w.W_E.new_empty(len(cells), len(pairs))
+    finals = w.W_E.new_zeros(len(pairs), w.d_model)
+    read = Reader(w, metric, pairs.correct, pairs.wrong, finals)
+    for some in pairs.prompts.split(memory_budget // per_prompt):
+        for first, end, prompts in pairs.alike(some):
             first = min(first, end)
-            one, two = base[prompts, :end + 1], donor[prompts, :end + 1]
+            one, two = pairs.base[prompts, :end + 1], pairs.donor[prompts, :end + 1]
             block = two_runs(w, one, two, first, prompts, (name, "k", "v"), (name,))
-            finals[prompts] = (block.donor if direction == "denoise" else block.base).final[:, -1]
-            alone, base_run, donor_run = read(block.base.final[:, -1], prompts), block.base[name], block.donor[name]
-            changes = [(there - here[..., first:, :]) * g for here, there, g in
-                       zip(base_run, donor_run, _gradients(w, one, two, first, name, read, prompts, steps))]
-            for i, cell in enumerate(cells): out[i, prompts] = alone + _estimate(changes[cell.layer + shift], site, cell, prompts, first)
+            finals[prompts] = pairs.clean_first(block.base, block.donor)[0].final[:, -1]
+            alone = read(block.base.final[:, -1], prompts)
+            gradients = _gradients(w, one, two, first, name, read, prompts, steps)
+            differences = [there - here[..., first:, :] for here, there in zip(block.base[name], block.donor[name])]
+            changes = [d * g for d, g in zip(differences, gradients)]
+            for i, cell in enumerate(cells):
+                moved = _estimate(changes[cell.layer + shift], site, cell, prompts, first)
+                out[i, prompts] = alone + moved
     return out.cpu()
 
 # %% ../nbs/core/attribution_patching.ipynb #c1c63884
 @checked
+@guarded
 def attribute(
     model,                       # a `TransformerBridge` in evaluation mode
     task,                        # a `Task`
@@ -97,15 +110,18 @@ def attribute(
     todo, axes = cells(model, task, site, by, neurons)
     arguments = model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong
     values = run_attribution(*arguments, site, todo, direction, metric, memory_budget, steps)
-    clean, corrupted = run_sets(*arguments, [[("resid_pre", Cell(0))], []], "denoise", metric, memory_budget)
-    ds = _label(values, axes, by, task, model, metric).assign(clean=("prompt", clean.numpy()), corrupted=("prompt", corrupted.numpy()))
-    ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
-    ds.attrs = provenance(model, task, measurement="attribution patching", site=site, by=by, direction=direction, metric=metric, engine="fast",
-                          steps=steps, **which_logit(model, metric), approximation="first order" if steps == 1 else f"integrated gradients in {steps} steps")
-    return ds
+    both = [[("resid_pre", Cell(0))], []]
+    clean, corrupted = run_sets(*arguments, both, "denoise", metric, memory_budget)
+    ds = label(values, axes, by, task, model, metric)
+    ds = ds.assign(clean=("prompt", clean.numpy()), corrupted=("prompt", corrupted.numpy()))
+    how = "first order" if steps == 1 else f"integrated gradients in {steps} steps"
+    attrs = provenance(model, task, measurement="attribution patching", site=site, by=by, direction=direction,
+                       metric=metric, engine="fast", steps=steps, approximation=how, **which_logit(model, metric))
+    return with_effect(ds, metric, direction, attrs)
 
 # %% ../nbs/core/attribution_patching.ipynb #483f8f36
 @checked
+@guarded
 def patch_screened(
     model,                       # this and what has no other comment: as in `patch`
     task,                        # as in `patch`
@@ -118,19 +134,22 @@ def patch_screened(
     neurons: list | None = None, # as in `patch`
 ) -> xr.Dataset:                 # as `patch`, with `exact` (True where a cell was computed, False where it is estimated)
     "Estimate every cell, then compute exactly the `screen` cells with the largest estimates."
-    if not isinstance(screen, int) or screen < 1: raise ValueError(f"screen={screen!r}: give the number of cells to compute exactly, at least 1")
+    whole = isinstance(screen, int) and not isinstance(screen, bool)
+    if not whole or screen < 1:
+        raise ValueError(f"screen={screen!r}: give the number of cells to compute exactly, at least 1")
     ds = attribute(model, task, site, by, direction, metric, memory_budget=memory_budget, neurons=neurons)
     todo, axes = cells(model, task, site, ds.attrs["by"], neurons)
     alone = ds.corrupted if direction == "denoise" else ds.clean
-    values = torch.from_numpy(ds[metric].values.reshape(len(todo), -1).copy())
-    size = (values - torch.from_numpy(alone.values)).nanmean(1).abs().nan_to_num(-1)
+    values = torch.from_numpy(ds[metric].values.reshape(len(todo), -1).copy())          # [cell, prompt]
+    size = (values - torch.from_numpy(alone.values)).nanmean(1).abs().nan_to_num(-1)    # [cell]
     best = size.topk(min(screen, len(todo))).indices
-    values[best] = run_fast(model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong,
-                            site, [todo[i] for i in best], direction, metric, memory_budget)
+    tokens = task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong
+    values[best] = run_fast(model, *tokens, site, [todo[i] for i in best], direction, metric, memory_budget)
     exact = torch.zeros(len(todo), dtype=torch.bool)
     exact[best] = True
-    out = _label(values, axes, ds.attrs["by"], task, model, metric).assign(clean=ds.clean, corrupted=ds.corrupted)
-    out["effect"] = effect(out[metric], out.clean, out.corrupted, direction)
+    out = label(values, axes, ds.attrs["by"], task, model, metric)
+    out = out.assign({run: ds[run].drop_attrs() for run in ("clean", "corrupted")}) # theirs say that they are an estimate's
     out["exact"] = tuple(axes), exact.view([len(v) for v in axes.values()]).numpy()
-    out.attrs = ds.attrs | {"measurement": "activation patching, screened", "screen": screen, "approximation": "first order, where `exact` is False"}
-    return out
+    attrs = ds.attrs | {"measurement": "activation patching, screened", "screen": screen,
+                        "approximation": "first order, where `exact` is False"}
+    return with_effect(out, metric, direction, attrs)

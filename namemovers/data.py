@@ -22,15 +22,16 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from .arguments import checked, listed, one_of, selected, short, whole, word, a_result
+from .arguments import a_result, checked, listed, one_of, selected, short, whole, word
+from .guard import guarded
 from .results import provenance
 from .stats import proportion, summarise
 
 # %% auto #0
 __all__ = ['NAMES', 'DESCRIPTIONS', 'TITLES', 'CUES', 'PLACES', 'OBJECTS', 'MRS_TEMPLATES', 'PILOT_NAMES', 'NEUTRAL_SENTENCES',
            'IOI_TEMPLATES', 'MRS_CORRUPTIONS', 'IOI_CORRUPTIONS', 'KINDS', 'SURVEY', 'name_token', 'word_ids',
-           'token_as_text', 'Task', 'token_table', 'align', 'mrs_task', 'ioi_task', 'survey_template', 'predictions',
-           'survey', 'survey_table', 'survey_figure']
+           'token_as_text', 'Task', 'encode', 'token_table', 'align', 'stretches', 'mrs_task', 'ioi_task',
+           'survey_template', 'predictions', 'survey', 'survey_table', 'survey_figure']
 
 # %% ../nbs/00_data.ipynb #6ae3dc4f
 # The order of the lists matters: where a word is fixed, `{D1}` is the first description, `{D2}` the second, and so on.
@@ -437,8 +438,11 @@ class Task:
     def __getitem__(self, index): return self.subset(index)
 
 # %% ../nbs/00_data.ipynb #5f5e1eca
-def _encode(tokenizer, texts):
-    "Token ids with BOS of each text."
+def encode(
+    tokenizer, # a Hugging Face tokenizer with a BOS token
+    texts,     # a list of texts
+) -> list: # of lists of ids
+    "Token ids with BOS of each text. Raises ValueError for a tokenizer without BOS."
     if tokenizer.bos_token_id is None:
         raise ValueError("tokenizer: it has no BOS token, and every prompt starts with one; set tokenizer.bos_token (GPT-2's is its eos_token).")
     rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
@@ -455,7 +459,7 @@ def _ends(tokenizer, filled):
     "For each (literals, values) and each of its values the index of the value's last token: the tokens up to there, BOS counted, less one."
     prefixes = [[_fill(literals[:i + 1] + [""], values[:i + 1]) for i in range(len(values))] for literals, values in filled]
     flat = list(itertools.chain(*prefixes))
-    lengths = iter([len(ids) for ids in _encode(tokenizer, flat)] if flat else [])
+    lengths = iter([len(ids) for ids in encode(tokenizer, flat)] if flat else [])
     return [[next(lengths) - 1 for _ in row] for row in prefixes]
 
 # %% ../nbs/00_data.ipynb #e3ef2108
@@ -475,7 +479,7 @@ def _named_positions(keys, ends, length, repeated, after):
 def _answersword_ids(tokenizer, prompts, prompt_ids, names):
     "The token of each name as the tokenizer writes it after its prompt."
     found = []
-    for prompt, ids, name, both in zip(prompts, prompt_ids, names, _encode(tokenizer, [f"{p} {n}" for p, n in zip(prompts, names)])):
+    for prompt, ids, name, both in zip(prompts, prompt_ids, names, encode(tokenizer, [f"{p} {n}" for p, n in zip(prompts, names)])):
         follows = _after(ids, both)
         if not _is_one(tokenizer, follows):
             raise ValueError(f"names: {short(name)} is not one token after {short(prompt)} but {_split(tokenizer, follows)}; choose another name.")
@@ -486,7 +490,7 @@ def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=
     "A `Task` of `records`: dicts with template, literals, keys, values (a list), spoilt (literals, values), correct, wrong, names."
     clean = [_fill(r["literals"], r["values"]) for r in records]
     corrupted = [_fill(*r["spoilt"]) for r in records]
-    clean_ids, corrupted_ids = _encode(tokenizer, clean), _encode(tokenizer, corrupted)
+    clean_ids, corrupted_ids = encode(tokenizer, clean), encode(tokenizer, corrupted)
     all_ends = _ends(tokenizer, [(r["literals"], r["values"]) for r in records])
     spoilt_ends = _ends(tokenizer, [r["spoilt"] for r in records])
     positions, correct, wrong = [], [], []
@@ -556,13 +560,16 @@ def align(
 )->pd.DataFrame: # a row a token: clean, corrupted, changed; an empty cell where the other text has a token more
     "Two texts token by token. A pair that lines up has no empty cell. A dot stands for a leading space."
     tokenizer = _tokenizer(tokenizer)
-    a, b = _encode(tokenizer, [clean, corrupted])
+    a, b = encode(tokenizer, [clean, corrupted])
     shown = lambda ids: [token_as_text(tokenizer, t).replace(" ", "·", 1) for t in ids]
-    rows = [pair for i, j in _runs(a, b) for pair in itertools.zip_longest(shown(a[slice(*i)]), shown(b[slice(*j)]), fillvalue="")]
+    rows = [pair for i, j in stretches(a, b) for pair in itertools.zip_longest(shown(a[slice(*i)]), shown(b[slice(*j)]), fillvalue="")]
     return pd.DataFrame([(x, y, "≠" if x != y else "") for x, y in rows], columns=["clean", "corrupted", "changed"])
 
-def _runs(a, b):
-    "Stretches of two lists of ids that belong together, as pairs of (start, stop); of equal length where the lists line up."
+def stretches(
+    a, # ids
+    b, # other ids
+) -> list: # of ((start, stop) in a, (start, stop) in b)
+    "Stretches of two lists of ids that belong together; of equal length where the lists line up."
     found = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
     moved = sum(i2 - i1 + j2 - j1 for tag, i1, i2, j1, j2 in found if tag != "equal")
     # as many tokens and no cheaper account than replacing some in place: nothing has moved
@@ -578,7 +585,7 @@ def _tokenizer(given):
 def _check_pair(tokenizer, i, clean, corrupted, a, b):
     "Raise `ValueError`, showing where they part, unless two texts (with their ids) line up."
     if clean == corrupted: raise ValueError(f"corrupted: prompt {i} is the same as the clean one, {short(clean)}; change something in it.")
-    parting = next(((x, y) for x, y in _runs(a, b) if x[1] - x[0] != y[1] - y[0]), None)
+    parting = next(((x, y) for x, y in stretches(a, b) if x[1] - x[0] != y[1] - y[0]), None)
     if parting is None: return
     (i1, i2), (j1, j2) = parting
     say = lambda ids: _split(tokenizer, ids).partition(": ")[2] if len(ids) else "nothing"
@@ -602,7 +609,7 @@ def _answer(tokenizer, answer, prompt, ids, i):
         if 0 <= answer < len(tokenizer): return int(answer)
         raise ValueError(f"answers: prompt {i} has the token id {answer}, but ids go from 0 to {len(tokenizer) - 1}.")
     if not isinstance(answer, str) or not answer.strip(): raise ValueError(f"answers: prompt {i} has the answer {short(answer)}; give a text such as ' Mary'.")
-    both, spaced = _encode(tokenizer, [prompt + answer, f"{prompt} {answer.strip()}"])
+    both, spaced = encode(tokenizer, [prompt + answer, f"{prompt} {answer.strip()}"])
     follows, own = _after(ids, both), tokenizer.encode(answer, add_special_tokens=False)
     lacks_space = answer[0] != " " and _is_one(tokenizer, _after(ids, spaced))
     hint = f"write {' ' + answer!r}, with the space that begins a new word" if lacks_space else "choose an answer of one token"
@@ -635,7 +642,7 @@ def _place(tokenizer, wanted, text, ids, said, i):
     if not stops: raise ValueError(f"{said}: {short(piece)} is not in prompt {i}, {short(text)}; give a piece of the clean prompt, letter for letter.")
     if which is None and len(stops) > 1: raise ValueError(f"{said}: {short(piece)} is {len(stops)} times in prompt {i}, {short(text)}; say which one, from ({short(piece)}, 1) to ({short(piece)}, {len(stops)}).")
     if which is not None and not 1 <= which <= len(stops): raise ValueError(f"{said}: prompt {i} has {short(piece)} {len(stops)} times, so there is no occurrence {which!r}; they count from 1.")
-    before = _encode(tokenizer, [text[:stops[(which or 1) - 1]]])[0]
+    before = encode(tokenizer, [text[:stops[(which or 1) - 1]]])[0]
     parted = next((t for t, b in zip(ids, before) if t != b), None if len(before) <= len(ids) else ids[-1])
     if parted is not None: raise ValueError(f"{said}: {short(piece)} ends within a token of prompt {i} ({token_as_text(tokenizer, parted)!r}); let it end where the token does.")
     return len(before) - 1
@@ -687,7 +694,7 @@ def _from_pairs(
     first = {}
     for i, text in enumerate(clean):
         if first.setdefault(text, i) != i: raise ValueError(f"clean: prompts {first[text]} and {i} are the same, {short(text)}; leave one out, since an interval counts every prompt once.")
-    clean_ids, corrupted_ids = _encode(tokenizer, clean), _encode(tokenizer, corrupted)
+    clean_ids, corrupted_ids = encode(tokenizer, clean), encode(tokenizer, corrupted)
     for i, pair in enumerate(zip(clean, corrupted, clean_ids, corrupted_ids)): _check_pair(tokenizer, i, *pair)
     right, wrong = _answers_of(tokenizer, answers, clean, clean_ids)
     places = _changed(clean_ids, corrupted_ids) if positions is None else _places(tokenizer, positions, clean, clean_ids)
@@ -786,7 +793,7 @@ def _from_template(
     filled = [(parsed[i][0], [lookup[k] for k in parsed[i][1]]) for i, lookup in drawn]
     spoilt = [(parsed[i][0], _spoil(rule, parsed[i][1], mentions[i], lookup, pools, spoiling)) for i, lookup in drawn]
     clean, corrupted = ([_fill(*f) for f in texts] for texts in (filled, spoilt))
-    clean_ids, corrupted_ids, ends = _encode(tokenizer, clean), _encode(tokenizer, corrupted), _ends(tokenizer, filled)
+    clean_ids, corrupted_ids, ends = encode(tokenizer, clean), encode(tokenizer, corrupted), _ends(tokenizer, filled)
     for i, pair in enumerate(zip(clean, corrupted, clean_ids, corrupted_ids)): _check_pair(tokenizer, i, *pair)
     right, wrong = _answers_of(tokenizer, [tuple(" " + lookup[a] if a in lookup else a for a in answers) for i, lookup in drawn], clean, clean_ids)
     places = []
@@ -831,12 +838,12 @@ def _without_cue(tokenizer, literals, values, cue):
     start = texts[:len(texts) - len(values[cue])].rfind(". ")
     start, stop = start + 2 if start >= 0 else 0, whole.find(".", len(texts)) + 1
     if not stop: raise ValueError("corruption 'no_cue': the template's {cue_name} is in no sentence that ends in a full stop; choose another corruption.")
-    wanted, tail = len(_encode(tokenizer, [whole])[0]), whole[stop:]
-    after = len(_encode(tokenizer, [tail])[0])
+    wanted, tail = len(encode(tokenizer, [whole])[0]), whole[stop:]
+    after = len(encode(tokenizer, [tail])[0])
     for sentence in NEUTRAL_SENTENCES:
         text = whole[:start] + sentence + tail
-        ids = _encode(tokenizer, [text])[0]
-        if len(ids) == wanted and ids[len(ids) - after + 1:] == _encode(tokenizer, [whole])[0][wanted - after + 1:]: return [text], []
+        ids = encode(tokenizer, [text])[0]
+        if len(ids) == wanted and ids[len(ids) - after + 1:] == encode(tokenizer, [whole])[0][wanted - after + 1:]: return [text], []
     raise ValueError(f"corruption 'no_cue': no neutral sentence has as many tokens as {whole[start:stop]!r}; add one to NEUTRAL_SENTENCES.")
 
 # %% ../nbs/00_data.ipynb #dc2bf3be
@@ -1058,6 +1065,7 @@ def _next_token(model, rows, batch=16):
     return torch.cat(out)
 
 @checked
+@guarded
 def predictions(
     model, # as from load_model
     prompts, # a text or a list of texts
@@ -1065,7 +1073,7 @@ def predictions(
 )->pd.DataFrame: # columns prompt, rank (from 1), token, probability
     "The most probable next tokens of each prompt."
     prompts = _texts(prompts, "prompts")
-    top = _next_token(model, _encode(model.tokenizer, prompts)).topk(k)
+    top = _next_token(model, encode(model.tokenizer, prompts)).topk(k)
     return pd.DataFrame([(prompt, r + 1, token_as_text(model.tokenizer, top.indices[i, r]), float(top.values[i, r]))
                          for i, prompt in enumerate(prompts) for r in range(k)], columns=["prompt", "rank", "token", "probability"])
 
@@ -1075,6 +1083,7 @@ def _kinds(k):
 
 # %% ../nbs/00_data.ipynb #3dedb214
 @checked
+@guarded
 def survey(
     model, # as from load_model
     n:int=20, # prompts a family
@@ -1105,7 +1114,7 @@ def survey(
         drawn = _draw_prompts([(template, pools, alias)], n, np.random.default_rng([seed, f]))
         subjects = _subjects(keys)
         texts = [_fill(literals, [values[k] for k in keys]) for _, values in drawn]
-        p = _next_token(model, _encode(tokenizer, texts))
+        p = _next_token(model, encode(tokenizer, texts))
         ids = torch.tensor([[name_token(tokenizer, values[k]) for k in subjects] for _, values in drawn])
         kinds = np.array([KINDS.index(k) for k in _kinds(len(subjects))])
         own, best = p.gather(1, ids).numpy(), p.argmax(-1)

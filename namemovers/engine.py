@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 
+from .guard import fingerprint, guarded
 from .model import taken_from_logits
 
 # %% ../nbs/core/engine.ipynb #1876a16b
@@ -119,7 +120,7 @@ def exactly(
 
 _weights = weakref.WeakKeyDictionary() # model -> (Weights, the state of its parameters), for models that passed the comparison
 
-def _state(model): return [(p.data_ptr(), p._version) for p in model.parameters()] # tells whether somebody changed a weight
+def _state(model): return fingerprint(model) # tells whether somebody changed a weight
 
 def _hooked(model):
     return next((name for name, point in model.hook_dict.items() if point.has_hooks(including_permanent=True)), None)
@@ -594,7 +595,7 @@ def ready(
                    W_E=cast(w.W_E), W_pos=cast(w.W_pos),
                    rotary=w.rotary and tuple(map(cast, w.rotary)))
 
-@exactly
+@guarded
 def sweep(
     model,                           # a `TransformerBridge` that `why_not` has nothing against
     clean_tokens: torch.Tensor,      # [prompt, position]
@@ -663,7 +664,7 @@ def _written(t, donor, site: str, cell, prompts, start): # the activation t [pro
     t[part] = donor[part]
     return t
 
-@exactly
+@guarded
 def run_sets(
     model,                          # a `TransformerBridge` that `why_not` has nothing against
     clean_tokens: torch.Tensor,     # [prompt, position]

@@ -13,8 +13,9 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 from plotly.subplots import make_subplots
-from .arguments import checked, a_result
+from .arguments import checked
 from .data import name_token
+from .guard import guarded
 from .model import answer_direction, logit_difference, run_at_end
 from .plots import COLOURS
 from .results import provenance
@@ -31,7 +32,7 @@ def _coords(model, task):
 
 # %% ../nbs/03_head_attribution.ipynb #405b22d0
 @checked
-@torch.no_grad()
+@guarded
 def head_attribution(
     model, # TransformerBridge in compatibility mode, from `load_model`
     task, # Task: prompts, answers, named positions
@@ -82,7 +83,7 @@ def head_attribution(
     return ds
 
 # %% ../nbs/03_head_attribution.ipynb #fb9426b2
-@checked(result=a_result("attribution"))
+@checked
 def components(
     result: xr.Dataset, # from `head_attribution`
 ) -> xr.DataArray: # [component, prompt], in logits
@@ -127,7 +128,7 @@ def agreement(
 
 # %% ../nbs/03_head_attribution.ipynb #d353492e
 @checked
-@torch.no_grad()
+@guarded
 def attention(
     model, # TransformerBridge in compatibility mode
     task, # Task
@@ -199,7 +200,7 @@ def name_ids(
 
 # %% ../nbs/03_head_attribution.ipynb #63cce3f4
 @checked
-@torch.no_grad()
+@guarded
 def name_projection(
     model, # TransformerBridge in compatibility mode
     task, # Task

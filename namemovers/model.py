@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from .arguments import checked
+from .guard import fingerprint, guarded
 
 # %% ../nbs/core/model.ipynb #bb88eb92
 SHIPPED = ("mini", "mini-unhinted")  # models inside the package, where present
@@ -195,7 +197,7 @@ def load_model(
         raise ValueError(f"The model {name!r} cannot be loaded: {reason.rstrip('.')}; models that TransformerLens supports in compatibility mode, such as GPT-2's kind, can.") from e
     model.eval().requires_grad_(False)
     model.cfg.model_name = name if not Path(name).expanduser().is_dir() else Path(name).expanduser().resolve().name
-    model.cfg.weights_hash = _hash_files(_weight_files(folder))
+    model.cfg.weights_hash, model.cfg.tensors_hash = _hash_files(_weight_files(folder)), _hash_tensors(model)
     model.taken_from_logits = tuple(b - a for b, a in zip(before, _mean_logit(model)))
     return model
 
@@ -213,20 +215,31 @@ def model_name(model: TransformerBridge) -> str:
     return str(model.cfg.model_name)
 
 # %% ../nbs/core/model.ipynb #e6b6d069
-@checked
-def weights_hash(model: TransformerBridge) -> str:
-    """SHA-256 of the weights, in hexadecimal: of the files for a model from `load_model`, of the tensors otherwise.
+_hashes: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary() # model -> (fingerprint, hash of its tensors)
 
-    It says which weights were loaded, not what was done to them later."""
-    if known := getattr(model.cfg, "weights_hash", None): return known
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _hash_tensors(model) -> str:
+    "SHA-256 of all parameters and buffers; computed again only where `fingerprint` says that one was edited."
+    mark = fingerprint(model)
+    if model not in _hashes or _hashes[model][0] != mark:
+        digest = hashlib.sha256()
+        for name, value in sorted((*model.named_parameters(), *model.named_buffers())):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        _hashes[model] = mark, digest.hexdigest()
+    return _hashes[model][1]
+
+@checked
+def weights_hash(
+    model: TransformerBridge, # as from `load_model`, or of another origin
+) -> str:                     # SHA-256, in hexadecimal
+    """Which weights these are, as they are in memory.
+
+    Of a model from `load_model` that nobody edited: the hash of the files it came from. Otherwise that of its tensors."""
+    tensors = _hash_tensors(model)
+    return model.cfg.weights_hash if getattr(model.cfg, "tensors_hash", None) == tensors else tensors
 
 # %% ../nbs/core/model.ipynb #a51e0c02
-@torch.no_grad()
+@guarded
 def run_at_end(
     model: TransformerBridge, # as from `load_model`
     tokens: torch.Tensor,   # [prompt, position]

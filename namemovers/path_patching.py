@@ -9,6 +9,7 @@ __all__ = ['SENDERS', 'COMPONENTS', 'run_paths', 'path_patch', 'trace']
 import operator
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,75 +17,185 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from .arguments import checked
-from .activation_patching import effect, which_logit
-from .edges import Edge
-from .engine import MAX_ROWS, Buffers, Group, Reader, Run, alike, attention, carry, exactly, forward, mlp, norm, ready, rotate, two_runs
-from .results import provenance
+from .activation_patching import effect, which_logit, with_effect
+from .arguments import checked, short
+from .circuits.edge_graph import Edge
+from .engine import (MAX_ROWS, Buffers, Group, Reader, Run, Weights, attention, carry, forward, mlp, norm,
+                               ready, rotate, two_runs)
+from .guard import guarded
+from .pairs import DIRECTIONS, Pairs, Question
+from .results import provenance, stamp
 from .stats import estimate, head_name, heads_in_words, q_values, summarise, top_heads
 
 # %% ../nbs/05_path_patching.ipynb #df12a2d5
 SENDERS = ("head", "mlp", "embed") # kinds of senders
 COMPONENTS = ("q", "k", "v") # what of a receiving head
-_KEPT = {"head": "z", "mlp": "mlp_out", "embed": "resid_pre"}
 
-def _changes(w, block, kind, layer, heads, prompts): # [prompt, sender, row, d_model], rows from the first difference on
-    def change(name): return block.donor[name][layer][prompts] - block.base[name][layer][prompts][..., -block.donor[name][layer].shape[-2]:, :]
-    if kind == "head": return torch.einsum("phrc,hcd->phrd", change("z")[:, heads], w.layers[layer].W_O.view(w.n_heads, w.d_head, -1)[heads])
-    return change(_KEPT[kind])[:, None]
+# %% ../nbs/05_path_patching.ipynb #f47a79b2
+def _by_head(w, layer, heads):
+    "The output weights of some heads [head, d_head, d_model]."
+    return w.layers[layer].W_O.view(w.n_heads, w.d_head, -1)[heads]
 
+# %% ../nbs/05_path_patching.ipynb #351ad6b5
+def _changes(w, block, kind, layer, heads, prompts):
+    "What senders change in the stream [prompt, sender, row, d_model], rows from the first difference on."
+    name = {"head": "z", "mlp": "mlp_out", "embed": "resid_pre"}[kind]
+    donor = block.donor[name][layer][prompts]
+    base = block.base[name][layer][prompts]
+    change = donor - base[..., -donor.shape[-2]:, :]
+    if kind != "head": return change[:, None]
+    return torch.einsum("phrc,hcd->phrd", change[:, heads], _by_head(w, layer, heads))
+
+# %% ../nbs/05_path_patching.ipynb #bab8808e
 def _through(w, block, layer, prompts, change):
     "How a `change` before an MLP looks behind it, when the MLP is computed again."
-    x = block.base["resid_pre" if w.parallel else "resid_mid"][layer][prompts, None, -change.shape[2]:]
-    return change + mlp(w, w.layers[layer], x + change) - mlp(w, w.layers[layer], x)
+    L = w.layers[layer]
+    x = block.base["resid_pre" if w.parallel else "resid_mid"][layer]
+    x = x[prompts, None, -change.shape[2]:]                # [prompt, 1, row, d_model]
+    return change + mlp(w, L, x + change) - mlp(w, L, x)
+
+# %% ../nbs/05_path_patching.ipynb #d919be78
+def _only(at, end, rows, device):
+    "Of the last `rows` positions up to `end`, those that are `at` [prompt]: [prompt, row]."
+    return torch.arange(end + 1 - rows, end + 1, device=device) == at[:, None]
 
 # %% ../nbs/05_path_patching.ipynb #0bee1e02
-def _received(w, block, layer, component, prompts, change):
-    "Queries, keys or values of all heads of a layer that reads a changed stream [prompt, head, sender, row, d_head]."
+def _received(w, block, layer, component, prompts, change, at=None):
+    """Queries, keys or values of all heads of a layer that reads a changed stream [prompt, head, sender, row, d_head]; with
+    `at` [prompt] only at that position, and elsewhere the base run's."""
     L, (P, S, R, _) = w.layers[layer], change.shape
-    x = norm(w, block.base["resid_pre"][layer][prompts, None, block.first:] + change)
-    t = (x @ getattr(L, f"W_{component.upper()}") + getattr(L, f"b_{component.upper()}")).view(P * S * R, w.n_heads, -1)
-    if component != "v": t = rotate(w, t, torch.arange(block.first, block.end + 1, device=t.device).repeat(P * S))
-    return t.view(P, S, R, w.n_heads, -1).permute(0, 3, 1, 2, 4)
+    W, b = getattr(L, f"W_{component.upper()}"), getattr(L, f"b_{component.upper()}")
+    x = norm(w, block.base["resid_pre"][layer][prompts, None, block.first:] + change) # [prompt, sender, row, d_model]
+    t = (x @ W + b).view(P * S * R, w.n_heads, -1)
+    if component != "v":
+        t = rotate(w, t, torch.arange(block.first, block.end + 1, device=t.device).repeat(P * S))
+    t = t.view(P, S, R, w.n_heads, -1).permute(0, 3, 1, 2, 4)  # [prompt, head, sender, row, d_head]
+    if at is None: return t
+    there = _only(at, block.end, R, t.device)[:, None, None, :, None]
+    return torch.where(there, t, block.base[component][layer][prompts][:, :, None, block.first:])
 
-def _entering(w, block, layer, heads, component, prompts, change, cells):
+# %% ../nbs/05_path_patching.ipynb #295bc66b
+def _entering(w, block, layer, heads, component, prompts, change, cells, at=None):
     "The group of all pairs of a sender and one of the `heads` of a layer."
-    base, first, late = block.base, block.first, layer == w.n_layers - 1 # in the last layer only END counts
-    name, at, mid = ("resid_pre", layer + 1, False) if w.parallel else ("resid_mid", layer, True)
-    def rows(*_):
-        def kept(n): return base[n][layer][prompts][:, heads]
-        own = {n: kept(n)[:, :, None, first:].expand(-1, -1, change.shape[1], -1, -1) for n in COMPONENTS}
-        own[component] = _received(w, block, layer, component, prompts, change)[:, heads]
-        z = attention(*own.values(), *(kept(n)[:, :, :first] for n in "kv"))[0] - kept("z")[:, :, None, first:]
-        if late: z = z[..., -1:, :]
-        write = torch.einsum("phsrc,hcd->pshrd", z, w.layers[layer].W_O.view(w.n_heads, w.d_head, -1)[heads]).flatten(1, 2)
-        return base[name][at][prompts, None, -z.shape[3]:] + write
-    end = torch.full((len(block.prompts), 1), block.end, device=change.device)
-    return Group(block, prompts, cells, at, mid, first, end if late else None, rows, slice(None))
+    base, first, S = block.base, block.first, change.shape[1]
+    late = layer == w.n_layers - 1 # where only END counts
+    name, below, mid = ("resid_pre", layer + 1, False) if w.parallel else ("resid_mid", layer, True)
 
+    def rows(*_):
+        def kept(n): return base[n][layer][prompts][:, heads]             # [prompt, head, position, d_head]
+        own = {n: kept(n)[:, :, None, first:].expand(-1, -1, S, -1, -1) for n in COMPONENTS}
+        own[component] = _received(w, block, layer, component, prompts, change, at)[:, heads]
+        z, _ = attention(*own.values(), *(kept(n)[:, :, :first] for n in "kv"))
+        z = z - kept("z")[:, :, None, first:]                             # [prompt, head, sender, row, d_head]
+        if late: z = z[..., -1:, :]
+        write = torch.einsum("phsrc,hcd->pshrd", z, _by_head(w, layer, heads))
+        return base[name][below][prompts, None, -z.shape[3]:] + write.flatten(1, 2)
+
+    end = torch.full((len(block.prompts), 1), block.end, device=change.device) if late else None
+    return Group(block, prompts, cells, below, mid, first, end, rows, slice(None))
+
+# %% ../nbs/05_path_patching.ipynb #5b21651c
 class _Repeated(Run):
     "A run's keys and values, each prompt's as often as there are senders; made when asked for, a layer at a time."
-    def __init__(self, run, prompts, n): self.run, self.prompts, self.n, self.name = run, prompts, n, None
+    def __init__(self, run, prompts, n):
+        self.run, self.prompts, self.n, self.name = run, prompts, n, None
+
     def __getitem__(self, key):
         if isinstance(key, str):
             self.name = key
             return self
         return self.run[self.name][key][self.prompts].repeat_interleave(self.n, 0)
 
-def _together(w, block, component, targets, prompts, received):
+# %% ../nbs/05_path_patching.ipynb #1573fc84
+def _together(w, block, component, targets, prompts, received, at=None):
     "The stream at END [prompt, sender, d_model] of runs in which each sender reaches all `targets` above it at once."
     S, first = max(t.shape[2] for t in received.values()), block.first
+    there = None # where the receivers are reached; elsewhere they have what this run gives them
+    if at is not None: there = _only(at, block.end, block.end + 1 - first, at.device)[:, None, :, None]
+
     def edit(l, name, t):
         if name != component or l not in received: return t
-        new, n = t.clone().view(-1, S, *t.shape[1:]), received[l].shape[2] # the senders below layer l are the first n
-        for h, _ in targets[l]: new[:, :n, h] = received[l][:, h]
+        new = t.clone().view(-1, S, *t.shape[1:])
+        n = received[l].shape[2] # the senders below layer l are the first n
+        for h, _ in targets[l]:
+            put = received[l][:, h]                 # [prompt, sender, row, d_head]
+            new[:, :n, h] = put if there is None else torch.where(there, put, new[:, :n, h])
         return new.flatten(0, 1)
+
     layer = min(received)
     x = block.base["resid_pre"][layer][prompts, first:].repeat_interleave(S, 0)
-    return forward(w, x, layer, _Repeated(block.base, prompts, S), first, edit=edit).final[:, -1].view(-1, S, w.d_model)
+    run = forward(w, x, layer, _Repeated(block.base, prompts, S), first, edit=edit)
+    return run.final[:, -1].view(-1, S, w.d_model)
+
+# %% ../nbs/05_path_patching.ipynb #53966068
+@dataclass
+class _Sweep:
+    "What all blocks of prompts of one call share."
+    w: Weights
+    kind: str                          # one of `SENDERS`
+    targets: dict                      # layer -> (head, column of `out`) of the receivers; empty for the logits
+    apart: bool                        # whether the receivers are reached each for itself
+    components: list                   # which inputs of the receivers
+    through_mlps: bool
+    sender_at: torch.Tensor | None     # the position whose change is sent [prompt]; None: all
+    receiver_at: torch.Tensor | None   # the position where it arrives [prompt]; None: all
+    read: Reader
+    buffers: Buffers
+    out: torch.Tensor                  # [component, sender, receiver, prompt]
+
+    def layer_of(self, sender): return sender // self.w.n_heads if self.kind == "head" else sender
+
+# %% ../nbs/05_path_patching.ipynb #e07717af
+def _paths(sweep, block, prompts, senders, rows):
+    "The paths of some senders {row of `out`: number} in some prompts of a block, into the receivers or the logits."
+    w, kind, targets, who = sweep.w, sweep.kind, sweep.targets, block.prompts[prompts]
+    sender_at, receiver_at = (None if at is None else at[who] for at in (sweep.sender_at, sweep.receiver_at))
+    received = [{} for _ in sweep.components]              # of each component: layer -> what the heads there receive
+    change = w.W_E.new_empty(len(who), 0, rows, w.d_model) # of those that have joined [prompt, sender, row, d_model]
+    joined: list[int] = []
+
+    def join(layer, place): # the senders of this place join
+        nonlocal change
+        if place != {"head": "after heads", "mlp": "after mlp", "embed": "before"}[kind]: return
+        mine = [i for i, s in senders.items() if sweep.layer_of(s) == layer]
+        if not mine: return
+        heads = [senders[i] % w.n_heads for i in mine]
+        new = _changes(w, block, kind, layer, heads, prompts)[:, :, -rows:]
+        if sender_at is not None: new = new * _only(sender_at, block.end, rows, new.device)[:, None, :, None]
+        change = torch.cat([change, new], 1)
+        joined.extend(mine)
+
+    for layer in range(max(targets) + 1 if targets else w.n_layers):
+        join(layer, "before")
+        if joined and layer in targets:
+            for part, by_layer, into in zip(sweep.components, received, sweep.out):
+                if sweep.apart: _each(sweep, block, prompts, layer, part, change, joined, receiver_at, into)
+                else: by_layer[layer] = _received(w, block, layer, part, prompts, change, receiver_at)
+        if targets and layer == max(targets): break
+        if not w.parallel: join(layer, "after heads")
+        if sweep.through_mlps and joined: change = _through(w, block, layer, prompts, change)
+        if w.parallel: join(layer, "after heads")
+        join(layer, "after mlp")
+    if sweep.apart: return
+    for part, by_layer, into in zip(sweep.components, received, sweep.out):
+        if not targets: finals = block.base.final[prompts, None, -1] + change[:, :, -1]
+        elif by_layer: finals = _together(w, block, part, targets, prompts, by_layer, receiver_at)
+        else: return
+        values = sweep.read(finals.flatten(0, 1), who.repeat_interleave(finals.shape[1])).view(len(who), -1)
+        into[torch.tensor(joined[:values.shape[1]], device=who.device)[:, None], 0, who] = values.T
+
+# %% ../nbs/05_path_patching.ipynb #41eb3f29
+def _each(sweep, block, prompts, layer, component, change, joined, at, into):
+    "Every sender that has joined to every receiver of a layer for itself, each pair a run of its own."
+    who = block.prompts[prompts]
+    heads, columns = zip(*sweep.targets[layer])
+    cells = [i * into.shape[1] + c for i in joined for c in columns]
+    g = _entering(sweep.w, block, layer, list(heads), component, prompts, change, cells, at)
+    values = sweep.read(carry(sweep.w, [g], sweep.buffers), who.repeat_interleave(g.C)).view(g.P, g.C)
+    into.view(-1, into.shape[-1])[torch.tensor(cells, device=who.device)[:, None], who] = values.T
 
 # %% ../nbs/05_path_patching.ipynb #00e4cc3a
-@exactly
+@guarded
 def run_paths(
     model,                          # a `TransformerBridge`
     clean_tokens: torch.Tensor,     # [prompt, position]
@@ -101,113 +212,128 @@ def run_paths(
     metric: str = "logit_diff",     # as in `path_patch`
     memory_budget: int = 2**30,     # bytes of activations, about
     progress = None,                # called with the number of (sender, prompt) pairs just done
-) -> tuple:                         # the metric [sender, prompt], [sender, receiver, prompt], or with "heads" [sender, layer, head, prompt], all after [component] if there are several; and of the clean and the corrupted run [prompt]
-    "Path patching from every sender. NaN where there is no path."
+    sender_at: torch.Tensor | None = None,   # the position whose change is sent [prompt]; None: all
+    receiver_at: torch.Tensor | None = None, # the position of the receivers' input that it changes [prompt]; None: all
+) -> tuple:                         # the metric, and that of the clean and of the corrupted run [prompt]
+    """Path patching from every sender. NaN where there is no path.
+
+    The metric is [sender, prompt], [sender, receiver, prompt], or with "heads" [sender, layer, head, prompt], all after
+    [component] if there are several."""
     w = ready(model)
-    clean_tokens, corrupted_tokens, read_at, correct, wrong = (t.to(w.W_E.device) for t in (clean_tokens, corrupted_tokens, read_at, correct, wrong))
-    base, donor = (corrupted_tokens, clean_tokens) if direction == "denoise" else (clean_tokens, corrupted_tokens)
-    N, T, d, H = len(base), int(read_at.max()) + 1, w.d_model, w.n_heads
+    device = w.W_E.device
+    pairs = Pairs(clean_tokens, corrupted_tokens, read_at, correct, wrong, direction).to(device)
+    N, T, d, H = len(pairs), pairs.length, w.d_model, w.n_heads
     keep = ("resid_pre", "resid_mid", "q", "k", "v", "z", "mlp_out")
-    per_prompt, per_row = 4 * T * w.n_layers * d * 2 * len(keep), 4 * (16 * d + 4 * H * T + w.layers[0].W_in.shape[1])
-    need = 2 * max(per_prompt, per_row * T * H)
-    if memory_budget < need: raise ValueError(f"memory_budget={memory_budget} is too small for one path of {T} tokens: give at least {need} bytes")
+    per_prompt = 4 * T * w.n_layers * d * 2 * len(keep)
+    per_row = 4 * (16 * d + 4 * H * T + w.layers[0].W_in.shape[1])
+    Question(metric, memory_budget).needs(2 * max(per_prompt, per_row * T * H), f"one path of {T} tokens")
     max_rows = max(T * H, min(MAX_ROWS, memory_budget // 2 // per_row))
-    buffers = Buffers(w, max_rows)
+
+    # who sends, and who receives
     kind = senders if isinstance(senders, str) else "head"
-    places = {"head": range(w.n_layers * H), "mlp": range(w.n_layers), "embed": range(1)}[kind] if kind == senders else [l * H + h for l, h in senders]
-    targets, apart = defaultdict(list), receivers == "heads" or not (receivers == "logits" or together) # layer -> (head, where it goes)
-    listed = {"logits": [], "heads": [divmod(i, H) for i in range(w.n_layers * H)]}[receivers] if isinstance(receivers, str) else receivers
+    everyone = {"head": range(w.n_layers * H), "mlp": range(w.n_layers), "embed": range(1)}[kind]
+    places = list(everyone) if kind == senders else [l * H + h for l, h in senders]
+    every_head = [divmod(i, H) for i in range(w.n_layers * H)]
+    listed = {"logits": [], "heads": every_head}[receivers] if isinstance(receivers, str) else receivers
+    apart = receivers == "heads" or not (receivers == "logits" or together)
+    targets = defaultdict(list) # layer -> (head, column)
     for i, (l, h) in enumerate(listed): targets[l].append((h, i))
-    useful = [i for i, s in enumerate(places) if receivers == "logits" or kind == "embed" or (s // H if kind == "head" else s) < max(targets)]
+    alone = isinstance(component, str) or receivers == "logits"
+    parts = [component] if alone else list(component)
+
+    finals = w.W_E.new_zeros(N, d)
+    runs = w.W_E.new_empty(2, N) # the metric of the clean and of the corrupted run
+    out = w.W_E.new_full((len(parts), len(places), len(listed) if apart else 1, N), torch.nan)
+    read = Reader(w, metric, pairs.correct, pairs.wrong, finals)
+    sender_at, receiver_at = (None if at is None else at.to(device) for at in (sender_at, receiver_at))
+    sweep = _Sweep(w, kind, targets, apart, parts, through_mlps, sender_at, receiver_at, read, Buffers(w, max_rows), out)
+    below = lambda s: kind == "embed" or sweep.layer_of(s) < max(targets)
+    useful = [i for i, s in enumerate(places) if not targets or below(s)]
     width = max(map(len, targets.values())) if apart else 1 # patched runs a sender and layer
-    parts = [component] if isinstance(component, str) or receivers == "logits" else list(component)
-    out = w.W_E.new_full((len(parts), len(places), sum(map(len, targets.values())) if apart else 1, N), torch.nan)
-    runs, finals = w.W_E.new_empty(2, N), w.W_E.new_zeros(N, d)
-    read = Reader(w, metric, correct, wrong, finals)
-    for some in torch.arange(N, device=base.device).split(memory_budget // 2 // per_prompt):
-        for first, end, members in alike(base == donor, read_at, some):
+    progress = progress or (lambda n: None)
+
+    for some in pairs.prompts.split(memory_budget // 2 // per_prompt):
+        for first, end, members in pairs.alike(some):
             first = min(first, end) # prompts that do not differ: END stands for the difference
-            block = two_runs(w, base[members, :end + 1], donor[members, :end + 1], first, members, keep, keep)
-            both = (block.donor, block.base) if direction == "denoise" else (block.base, block.donor)
+            tokens = (t[members, :end + 1] for t in (pairs.base, pairs.donor))
+            block = two_runs(w, *tokens, first, members, keep, keep)
+            both = pairs.clean_first(block.base, block.donor)
             finals[members] = both[0].final[:, -1]
             for run, values in zip(both, runs): values[members] = read(run.final[:, -1], members)
-            R = 1 if receivers == "logits" else end + 1 - first # rows a sender needs
-            p = max(1, min(len(members), max_rows // (R * H)))
-            size = max(1, max_rows // (p * R * width))
-            if progress: progress((len(places) - len(useful)) * len(members))
+            rows = end + 1 - first if targets else 1 # that a sender needs
+            p = max(1, min(len(members), max_rows // (rows * H)))
+            size = max(1, max_rows // (p * rows * width))
+            progress((len(places) - len(useful)) * len(members))
             for i in range(0, len(useful), size):
+                now = {s: places[s] for s in useful[i:i + size]}
                 for j in range(0, len(members), p):
-                    prompts, now = slice(j, min(j + p, len(members))), useful[i:i + size]
-                    _paths(w, block, prompts, kind, {s: places[s] for s in now}, targets, apart, parts, through_mlps, R, read, buffers, out)
-                    if progress: progress(len(now) * (prompts.stop - j))
-    out = out.unflatten(2, (w.n_layers, H)) if receivers == "heads" else out if apart else out[:, :, 0]
-    return (out[0] if isinstance(component, str) or receivers == "logits" else out).cpu(), *runs.cpu()
-
-def _paths(w, block, prompts, kind, senders, targets, apart, components, through_mlps, R, read, buffers, out):
-    "The paths of some senders {row of `out`: number} to the `targets` {layer: (head, column)}, or without any to the logits."
-    who, H, received = block.prompts[prompts], w.n_heads, [{} for _ in components]
-    change, joined = w.W_E.new_empty(len(who), 0, R, w.d_model), []
-    def join(layer, when): # the senders of this place join
-        nonlocal change
-        if when != {"head": "after heads", "mlp": "after mlp", "embed": "before"}[kind] or (kind == "embed" and layer): return
-        mine = [i for i, s in senders.items() if (s // H if kind == "head" else s) == layer]
-        if mine: change = torch.cat([change, _changes(w, block, kind, layer, [senders[i] % H for i in mine], prompts)[:, :, -R:]], 1)
-        joined.extend(mine)
-    for layer in range(max(targets) + 1 if targets else w.n_layers):
-        join(layer, "before")
-        if joined and apart and layer in targets:
-            heads, columns = zip(*targets[layer])
-            cells = [i * out.shape[2] + c for i in joined for c in columns]
-            for part, into in zip(components, out):
-                g = _entering(w, block, layer, list(heads), part, prompts, change, cells)
-                values = read(carry(w, [g], buffers), who.repeat_interleave(g.C)).view(g.P, g.C)
-                into.view(-1, into.shape[-1])[torch.tensor(cells, device=who.device)[:, None], who] = values.T
-        elif joined and layer in targets:
-            for part, by_layer in zip(components, received): by_layer[layer] = _received(w, block, layer, part, prompts, change)
-        if targets and layer == max(targets): break
-        if not w.parallel: join(layer, "after heads")
-        if through_mlps and joined: change = _through(w, block, layer, prompts, change)
-        if w.parallel: join(layer, "after heads")
-        join(layer, "after mlp")
-    for part, by_layer, into in zip(components, received, out):
-        if not targets: finals = block.base.final[prompts, None, -1] + change[:, :, -1]
-        elif by_layer:  finals = _together(w, block, part, targets, prompts, by_layer)
-        else: return
-        values = read(finals.flatten(0, 1), who.repeat_interleave(finals.shape[1])).view(len(who), -1)
-        into[torch.tensor(joined[:values.shape[1]], device=who.device)[:, None], 0, who] = values.T
+                    prompts = slice(j, min(j + p, len(members)))
+                    _paths(sweep, block, prompts, now, rows)
+                    progress(len(now) * (prompts.stop - j))
+    if receivers == "heads": out = out.unflatten(2, (w.n_layers, H))
+    elif not apart: out = out[:, :, 0]
+    return (out[0] if alone else out).cpu(), *runs.cpu()
 
 # %% ../nbs/05_path_patching.ipynb #84a6e8f6
 def _check_heads(name, heads, cfg, others):
     "Raise one clear `ValueError` unless `heads` is a list of different heads of the model."
     try: pairs = [(operator.index(l), operator.index(h)) for l, h in heads]
     except (TypeError, ValueError): pairs = None
-    if pairs is None or isinstance(heads, str): raise ValueError(f"{name}={heads!r} is none of {others}, and no list of (layer, head)")
+    if pairs is None or isinstance(heads, str):
+        raise ValueError(f"{name}={short(heads)} is none of {others}, and no list of (layer, head)")
     if not pairs: raise ValueError(f"{name} is empty: give {others}, or a list of (layer, head)")
     for l, h in pairs:
-        if not (0 <= l < cfg.n_layers and 0 <= h < cfg.n_heads): raise ValueError(f"{name}: the model has no head ({l}, {h}), only {cfg.n_layers} layers of {cfg.n_heads}")
-    if twice := [p for p in pairs if pairs.count(p) > 1]: raise ValueError(f"{name} names head {twice[0]} twice: give each once")
+        if not (0 <= l < cfg.n_layers and 0 <= h < cfg.n_heads):
+            raise ValueError(f"{name}: the model has no head ({l}, {h}), only {cfg.n_layers} layers of {cfg.n_heads}")
+    twice = [p for p in pairs if pairs.count(p) > 1]
+    if twice: raise ValueError(f"{name} names head {twice[0]} twice: give each once")
     return pairs
 
+# %% ../nbs/05_path_patching.ipynb #00eb2dba
 def _check(model, senders, receivers, component, direction):
     "The senders and receivers as they are, or lists of pairs of int; `ValueError` if there are none such."
     several = [component] if isinstance(component, str) else list(component)
     if not several: raise ValueError(f"component is empty: give some of {', '.join(map(repr, COMPONENTS))}")
     if len(set(several)) < len(several): raise ValueError(f"component={component!r} names one twice: give each once")
-    for name, value, choices in (*(("component", c, COMPONENTS) for c in several), ("direction", direction, ("denoise", "noise"))):
+    asked = [("component", c, COMPONENTS) for c in several] + [("direction", direction, DIRECTIONS)]
+    for name, value, choices in asked:
         if value not in choices: raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}")
-    known = lambda value, choices: isinstance(value, str) and value in choices
-    if not known(senders, SENDERS): senders = _check_heads("senders", senders, model.cfg, "'head', 'mlp', 'embed'")
-    if not known(receivers, ("logits", "heads")): receivers = _check_heads("receivers", receivers, model.cfg, "'logits', 'heads'")
+    if not (isinstance(senders, str) and senders in SENDERS):
+        senders = _check_heads("senders", senders, model.cfg, "'head', 'mlp', 'embed'")
+    if not (isinstance(receivers, str) and receivers in ("logits", "heads")):
+        receivers = _check_heads("receivers", receivers, model.cfg, "'logits', 'heads'")
     return senders, receivers
 
-def _axes(model, who, kind, prefix=""): # of senders or receivers: the dimensions, and the coordinates along them
-    L, H = range(model.cfg.n_layers), range(model.cfg.n_heads)
-    kinds = {"head": {"layer": L, "head": H}, "mlp": {"layer": L}, "embed": {}, "logits": {}, "heads": {"layer": L, "head": H}}
-    if isinstance(who, str): return (axes := {prefix + k: list(v) for k, v in kinds[who].items()}), axes
-    axes = {kind: [head_name(*h) for h in who]}
-    return axes, axes | {f"{kind}_{k}": (kind, np.array(v)) for k, v in zip(("layer", "head"), zip(*who))}
+# %% ../nbs/05_path_patching.ipynb #204bd945
+def _where(name, position, task):
+    "A position of every prompt [prompt], from the name of one or from indices; None for all positions."
+    if position is None: return None
+    if isinstance(position, str):
+        if position in task.positions: return task.positions[position]
+        raise ValueError(f"{name}={position!r} is no position of this task: give one of {', '.join(task.positions)}")
+    try: at = torch.as_tensor(position)
+    except (TypeError, ValueError, RuntimeError): at = torch.tensor(0.5)
+    whole = not (at.is_floating_point() or at.is_complex() or at.dtype == torch.bool)
+    if whole and at.shape == (len(task),) and bool(((at >= 0) & (at < task.lengths)).all()): return at
+    raise ValueError(f"{name}={short(position)} is no position: give the name of one ({', '.join(task.positions)}), "
+                     f"or an index within the prompt for each of the {len(task)} prompts")
 
+# %% ../nbs/05_path_patching.ipynb #06dc7b28
+def _axes(model, who, kind, prefix=""):
+    "Of senders or receivers: the dimensions, and the coordinates along them."
+    layers, heads = list(range(model.cfg.n_layers)), list(range(model.cfg.n_heads))
+    every_head = {"layer": layers, "head": heads}
+    kinds = {"head": every_head, "mlp": {"layer": layers}, "embed": {}, "logits": {}, "heads": every_head}
+    if isinstance(who, str):
+        axes = {prefix + k: v for k, v in kinds[who].items()}
+        return axes, axes
+    axes = {kind: [head_name(*h) for h in who]}
+    numbers = {f"{kind}_{k}": (kind, np.array(v)) for k, v in zip(("layer", "head"), zip(*who))}
+    return axes, axes | numbers
+
+# %% ../nbs/05_path_patching.ipynb #32995e48
 @checked
+@guarded
 def path_patch(
     model,                          # a `TransformerBridge` in evaluation mode
     task,                           # a `Task`
@@ -220,6 +346,8 @@ def path_patch(
     metric: str = "logit_diff",     # as in `patch`
     memory_budget: int = 2**30,     # bytes of activations, about
     progress: bool | None = None,   # a progress bar: True, False, or None for only on a terminal
+    sender_position = None,         # send only from here: the name of a position, or indices [prompt]; None: from all
+    receiver_position = None,       # change the receivers' input only here, likewise; None: everywhere
 ) -> xr.Dataset:
     """Path patching (Wang et al. 2022): send one component's change along one path and measure the answer.
 
@@ -230,31 +358,52 @@ def path_patch(
     Several inputs, such as component=COMPONENTS, are a first dimension `component`, and cost little more than one.
     A list computes only what it names, and the same numbers as the full sweep, to rounding. NaN where there is no path,
     for a receiver must be in a later layer. `clean`, `corrupted` [prompt] and `effect` are as in `patch`. Paths into the
-    logits need no run: the change is added to the final residual stream, and the final LayerNorm applied.
+    logits need no run: the change is added to the final residual stream, and the final LayerNorm applied. They start
+    where the logits are read, so from another `sender_position` than END nothing arrives, and the effect is 0.
 
-    Raises ValueError for an unknown argument, a head that does not exist or is named twice, an empty list, a model that
-    the engine is not right about, and a budget too small for one path.
+    Unless positions are given, all positions send and receive; the paper's code patches chosen ones. MLPs are frozen
+    unless `through_mlps`; the paper computes them again.
+
+    Raises ValueError for an unknown argument or position, a head that does not exist or is named twice, an empty list, a
+    model that the engine is not right about, and a budget too small for one path.
     """
     senders, receivers = _check(model, senders, receivers, component, direction)
+    sender_at = _where("sender_position", sender_position, task)
+    receiver_at = _where("receiver_position", receiver_position, task)
+    if receiver_at is not None and receivers == "logits":
+        raise ValueError(f"receiver_position={short(receiver_position)} needs heads that receive, "
+                         "for the logits are read at END: leave it out, or give receivers")
     apart = receivers == "heads" or not (receivers == "logits" or together)
     mine, coords = _axes(model, senders, "sender", "sender_" if receivers == "heads" else "")
     theirs, more = _axes(model, receivers, "receiver") if apart else ({}, {})
     n_senders, N = int(np.prod([len(v) for v in mine.values()])), len(task.clean_tokens)
-    with tqdm(total=n_senders * N, desc="path patching", unit="run", disable=not (sys.stderr.isatty() if progress is None else progress)) as bar:
-        values, clean, corrupted = run_paths(model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong,
-                                             senders, receivers, component, through_mlps, together, direction, metric, memory_budget, bar.update)
+    tokens = task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong
+    hidden = not (sys.stderr.isatty() if progress is None else progress)
+    with tqdm(total=n_senders * N, desc="path patching", unit="run", disable=hidden) as bar:
+        values, clean, corrupted = run_paths(model, *tokens, senders, receivers, component, through_mlps, together, direction,
+                                             metric, memory_budget, bar.update, sender_at, receiver_at)
     inputs = {} if isinstance(component, str) or receivers == "logits" else {"component": list(component)}
     axes = inputs | mine | theirs | {"prompt": list(range(N))}
-    ds = xr.DataArray(values.numpy().reshape([len(v) for v in axes.values()]), dims=list(axes), coords=axes | coords | more).to_dataset(name=metric)
+    values = values.numpy().reshape([len(v) for v in axes.values()])
+    ds = xr.DataArray(values, dims=list(axes), coords=axes | coords | more).to_dataset(name=metric)
     ds = ds.assign(clean=("prompt", clean.numpy()), corrupted=("prompt", corrupted.numpy()))
-    ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
-    said = lambda who: who if isinstance(who, str) else " ".join(head_name(*h) for h in who)
-    ds.attrs = provenance(model, task, measurement="path patching", senders=said(senders), receivers=said(receivers), through_mlps=through_mlps, direction=direction,
-                          metric=metric, engine="fast", **which_logit(model, metric), **({} if receivers == "logits" else {"component": component if isinstance(component, str) else list(component), "together": not apart}))
-    return ds
+    into = {} if receivers == "logits" else {"component": component if isinstance(component, str) else list(component),
+                                             "together": not apart}
+    attrs = provenance(model, task, measurement="path patching", senders=_said(senders), receivers=_said(receivers),
+                       through_mlps=through_mlps, direction=direction, metric=metric, engine="fast",
+                       sender_position=_said_position(sender_position),
+                       receiver_position=_said_position(receiver_position), **which_logit(model, metric), **into)
+    return with_effect(ds, metric, direction, attrs)
+
+# %% ../nbs/05_path_patching.ipynb #493ba0e8
+def _said(who): return who if isinstance(who, str) else " ".join(head_name(*h) for h in who)
+
+def _said_position(position): # for the attributes of a result
+    return position if position is None or isinstance(position, str) else torch.as_tensor(position).tolist()
 
 # %% ../nbs/05_path_patching.ipynb #0d5b23db
 @checked
+@guarded
 def trace(
     model,                          # a `TransformerBridge` that the fast engine knows
     task,                           # a `Task`
@@ -330,7 +479,7 @@ def trace(
     ds.attrs = provenance(model, task, measurement="trace of paths", depth=depth, k=k, component=component, least=least, senders=len(senders), through_mlps=through_mlps,
                           direction=direction, metric=metric, engine="fast", followed=followed, **which_logit(model, metric), **{a: whole.attrs[a] for a in ("confidence", "null", "n_resamples")},
                           variable="effect", n_tests=int((~np.isnan(ds.p.values)).sum()))
-    return ds
+    return stamp(ds)
 
 def _corrected(parts): # q values over all levels, NaN where there was no test
     return q_values(xr.DataArray(np.concatenate([s.p.values for s in parts]), dims="edge")).values

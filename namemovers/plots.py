@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['GREY', 'GRID', 'COLOURS', 'ROLE_COLOURS', 'DIVERGING', 'SEQUENTIAL', 'UNITS', 'visible', 'token_text', 'token_label',
-           'heatmap', 'lines', 'bars', 'scatter', 'points', 'attention', 'table', 'graph']
+           'summary_of', 'unit_of', 'number', 'heatmap', 'lines', 'bars', 'scatter', 'points', 'attention', 'table',
+           'graph']
 
 # %% ../nbs/core/plots.ipynb #5f4bd099
 import html
@@ -24,7 +25,7 @@ import xarray as xr
 from IPython.display import HTML
 
 from .arguments import a_result, checked, short
-from .stats import head_name, summarise
+from .stats import head_name, summarise, untested
 
 # %% ../nbs/core/plots.ipynb #fff1bdee
 GREY = "#797979"                                    # contrast 4.3 on white and on #111
@@ -94,8 +95,8 @@ def token_label(
     return html.escape(token_text(token), quote=False)
 
 # %% ../nbs/core/plots.ipynb #c11e496a
-def _summary(result, var=None) -> xr.Dataset:
-    "The summary to draw: the result itself, or its per-prompt variable summarised."
+def summary_of(result, var=None) -> xr.Dataset:
+    "The summary to draw: the `result` itself, or its per-prompt variable `var` summarised."
     if isinstance(result, xr.Dataset) and var is None and "mean" in result: return result
     if isinstance(result, xr.Dataset):
         names = [var] if var else [v for v in ("effect", "contribution", "logit_diff") if v in result] or list(map(str, result.data_vars))
@@ -110,7 +111,8 @@ def _summary(result, var=None) -> xr.Dataset:
 UNITS = {"effect": "effect (0 corrupted, 1 clean)", "logit_diff": "logit difference (logits)", "contribution": "contribution (logits)",
          "attribution": "attribution (logits)", "attention": "attention", "copy_score": "copy score", "probability": "probability", "rank": "rank"}
 
-def _unit(s: xr.Dataset, label=None) -> str:
+def unit_of(s: xr.Dataset, label=None) -> str:
+    "What the axis of a summary `s` says: `label`, or the unit of its variable."
     name = str(s.attrs.get("variable", "value"))
     if label: return label
     if name == "effect" and s.attrs.get("direction") == "noise": return "effect (0 clean, 1 corrupted)"
@@ -121,17 +123,26 @@ def _colour_bar(text: str, height: int) -> dict:
     low = height < 9 * len(text) + 20
     return dict(title=dict(text="<br>".join(line for part in text.replace(" (", "\n(").split("\n") for line in textwrap.wrap(part, 14)) + "<br> " if low else text, side="top" if low else "right"), thickness=12, outlinewidth=0, len=1, ypad=0)
 
-def _number(v) -> str:
+def number(v) -> str:
+    "A number `v` as figures show it: three digits, a dash for None and NaN."
     return "–" if v is None or np.isnan(v) else f"{v:.3g}".replace("-", "−")
 
 def _hover(s: xr.Dataset, at: dict, name: str) -> str:
     "Name, mean, interval, n and what the test says of one cell."
     c = {k: s[k].sel(at).item() if k in s else np.nan for k in ("mean", "low", "high", "n", "q")}
-    if np.isnan(c["mean"]): return ""
-    text = f"<b>{name}</b><br>mean {_number(c['mean'])}"
-    if not np.isnan(c["low"]): text += f"<br>{round(100 * s.attrs.get('confidence', 0.95))} % interval [{_number(c['low'])}, {_number(c['high'])}]"
-    if not np.isnan(c["n"]): text += f"<br>n = {int(c['n'])}"
-    if not np.isnan(c["q"]): text += f"<br>q = {_number(c['q'])}"
+    if np.isnan(c["mean"]):
+        return ""
+    text = f"<b>{name}</b><br>mean {number(c['mean'])}"
+    if not np.isnan(c["low"]):
+        confidence = round(100 * s.attrs.get("confidence", 0.95))
+        text += f"<br>{confidence} % interval [{number(c['low'])}, {number(c['high'])}]"
+    if not np.isnan(c["n"]):
+        text += f"<br>n = {int(c['n'])}"
+    needed = s.attrs.get("prompts_needed")
+    if needed and c["n"] < needed:
+        text += f"<br>untested: the test needs n = {needed}"
+    elif not np.isnan(c["q"]):
+        text += f"<br>q = {number(c['q'])}"
     return text
 
 def _axis(s: xr.Dataset, dim: Hashable) -> str:
@@ -160,8 +171,10 @@ def heatmap(
     unit: str | None = None,     # what the colours measure
     limit: float | None = None,  # the scale's end; by default the largest |mean|
 ) -> go.Figure:
-    "The mean of each cell, blue above zero and red below; a dot where q <= 0.05; mean, interval and n on hover."
-    s = _summary(result, var)
+    """The mean of each cell, blue above zero and red below; a dot where it is significant; mean, interval and n on hover.
+
+    A summary of too few prompts for any dot says so below."""
+    s = summary_of(result, var)
     if len(s["mean"].dims) != 2: raise ValueError(f"A heat map needs two dimensions besides prompt, but the result has {s['mean'].dims}; select along the others first.")
     rows, cols = s["mean"].dims
     if rows != "layer" and cols == "layer": rows, cols = cols, rows
@@ -179,16 +192,20 @@ def heatmap(
     fig = _figure(title, height=plot + 77 + (min(120, 6 * max(map(len, x_names))) if crowded else 0), width=width, hovermode="closest")
     fig.add_trace(go.Heatmap(z=z, x=list(range(z.shape[1])), y=list(range(z.shape[0])), text=marks, texttemplate="%{text}", textfont=dict(size=15),
                              customdata=text, hovertemplate="%{customdata}<extra></extra>", hoverongaps=False, xgap=1, ygap=1, zmin=-top, zmax=top, zmid=0,
-                             colorscale=DIVERGING, colorbar=_colour_bar(_unit(s, unit), plot)))
-    fig.update_xaxes(title_text=None if labels is not None else _axis(s, cols), tickvals=list(range(z.shape[1])), ticktext=x_names, tickangle=-60 if crowded and max(map(len, x_names)) > 2 else 0, showgrid=False, zeroline=False)
+                             colorscale=DIVERGING, colorbar=_colour_bar(unit_of(s, unit), plot)))
+    below = [] if labels is not None else [_axis(s, cols)]
+    below += ["no dots, for with so few prompts nothing is tested"] if untested(s) else []
+    slanted = crowded and max(map(len, x_names)) > 2
+    fig.update_xaxes(title_text=" · ".join(below) or None, tickvals=list(range(z.shape[1])), ticktext=x_names,
+                     tickangle=-60 if slanted else 0, showgrid=False, zeroline=False)
     fig.update_yaxes(title_text=_axis(s, rows), tickvals=list(range(z.shape[0])), ticktext=y_names, autorange="reversed", showgrid=False, zeroline=False)
     return fig
 
 # %% ../nbs/core/plots.ipynb #d7f4aa77
 def _series(result, var, by):
     "One summary a line: from a dict of results, or from a second dimension."
-    if isinstance(result, dict): return {str(k): _summary(v, var) for k, v in result.items()}
-    s = _summary(result, var)
+    if isinstance(result, dict): return {str(k): summary_of(v, var) for k, v in result.items()}
+    s = summary_of(result, var)
     if s["mean"].ndim == 1: return {"": s}
     if s["mean"].ndim != 2: raise ValueError(f"Lines need one or two dimensions besides prompt, but the result has {s['mean'].dims}; select along the others first.")
     by = by or next((d for d in s["mean"].dims if d not in ("layer", "stage")), s["mean"].dims[-1])
@@ -218,7 +235,7 @@ def lines(
         fig.add_trace(go.Scatter(x=x, y=s["mean"].values, name=name, mode="lines+markers", line=dict(color=colour, width=2), marker=dict(size=6), legendgroup=name, customdata=hover, hovertemplate="%{customdata}<extra></extra>"))
     step = 1 + len(x) // 40
     fig.update_xaxes(title_text=_axis(first, dim), tickvals=x[::step], ticktext=names[::step], showgrid=False, zeroline=False)
-    fig.update_yaxes(title_text=_unit(first, unit), rangemode="tozero")
+    fig.update_yaxes(title_text=unit_of(first, unit), rangemode="tozero")
     return fig
 
 # %% ../nbs/core/plots.ipynb #2d689b0c
@@ -232,7 +249,7 @@ def bars(
     unit: str | None = None,   # what the height measures
 ) -> go.Figure:
     "Means as bars with their intervals: the k highest and the k lowest heads, or every value of one dimension."
-    series = {str(n): _summary(v, var) for n, v in result.items()} if isinstance(result, dict) else {"": _summary(result, var)}
+    series = {str(n): summary_of(v, var) for n, v in result.items()} if isinstance(result, dict) else {"": summary_of(result, var)}
     first = next(iter(series.values()))
     if first["mean"].ndim == 2:
         if set(first["mean"].dims) != {"layer", "head"} or len(series) > 1: raise ValueError(f"Bars need heads (layer, head) or one dimension besides prompt, but the result has {first['mean'].dims}.")
@@ -255,7 +272,7 @@ def bars(
         fig.add_trace(go.Bar(x=x, y=mean, name=name, marker=dict(color=paint, line=dict(width=1, color=solid)), customdata=hover, hovertemplate="%{customdata}<extra></extra>",
                              error_y=dict(type="data", symmetric=False, array=high - mean, arrayminus=mean - low, color=GREY, thickness=1.4, width=3)))
     fig.update_xaxes(title_text=axis, tickvals=x, ticktext=names, tickangle=-60 if len(names) * (max(map(len, names), default=0) + 1) > 85 else 0, showgrid=False, zeroline=False)
-    fig.update_yaxes(title_text=_unit(first, unit))
+    fig.update_yaxes(title_text=unit_of(first, unit))
     return fig
 
 # %% ../nbs/core/plots.ipynb #55e39ee5
@@ -270,7 +287,7 @@ def scatter(
     diagonal: bool = False,     # draw x = y, for two measurements in the same unit
 ) -> go.Figure:
     "Two measurements of the same heads; the k farthest from the median are named; both means and intervals on hover."
-    x, y = _summary(x), _summary(y)
+    x, y = summary_of(x), summary_of(y)
     a, b = (v.stack(cell=("layer", "head")) for v in xr.align(x, y, join="inner"))
     keep = np.isfinite(a["mean"].values) & np.isfinite(b["mean"].values)
     a, b = a.isel(cell=keep), b.isel(cell=keep)
@@ -278,7 +295,7 @@ def scatter(
     u, v = a["mean"].values.astype(float), b["mean"].values.astype(float)
     spread = lambda w: (w - np.median(w)) / (w.std() or 1)
     far = np.argsort(-np.hypot(spread(u), spread(v)), kind="stable")[:k] if len(u) else []
-    x_label, y_label = _unit(x, x_label), _unit(y, y_label)
+    x_label, y_label = unit_of(x, x_label), unit_of(y, y_label)
     hover = [f"<b>{n}</b><br>{html.escape(x_label)}: {_interval_text(a, i)}<br>{html.escape(y_label)}: {_interval_text(b, i)}" for i, n in enumerate(names)]
     fig = _figure(title, height=440, hovermode="closest", showlegend=False)
     if diagonal and len(u):
@@ -299,7 +316,7 @@ def scatter(
 
 def _interval_text(s, i):
     m, lo, hi, n = (s[k].values[i] for k in ("mean", "low", "high", "n"))
-    return _number(m) + (f" [{_number(lo)}, {_number(hi)}], n = {int(n)}" if not np.isnan(lo) else "")
+    return number(m) + (f" [{number(lo)}, {number(hi)}], n = {int(n)}" if not np.isnan(lo) else "")
 
 # %% ../nbs/core/plots.ipynb #277b119d
 @checked
@@ -346,7 +363,7 @@ def attention(
     if a.shape != (len(names), len(names)): raise ValueError(f"pattern must be [token, token] for the {len(names)} tokens given, but its shape is {a.shape}.")
     a = np.where(np.tril(np.ones_like(a)) > 0, a, np.nan)
     n = len(names)
-    hover = [[f"<b>{names[i]}</b> ({i}) looks at <b>{names[j]}</b> ({j})<br>attention {_number(a[i, j])}" for j in range(n)] for i in range(n)]
+    hover = [[f"<b>{names[i]}</b> ({i}) looks at <b>{names[j]}</b> ({j})<br>attention {number(a[i, j])}" for j in range(n)] for i in range(n)]
     longest = min(150, 7 * max(map(len, names)))
     fig = _figure(title, height=110 + longest + max(160, 17 * n), width=min(760, 200 + longest + 34 * n) if n < 14 else None, hovermode="closest")
     fig.add_trace(go.Heatmap(z=a, x=list(range(n)), y=list(range(n)), zmin=0, zmax=1, colorscale=SEQUENTIAL, customdata=hover, hovertemplate="%{customdata}<extra></extra>", hoverongaps=False,
@@ -394,7 +411,7 @@ def _edges(result, var) -> pd.DataFrame:
         s = xr.Dataset({str(c): ("edge", [_node(v) for v in df[c]] if c in ("sender", "receiver") else df[c].to_numpy()) for c in df}).set_coords([c for c in ("sender", "receiver", "component") if c in df])
         if "mean" not in s: s["mean"] = s["effect"] if "effect" in s else ("edge", np.full(len(df), np.nan))
     elif isinstance(result, xr.DataArray) and result.dtype == bool: s = xr.Dataset(dict(mean=xr.full_like(result, np.nan, dtype=float), kept=result)) # a mask: edges without sizes
-    else: s = _summary(result, var)
+    else: s = summary_of(result, var)
     if s["mean"].ndim != 1 or not {"sender", "receiver"} <= set(s.coords): raise ValueError(f"edges must have one dimension besides prompt, with sender and receiver along it, but they have {s['mean'].dims} and {', '.join(map(str, s.coords))}.")
     dim = s["mean"].dims[0]
     if "kept" in s: s = s.isel({dim: np.flatnonzero(s["kept"].values)})
@@ -469,7 +486,7 @@ def graph(
         fig.add_trace(go.Scatter(x=way[0] / unit_x, y=way[1] / unit_y, mode="lines", name=f"{x.sender} → {x.receiver}", legendgroup=signs[sign][0], showlegend=False, opacity=0.25 if x.faint else 0.75,
                                  line=dict(color=signs[sign][1], width=thick, dash=_COMPONENTS.get(x.component, ("", "solid"))[1]), customdata=[x.hover] * len(way[0]), hovertemplate="%{customdata}<extra></extra>"))
     for n, c in dict.fromkeys((x.receiver, x.component) for x in e.itertuples() if x.component): fig.add_annotation(x=(at[n][0] + ports[c]) / unit_x, y=(at[n][1] - 16) / unit_y, text=c, showarrow=False, font=dict(size=11))
-    own = _summary(heads) if heads is not None else None
+    own = summary_of(heads) if heads is not None else None
     hover = []
     for n in names:
         fig.add_annotation(x=at[n][0] / unit_x, y=at[n][1] / unit_y, text=f"<b>{n}</b>", showarrow=False, font=dict(size=11 if unit_x > 55 else 10, color="#fff"), borderpad=3, bgcolor=paint[role.get(n, "other head")])

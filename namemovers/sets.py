@@ -6,16 +6,19 @@
 __all__ = ['patch_sets']
 
 # %% ../nbs/core/sets.ipynb #7080ad9b
+import numpy as np
 import torch
 import xarray as xr
 
 from .arguments import checked
-from .activation_patching import Cell, effect, which_logit
+from .activation_patching import Cell, which_logit, with_effect
 from .engine import run_sets
+from .guard import guarded
 from .results import provenance
 
 # %% ../nbs/core/sets.ipynb #cf7ca439
 @checked
+@guarded
 def patch_sets(
     model,                      # a `TransformerBridge` that the fast engine is right about
     task,                       # a `Task`
@@ -27,13 +30,14 @@ def patch_sets(
     """Patch every set of sites into the run, all of a set at once. The later of two patches on one path wins.
 
     Raises ValueError for a site, layer, head or position that does not exist, and a budget too small for one prompt."""
-    arguments = model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong
+    tokens = task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong
     whole = [("resid_pre", Cell(0))] # the other run itself
     both = [whole, []] if direction == "denoise" else [[], whole]
-    *values, clean, corrupted = run_sets(*arguments, [*sets.values(), *both], direction, metric, memory_budget)
-    ds = xr.DataArray(torch.stack(values).numpy(), dims=("set", "prompt"), coords={"set": list(sets), "prompt": range(len(task))}).to_dataset(name=metric)
+    *values, clean, corrupted = run_sets(model, *tokens, [*sets.values(), *both], direction, metric, memory_budget)
+    values = torch.stack(values).numpy() if values else np.empty((0, len(task)), np.float32) # [set, prompt]
+    coords = {"set": list(sets), "prompt": range(len(task))}
+    ds = xr.DataArray(values, dims=("set", "prompt"), coords=coords).to_dataset(name=metric)
     ds = ds.assign(clean=("prompt", clean.numpy()), corrupted=("prompt", corrupted.numpy()))
-    ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
-    ds.attrs = provenance(model, task, measurement="activation patching of sets", direction=direction, metric=metric, engine="fast",
-                          **which_logit(model, metric))
-    return ds
+    attrs = provenance(model, task, measurement="activation patching of sets", direction=direction, metric=metric,
+                       engine="fast", **which_logit(model, metric))
+    return with_effect(ds, metric, direction, attrs)

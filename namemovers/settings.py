@@ -34,13 +34,16 @@ def slug(
 ) -> str:
     "A folder name for a model: the last part of a path that exists, `owner--name` for a hub id."
     path = Path(name).expanduser()
-    if path.is_absolute() or path.is_dir(): name = path.resolve().name
+    if path.is_absolute() or path.is_dir():
+        name = path.resolve().name
     return re.sub(r"[^\w.-]+", "--", name).strip("-.") or "model"
 
 # %% ../nbs/core/settings.ipynb #46ee1341
 def _find(start: Path) -> Path | None:
+    "The nearest settings.ini, in a folder or above it."
     for folder in (start, *start.parents):
-        if (folder / "settings.ini").is_file(): return folder / "settings.ini"
+        if (folder / "settings.ini").is_file():
+            return folder / "settings.ini"
     return None
 
 # %% ../nbs/core/settings.ipynb #a11e11c7
@@ -49,10 +52,32 @@ def _whole(name: str, text: str, low: int) -> int:
         value = int(text)
     except ValueError:
         value = low - 1
-    if value < low: raise ValueError(f"{name} must be a whole number of at least {low}, but it is {text!r}; change it in settings.ini or in the environment variable {name.upper()}.")
+    if value < low:
+        raise ValueError(
+            f"{name} must be a whole number of at least {low}, but it is {text!r}; "
+            f"change it in settings.ini or in the environment variable {name.upper()}."
+        )
     return value
 
 # %% ../nbs/core/settings.ipynb #a442ea46
+_KNOWN = ("model", "n", "seed", "corruption", "device")
+
+def _read(path: Path) -> dict:
+    "The entries of a settings.ini. Raises ValueError, with path and remedy, for one that cannot be read."
+    ini = configparser.ConfigParser(interpolation=None)
+    try:
+        ini.read(path, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError) as e:
+        why = str(e).splitlines()[0]
+        raise ValueError(
+            f"{path} cannot be read as settings ({why}); it needs a [study] section of lines like `n = 50`."
+        ) from None
+    values = dict(ini["study"]) if ini.has_section("study") else {}
+    unknown = sorted(set(values) - set(_KNOWN))
+    if unknown:
+        raise ValueError(f"{path} has the unknown entry {unknown[0]!r}; use {', '.join(_KNOWN)}.")
+    return values
+
 def settings(
     start: str | Path | None = None, # folder to look from, upwards; the current one by default
 ) -> Settings:
@@ -62,19 +87,11 @@ def settings(
     Raises ValueError when settings.ini cannot be read, has an unknown entry, or a value is not of its kind."""
     start = Path(start or ".").resolve()
     found = _find(start)
-    values: dict = {}
-    if found:
-        ini = configparser.ConfigParser(interpolation=None)
-        try:
-            ini.read(found, encoding="utf-8")
-        except (configparser.Error, UnicodeDecodeError) as e:
-            raise ValueError(f"{found} cannot be read as settings ({str(e).splitlines()[0]}); it needs a [study] section of lines like `n = 50`.") from None
-        values = dict(ini["study"]) if ini.has_section("study") else {}
-    known = ("model", "n", "seed", "corruption", "device")
-    unknown = sorted(set(values) - set(known))
-    if unknown: raise ValueError(f"{found} has the unknown entry {unknown[0]!r}; use {', '.join(known)}.")
-    values |= {k: os.environ[k.upper()] for k in known if os.environ.get(k.upper(), "").strip()}
-    values = {k: v.strip() for k, v in values.items() if v and v.strip()}
-    if "n" in values: values["n"] = _whole("n", values["n"], 1)
-    if "seed" in values: values["seed"] = _whole("seed", values["seed"], 0)
+    values = _read(found) if found else {}
+    values |= {name: os.environ[name.upper()] for name in _KNOWN if os.environ.get(name.upper(), "").strip()}
+    values = {name: value.strip() for name, value in values.items() if value and value.strip()}
+    if "n" in values:
+        values["n"] = _whole("n", values["n"], 1)
+    if "seed" in values:
+        values["seed"] = _whole("seed", values["seed"], 0)
     return Settings(**values, root=found.parent if found else start)

@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from .arguments import checked
-from .stats import rank_correlation
+from .stats import check_confidence, check_values, rank_correlation
 
 # %% ../nbs/stability.ipynb #e2b2fa11
 SIZES = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) # numbers of prompts
@@ -19,9 +19,12 @@ SIZES = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) # numbers of prompts
 def top_sizes(
     heads: int, # in the model
 ) -> tuple[int, int]: # a short list and a long one
-    "How many heads are the top: 5 and 10, as is usual for 144 heads, where that is a quarter of the heads at most; else an eighth and a quarter."
+    """How many heads are the top: 5 and 10, as is usual for 144 heads, where that is a quarter of the heads at most.
+
+    Else an eighth and a quarter."""
     return (5, 10) if heads >= 40 else (max(1, heads // 8), max(2, heads // 4))
 
+# %% ../nbs/stability.ipynb #622adae5
 def _ranks(means, sign):
     "Places from 0 of the cells [..., cell], the first the best; equal means in the order of cells."
     order = np.argsort(-(np.abs(means) if sign == 0 else sign * means), axis=-1, kind="stable")
@@ -29,23 +32,30 @@ def _ranks(means, sign):
     np.put_along_axis(ranks, order, np.broadcast_to(np.arange(means.shape[-1]), order.shape), -1)
     return ranks
 
+# %% ../nbs/stability.ipynb #323a0b72
 def _compare(first, second, k, p):
     "overlap [..., k], rbo [...], rho [...] of two rankings [..., cell]."
     heads = first.shape[-1]
     depth = np.arange(1, heads + 1)
     both = np.maximum(first, second) + 1  # the depth from which on both lists hold the cell
-    common = np.apply_along_axis(np.bincount, -1, both, minlength=heads + 1)[..., 1:].cumsum(-1)  # cells in common at each depth
+    # cells in common at each depth
+    common = np.apply_along_axis(np.bincount, -1, both, minlength=heads + 1)[..., 1:].cumsum(-1)
     rbo = p**heads + (1 - p) / p * (common / depth * p**depth).sum(-1)
-    rho = 1 - 6 * ((first - second) ** 2).sum(-1) / (heads * (heads**2 - 1)) if heads > 1 else np.ones(first.shape[:-1])
+    squares = ((first - second) ** 2).sum(-1)
+    rho = 1 - 6 * squares / (heads * (heads**2 - 1)) if heads > 1 else np.ones(first.shape[:-1])
     return common[..., np.asarray(k) - 1] / np.asarray(k), rbo, rho
 
+# %% ../nbs/stability.ipynb #6457b67c
 def _settings(heads, k, p):
     k = top_sizes(heads) if k is None else tuple(int(i) for i in np.atleast_1d(k))
-    if not k or min(k) < 1 or max(k) > heads: raise ValueError(f"k: {list(k)} of {heads} heads cannot be the top; give numbers from 1 to {heads}.")
+    if not k or min(k) < 1 or max(k) > heads:
+        raise ValueError(f"k: {list(k)} of {heads} heads cannot be the top; give numbers from 1 to {heads}.")
     p = 1 - 1 / max(max(k), 2) if p is None else p
-    if not 0 < p < 1: raise ValueError(f"p: {p!r} is no probability to go on; give a number between 0 and 1.")
+    if not 0 < p < 1:
+        raise ValueError(f"p: {p!r} is no probability to go on; give a number between 0 and 1.")
     return k, p
 
+# %% ../nbs/stability.ipynb #23200611
 @checked
 def chance(
     heads: int,            # in the model
@@ -55,9 +65,11 @@ def chance(
     "What two random rankings give on average. Raises ValueError for k or p that cannot be."
     k, p = _settings(heads, k, p)
     depth = np.arange(1, heads + 1)
-    return xr.Dataset({"overlap": ("k", np.array(k) / heads), "rbo": p**heads + (1 - p) / p * (depth / heads * p**depth).sum(), "rho": 0.0},
-                      coords={"k": list(k)}, attrs={"heads": heads, "p": p})
+    rbo = p**heads + (1 - p) / p * (depth / heads * p**depth).sum()
+    found = {"overlap": ("k", np.array(k) / heads), "rbo": rbo, "rho": 0.0}
+    return xr.Dataset(found, coords={"k": list(k)}, attrs={"heads": heads, "p": p})
 
+# %% ../nbs/stability.ipynb #1c3878f8
 @checked
 def agreement(
     a: xr.DataArray,        # [layer, head]: a mean of each head
@@ -69,17 +81,23 @@ def agreement(
     """How far two rankings of the same heads are the same.
 
     Equal means, as of a rounded grid, share their place in `rho`; in the lists they stand in the order of heads. NaN cells are
-    left out. Raises ValueError for heads that differ, and for k or p that cannot be."""
-    if set(a.dims) != {"layer", "head"} or set(b.dims) != {"layer", "head"}: raise ValueError(f"a and b must be grids of layer and head, but they have {tuple(a.dims)} and {tuple(b.dims)}; average over prompts first.")
+    left out. Raises ValueError for heads that differ, infinite means, and for k or p that cannot be."""
+    if set(a.dims) != {"layer", "head"} or set(b.dims) != {"layer", "head"}:
+        raise ValueError(f"a and b must be grids of layer and head, but they have {tuple(a.dims)} and {tuple(b.dims)}; "
+                         "average over prompts first.")
+    for name, v in (("a", a), ("b", b)):
+        check_values(v, name)
     a, b = xr.align(a, b, join="exact")
     x, y = (v.transpose("layer", "head").values.astype(float).ravel() for v in (a, b))
     keep = ~(np.isnan(x) | np.isnan(y))
     k, p = _settings(int(keep.sum()), k, p)
     overlap, rbo, _ = _compare(_ranks(x[keep], sign), _ranks(y[keep], sign), k, p)
-    rho = (rank_correlation(abs(a), abs(b), n_resamples=50) if sign == 0 else rank_correlation(a, b, n_resamples=50)).rho
+    ranked = (abs(a), abs(b)) if sign == 0 else (a, b)
+    rho = rank_correlation(*ranked, n_resamples=50).rho
     random = chance(int(keep.sum()), k, p)
-    return xr.Dataset({"overlap": ("k", overlap), "rbo": float(rbo), "rho": float(rho), "chance_overlap": random.overlap, "chance_rbo": random.rbo}, coords={"k": list(k)},
-                      attrs={"heads": int(keep.sum()), "p": p, "sign": sign})
+    found = {"overlap": ("k", overlap), "rbo": float(rbo), "rho": float(rho),
+             "chance_overlap": random.overlap, "chance_rbo": random.rbo}
+    return xr.Dataset(found, coords={"k": list(k)}, attrs={"heads": int(keep.sum()), "p": p, "sign": sign})
 
 # %% ../nbs/stability.ipynb #d2d66e3a
 @checked
@@ -101,17 +119,25 @@ def stability(
     agreement reaches 1 by construction as N comes near to all prompts. Draws share prompts with each other. Two studies that
     together hold most of the prompts err in opposite directions, one having what the other has not: with "same" or a number
     let them hold half of all prompts at most.
-    Heads with a NaN are left out. Raises ValueError for sizes that the prompts do not allow, and k or p that cannot be."""
-    if set(values.dims) != {"layer", "head", "prompt"}: raise ValueError(f"values must have the dimensions layer, head and prompt, but they are {tuple(values.dims)}.")
+    Heads with a NaN are left out. Raises ValueError for sizes that the prompts do not allow, infinite values, fewer than one
+    draw, and k or p that cannot be."""
+    if set(values.dims) != {"layer", "head", "prompt"}:
+        raise ValueError(f"values must have the dimensions layer, head and prompt, but they are {tuple(values.dims)}.")
+    check_values(values)
+    if draws < 1:
+        raise ValueError(f"draws: {draws!r} pairs of studies cannot be drawn; give at least 1.")
     x = values.transpose("layer", "head", "prompt").values.astype(float).reshape(-1, values.sizes["prompt"])
     x = x[~np.isnan(x).any(-1)]
     heads, total = x.shape
     k, p = _settings(heads, k, p)
     sizes, rng = [int(n) for n in np.atleast_1d(sizes)], np.random.default_rng(seed)
-    if not (against in ("same", "all") if isinstance(against, str) else int(against) >= 1): raise ValueError(f"against: {against!r} is neither 'same' nor 'all' nor a number of prompts.")
+    if not (against in ("same", "all") if isinstance(against, str) else int(against) >= 1):
+        raise ValueError(f"against: {against!r} is neither 'same' nor 'all' nor a number of prompts.")
     beside = lambda n: {"same": n, "all": 0}[against] if isinstance(against, str) else int(against)
     for n in sizes:
-        if n < 1 or n + beside(n) > total: raise ValueError(f"sizes: a study of {n} prompts" + (f" and another of {beside(n)}" if beside(n) else "") + f" cannot be drawn from {total}; measure more prompts, or leave it out.")
+        if n < 1 or n + beside(n) > total:
+            both = f"{n} prompts" + (f" and another of {beside(n)}" if beside(n) else "")
+            raise ValueError(f"sizes: a study of {both} cannot be drawn from {total}; measure more prompts, or leave it out.")
     whole = _ranks(x.mean(-1), sign)
     found = []
     for n in sizes:
@@ -121,18 +147,26 @@ def stability(
         found.append(_compare(study(order[:, :n]), other, k, p))
     overlap, rbo, rho = (np.stack(v) for v in zip(*found))
     random = chance(heads, k, p)
-    return xr.Dataset({"overlap": (("size", "k", "draw"), overlap.swapaxes(1, 2)), "rbo": (("size", "draw"), rbo), "rho": (("size", "draw"), rho), "chance_overlap": random.overlap, "chance_rbo": random.rbo},
-                      coords={"size": sizes, "k": list(k)}, attrs={**values.attrs, "heads": heads, "prompts": total, "against": against, "p": p, "sign": sign, "drawing_seed": seed})
+    data = {"overlap": (("size", "k", "draw"), overlap.swapaxes(1, 2)), "rbo": (("size", "draw"), rbo),
+            "rho": (("size", "draw"), rho), "chance_overlap": random.overlap, "chance_rbo": random.rbo}
+    about = {"heads": heads, "prompts": total, "against": against, "p": p, "sign": sign, "drawing_seed": seed}
+    return xr.Dataset(data, coords={"size": sizes, "k": list(k)}, attrs={**values.attrs, **about})
 
+# %% ../nbs/stability.ipynb #9aff682c
 @checked
 def spread(
     values: xr.DataArray,      # [..., draw]
     confidence: float = 0.95,  # the share of draws between `low` and `high`
 ) -> xr.Dataset:               # `mean`, `low`, `high`, `n` over the other dimensions
-    "Mean over drawn studies, and the range in which 95 % of them lie. It says what one study may get; it is no interval of the mean."
-    low, high = (values.quantile(q, "draw").drop_vars("quantile") for q in ((1 - confidence) / 2, (1 + confidence) / 2))
-    return xr.Dataset({"mean": values.mean("draw"), "low": low, "high": high, "n": xr.full_like(low, values.sizes["draw"])}, attrs={"variable": str(values.name), "confidence": confidence})
+    """Mean over drawn studies, and the range in which 95 % of them lie.
 
+    It says what one study may get; it is no interval of the mean."""
+    check_confidence(confidence)
+    low, high = (values.quantile(q, "draw").drop_vars("quantile") for q in ((1 - confidence) / 2, (1 + confidence) / 2))
+    found = {"mean": values.mean("draw"), "low": low, "high": high, "n": xr.full_like(low, values.sizes["draw"])}
+    return xr.Dataset(found, attrs={"variable": str(values.name), "confidence": confidence})
+
+# %% ../nbs/stability.ipynb #eaf9193d
 @checked
 def enough(
     values: xr.DataArray, # [size, draw], of `stability`

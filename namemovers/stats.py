@@ -14,10 +14,9 @@ import xarray as xr
 from scipy import stats
 from scipy.optimize import elementwise
 
-from .arguments import a_result, checked, head_pairs
+from .arguments import checked
 
 # %% ../nbs/core/stats.ipynb #702d1b91
-@checked
 def head_name(
     layer: int, # from 0
     head: int,  # from 0
@@ -26,37 +25,42 @@ def head_name(
     return f"L{int(layer)}H{int(head)}"
 
 # %% ../nbs/core/stats.ipynb #20e7d589
-def _check_settings(confidence, n_resamples=1):
-    "One clear error for settings that allow no interval."
+def check_confidence(confidence):
+    "One clear error for a confidence that no interval has."
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: {confidence!r} is not between 0 and 1; give a share such as 0.95.")
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples: {n_resamples!r} resamples allow no interval; give at least 1.")
 
-# %% ../nbs/core/stats.ipynb #62d617ba
-def _check_values(values, name="values"):
+# %% ../nbs/core/stats.ipynb #2489a51d
+def check_resamples(n_resamples):
+    "One clear error for a number of resamples that allows no interval."
+    if not float(n_resamples).is_integer() or n_resamples < 1:
+        raise ValueError(f"n_resamples: {n_resamples!r} resamples allow no interval; give a whole number from 1 on.")
+
+# %% ../nbs/core/stats.ipynb #9966fe46
+def check_values(values, name="values"):
     "One clear error for infinite values, which no mean survives; NaN is a value that is not there, and may be."
     infinite = np.isinf(np.asarray(values, float))
     if infinite.any():
         raise ValueError(f"{name}: {int(infinite.sum())} of {infinite.size} values are infinite, so there is no mean; "
                          "find out where they come from, or make them NaN to leave them out.")
 
-# %% ../nbs/core/stats.ipynb #21d8eaa1
-def _check_dim(values, dim, name="values", verb="summarise"):
+# %% ../nbs/core/stats.ipynb #ffe214a0
+def check_dim(values, dim, name="values", verb="summarise"):
+    "One clear error for a dimension that is not there."
     if dim not in values.dims:
         raise ValueError(f"{name} must have the dimension {dim!r} to {verb} over, but its dimensions are "
                          f"{tuple(values.dims)}; pass per-prompt values or name another dim=.")
 
-# %% ../nbs/core/stats.ipynb #7c865ea5
+# %% ../nbs/core/stats.ipynb #bdbfd184
 #: a cell is called significant up to this share of false discoveries
 LEVEL = 0.05
 
-# %% ../nbs/core/stats.ipynb #bf9d3a8e
+# %% ../nbs/core/stats.ipynb #6726f88e
 def _least_p(n):
     "The smallest p that n values give: all of them on one side of the null, as in 2 of 2**n equally likely sign patterns."
     return np.minimum(1.0, 2.0 ** (1 - np.asarray(n, float)))
 
-# %% ../nbs/core/stats.ipynb #3b9c046d
+# %% ../nbs/core/stats.ipynb #31534dde
 @checked
 def prompts_needed(
     cells: int,       # tests that one correction spans, e.g. 144 heads
@@ -76,12 +80,12 @@ def prompts_needed(
         n += 1
     return n
 
-# %% ../nbs/core/stats.ipynb #fc2e7a96
+# %% ../nbs/core/stats.ipynb #49bb0084
 def _hall(t, skew):
     "Hall's transform of Student's t, increasing in t; `skew` is the skewness by the root of n."
     return t + skew / 3 * t**2 + skew**2 / 27 * t**3 + skew / 6
 
-# %% ../nbs/core/stats.ipynb #08cb4c11
+# %% ../nbs/core/stats.ipynb #85360014
 def _skewness(x):
     "Skewness of each row of x [cell, prompt], bias-corrected (G1); 0 for a row without spread."
     n = x.shape[-1]
@@ -91,7 +95,7 @@ def _skewness(x):
     return cubes * np.sqrt(n * (n - 1)) / (n - 2)
 
 # %% ../nbs/core/stats.ipynb #5bae951e
-#: how the test sees the skewness that speaks against a call: so many times what the sample shows, and so many standard errors more
+#: the skewness that the test supposes against a call: so many times what the sample shows, and so many standard errors more
 _SKEWER, _MORE_SKEW = 1.5, 0.5
 
 def _p_value(x):
@@ -111,13 +115,13 @@ def _p_value(x):
     p = np.where(flat, 0, p)
     return np.maximum(p, _least_p((x != 0).sum(-1)))
 
-# %% ../nbs/core/stats.ipynb #51fb5ba3
+# %% ../nbs/core/stats.ipynb #218d90cb
 def _hall_inverse(y, skew):
     "The t whose `_hall` is y."
     some = np.where(np.abs(skew) < 1e-9, 1e-9, skew)
     return 3 / some * (np.cbrt(1 + some * (y - some / 6)) - 1)
 
-# %% ../nbs/core/stats.ipynb #0c9d22ec
+# %% ../nbs/core/stats.ipynb #0e30a91c
 def _mean_interval(x, confidence):
     "Ends of the interval of the mean of each row of x [cell, prompt]: [2, cell]; NaN for fewer than three prompts."
     n = x.shape[-1]
@@ -131,19 +135,20 @@ def _mean_interval(x, confidence):
     high = np.minimum(-reach, _hall_inverse(-reach, skew))
     return np.stack([mean - low * error, mean - high * error])
 
-# %% ../nbs/core/stats.ipynb #9d50f623
+# %% ../nbs/core/stats.ipynb #51f73bd5
 def _ratio_interval(rest, by, df, confidence):
     """Ends of the interval of a ratio, less the ratio itself: [2, cell]; infinite where the interval has no end.
 
-    `rest` [cell, prompt] is values less ratio times `by` [prompt]; its mean is zero."""
-    n, distance = rest.shape[-1], by.mean()
+    `rest` is values less ratio times `by`, both [cell, prompt]; its mean is zero."""
+    n = rest.shape[-1]
     reach, root = stats.t.ppf((1 + confidence) / 2, df), np.sqrt(n - 1)
     scale = rest.std(-1)
-    moves = scale > 1e-12 * np.abs(by).max()
-    c, w = rest[moves] / scale[moves, None], by - distance
+    moves = scale > 1e-12 * np.abs(by).max(-1, initial=0)
+    c, distance = rest[moves] / scale[moves, None], by[moves].mean(-1)
+    w = by[moves] - distance[:, None]
     moments = [np.mean(v, -1) for v in (c**2, c * w, w**2, c**3, c**2 * w, c * w**2, w**3)]
 
-    def left(step, side, cc, cw, ww, ccc, ccw, cww, www):
+    def left(step, side, distance, cc, cw, ww, ccc, ccw, cww, www):
         "What is left of the reach a step further on to one side; below zero where both tests reject the ratio there."
         far = side * step
         variance = cc - 2 * far * cw + far**2 * ww
@@ -155,25 +160,26 @@ def _ratio_interval(rest, by, df, confidence):
     ends = np.zeros((2, len(rest)))
     for end, side in zip(ends, (-1.0, 1.0)):
         if moves.any():
-            arguments = [np.broadcast_to(v, moves.sum()) for v in (side, *moments)]
-            first = np.full(moves.sum(), reach / root / abs(distance))
+            arguments = [np.full(moves.sum(), side), distance, *moments]
+            first = reach / root / np.abs(distance)
             found = elementwise.bracket_root(left, 0 * first, first, xmin=0, args=arguments, maxiter=40)
             root_of = elementwise.find_root(left, found.bracket, args=arguments)
             end[moves] = side * np.where(found.success, root_of.x, np.inf) * scale[moves]
     return ends
 
-# %% ../nbs/core/stats.ipynb #57e865a7
+# %% ../nbs/core/stats.ipynb #495b6489
 #: the coordinate along `prompt` that an effect carries, and the attribute that says so
 _DISTANCE, _NORMALISED = "distance", "normalised_by"
 
 def _distance(values, dim):
-    "What an effect is a share of, [prompt], or None for other values."
+    "What an effect is a share of, [cell, prompt], or None for other values; `dim` is the last dimension of `values`."
     name = values.attrs.get(_NORMALISED)
-    if name is None or name not in values.coords or values.coords[name].dims != (dim,):
+    if name is None or name not in values.coords or dim not in values.coords[name].dims:
         return None
-    return values.coords[name].values.astype(float)
+    by = values.coords[name].broadcast_like(values).transpose(*values.dims)
+    return by.values.astype(float).reshape(-1, values.sizes[dim])
 
-# %% ../nbs/core/stats.ipynb #85074c08
+# %% ../nbs/core/stats.ipynb #134761df
 @checked
 def normalise(
     moved,  # what a patch moved: patched less unpatched metric [..., prompt] (array or DataArray)
@@ -188,8 +194,11 @@ def normalise(
     NaN, with one warning that says why, where there is nothing to take a share of: where the mean distance is zero, or its
     95 % interval (of three prompts or more) covers zero."""
     apart = np.asarray(distance, float)
-    _check_values(apart, "distance")
-    mean = apart.mean()
+    check_values(apart, "distance")
+    if np.isnan(apart).any():
+        raise ValueError(f"distance: {int(np.isnan(apart).sum())} of {apart.size} prompts have none (NaN); "
+                         "leave those prompts out.")
+    mean = float(apart.mean())
     low, high = _mean_interval(apart[None], 0.95)[:, 0]
     if mean == 0 or low <= 0 <= high:
         warnings.warn(_no_distance(mean, low, high, apart), stacklevel=3)
@@ -200,20 +209,22 @@ def normalise(
     carried = {_DISTANCE: ("prompt", apart / mean)}
     return share.assign_coords(carried).assign_attrs({_NORMALISED: _DISTANCE})
 
-# %% ../nbs/core/stats.ipynb #da8455ad
+# %% ../nbs/core/stats.ipynb #5da6d9ef
 def _no_distance(mean, low, high, apart):
     n = apart.size
     said = "is zero" if mean == 0 else f"is {mean:.3g} [{low:.3g}, {high:.3g}], which may be zero,"
-    return (f"No effect can be given (NaN): the mean distance of the two runs {said} over {n} prompt{'s' * (n > 1)}, so there is "
-            "nothing to take a share of. Take more prompts, or a corruption that changes the answer; the metric itself is there.")
+    prompts = f"{n} prompt{'s' * (n > 1)}"
+    return (f"No effect can be given (NaN): the mean distance of the two runs {said} over {prompts}, so there is nothing to "
+            "take a share of. Take more prompts, or a corruption that changes the answer; the metric itself is there.")
 
-# %% ../nbs/core/stats.ipynb #1ca3b454
+# %% ../nbs/core/stats.ipynb #a44500b3
 #: the numbers of prompts from which on resampling can say how sure a standardised mean is
 _ENOUGH_FOR_D = 20
 
 def _standardised(x, confidence, n_resamples, seed):
-    """Mean by standard deviation of each row of x [cell, prompt], with its interval (BCa; percentile where that is undefined): [3, cell].
+    """Mean by standard deviation of each row of x [cell, prompt], with its bootstrap interval: [3, cell].
 
+    BCa, or percentile where that is undefined.
     No interval for fewer than `_ENOUGH_FOR_D` prompts. A row without spread has 0 if it is zero, and none (NaN) else."""
     n, mean = x.shape[-1], x.mean(-1)
     d = np.where(mean == 0, 0.0, np.nan)
@@ -234,7 +245,7 @@ def _standardised(x, confidence, n_resamples, seed):
         found[1:, vary] = np.where(np.isfinite(ends), ends, np.nan)  # resamples without spread leave it unbounded
     return found
 
-# %% ../nbs/core/stats.ipynb #cc2a8a2a
+# %% ../nbs/core/stats.ipynb #8a03992e
 def _by_spread(x, centre, axis=-1):
     "Mean by standard deviation of x + centre: [cell, ...] from x [cell, ..., prompt] that is small and `centre` [cell]."
     n, mean = x.shape[-1], x.mean(-1)
@@ -245,7 +256,7 @@ def _by_spread(x, centre, axis=-1):
     with np.errstate(divide="ignore", invalid="ignore"):
         return mean / np.sqrt(spread / (n - 1))
 
-# %% ../nbs/core/stats.ipynb #cb15515e
+# %% ../nbs/core/stats.ipynb #4594d916
 def _resampled(rows, centre, method, confidence, n_resamples, seed):
     "Bootstrap interval of the standardised means of rows [cell, prompt] + centre [cell]: [2, cell]."
     batch = max(1, int(1e6) // rows.size)  # resampled values held at once: 8 MB, which stays in the cache
@@ -261,7 +272,9 @@ def q_values(
     p: xr.DataArray, # p values, NaN where there was no test
     family=None,     # the dimensions that one correction spans; all by default
 ) -> xr.DataArray:   # the same dimensions
-    "Benjamini-Hochberg: the smallest false discovery rate at which each test is called significant. NaN is no test, and stays."
+    """Benjamini-Hochberg: the smallest false discovery rate at which each test is called significant.
+
+    NaN is no test, and stays."""
     family = list(p.dims) if family is None else list(family)
     q = p.transpose(..., *family)
     lead = int(np.prod([p.sizes[d] for d in q.dims[:q.ndim - len(family)]]))
@@ -272,14 +285,14 @@ def q_values(
             row[tested] = stats.false_discovery_control(row[tested])
     return q.copy(data=rows.reshape(q.shape)).transpose(*p.dims)
 
-# %% ../nbs/core/stats.ipynb #99cc7bc6
+# %% ../nbs/core/stats.ipynb #33a7bef8
 def _cell(dims):
     "What one cell of a summary over these dimensions is called."
     return "head" if set(dims) == {"layer", "head"} else str(dims[0]) if len(dims) == 1 else "cell"
 
-# %% ../nbs/core/stats.ipynb #b3bbe5a0
+# %% ../nbs/core/stats.ipynb #df1720b4
 def _no_test(n, cells, dims, dim):
-    "Why nothing can be called significant in a summary of `n` values a cell, `cells` of them at a time; empty where something can."
+    "Why nothing can be significant with `n` values a cell, `cells` of them at a time; empty where something can."
     needed, most = prompts_needed(max(1, cells)), int(n.max(initial=0))
     if most >= needed:
         return ""
@@ -287,7 +300,7 @@ def _no_test(n, cells, dims, dim):
     return (f"untested: with {most} {dim}{'s' * (most != 1)} {what} can be called significant; "
             f"the test needs at least {needed}")
 
-# %% ../nbs/core/stats.ipynb #5b488a1a
+# %% ../nbs/core/stats.ipynb #6219e7ea
 def _family(family, dims, dim):
     "The dimensions that one correction spans, as a list."
     others = [d for d in dims if d != dim]
@@ -299,34 +312,34 @@ def _family(family, dims, dim):
         raise ValueError(f"family: {wrong!r} is no dimension that tests run over; choose among {others}.")
     return family
 
-# %% ../nbs/core/stats.ipynb #aeed17fc
+# %% ../nbs/core/stats.ipynb #b8d13dbc
 def _summary(x, there, by, confidence, n_resamples, seed, null):
     """Mean, low, high, d, d_low, d_high and p of the rows of x [cell, prompt], each [cell].
 
-    All rows have a value for the same prompts, `there` [prompt]; `by` [prompt] is None, or what the values are shares of."""
+    All rows have a value for the same prompts, `there` [prompt]; `by` [cell, prompt] is None, or what they are shares of."""
     part, k = x[:, there], int(there.sum())
     mean = part.mean(-1)
     low, high = _mean_interval(part, confidence)
     moved = part - null
     if by is not None:
-        moved = part - null * by[there]
-        mean = mean / by.mean()
+        moved = part - null * by[:, there]
+        mean = mean / by.mean(-1)
         low, high = mean + _share_interval(x, there, mean, by, confidence) if k > 2 else (low, high)
     if k < 2:
         unknown = np.full(len(x), np.nan)
         return mean, low, high, unknown, unknown, unknown, unknown
     return mean, low, high, *_standardised(moved, confidence, n_resamples, seed), _p_value(moved)
 
-# %% ../nbs/core/stats.ipynb #21c87834
+# %% ../nbs/core/stats.ipynb #ff0436e0
 def _share_interval(x, there, share, by, confidence):
     "Ends of the interval of shares [cell], less the shares: [2, cell]; NaN where the distance is too uncertain for one."
     part = there.mean()  # a cell may be there in some prompts only, while the distance is of all
     own = np.where(there, (x - x[:, there].mean(-1, keepdims=True)) / part, 0)
-    rest = own + share[:, None] * (by.mean() - by)
+    rest = own + share[:, None] * (by.mean(-1, keepdims=True) - by)
     ends = _ratio_interval(rest, by, int(there.sum()) - 1, confidence)
     return np.where(np.isfinite(ends).all(0), ends, np.nan)
 
-# %% ../nbs/core/stats.ipynb #bee190ec
+# %% ../nbs/core/stats.ipynb #a0d6543b
 @checked
 def summarise(
     values: xr.DataArray,      # [..., prompt]; NaN where a prompt has no such cell
@@ -362,9 +375,10 @@ def summarise(
     A cell without a value stays NaN and is no test; one or two prompts have a mean only. A cell that is the null for every
     prompt has p = 1 and d = 0; one that is another number for every prompt has no d (NaN). Raises ValueError when `values`
     has no dimension `dim` or an infinite value, for a `family` that is not there, and for settings that cannot be."""
-    _check_dim(values, dim)
-    _check_settings(confidence, n_resamples)
-    _check_values(values)
+    check_dim(values, dim)
+    check_confidence(confidence)
+    check_resamples(n_resamples)
+    check_values(values)
     if not np.isfinite(null):
         raise ValueError(f"null: {null!r} is no finite number; give the mean under the null hypothesis, such as 0.0.")
     a = values.transpose(..., dim).astype(float)
@@ -380,7 +394,8 @@ def summarise(
     for pattern in np.unique(there, axis=0):
         rows = (there == pattern).all(-1)
         if pattern.any():
-            part = _summary(x[rows], pattern, by, confidence, n_resamples, seed, null)
+            of = None if by is None else by[rows]
+            part = _summary(x[rows], pattern, of, confidence, n_resamples, seed, null)
             for name, v in zip(columns, part):
                 found[name][rows] = v
     grid = lambda v: template.copy(data=np.reshape(v, template.shape))
@@ -395,11 +410,11 @@ def summarise(
     data = {name: (template.dims, np.reshape(v, template.shape)) for name, v in found.items()}
     return xr.Dataset(data, coords=template.coords, attrs=attrs)
 
-# %% ../nbs/core/stats.ipynb #b3cd4464
+# %% ../nbs/core/stats.ipynb #bebbee45
 @checked
 def untested(
     summary: xr.Dataset, # from `summarise`
-) -> str | None:         # such as "untested: with 4 prompts no head of 16 can be called significant; the test needs at least 10"
+) -> str | None:         # "untested: with 4 prompts no head of 16 can be called significant; the test needs at least 10"
     "Why nothing can be significant in a summary, whatever its values; None where something could be."
     return summary.attrs.get("untested") or None
 
@@ -410,20 +425,27 @@ def proportion(
     dim: str = "prompt",       # the dimension to count over
     confidence: float = 0.95,  # of the interval
 ) -> xr.Dataset:
-    """Share of prompts for which a value is true: `mean`, with Wilson's interval `low`, `high`, and `n` (prompts with a value).
+    """Share of prompts for which a value is true: `mean`, Wilson's interval `low`, `high`, and `n` (prompts with a value).
 
-    NaN where no prompt has a value. Raises ValueError when `values` has no dimension `dim`."""
-    if dim not in values.dims: raise ValueError(f"values must have the dimension dim={dim!r} to count over, but its dimensions are {tuple(values.dims)}.")
+    NaN where no prompt has a value. Raises ValueError when `values` has no dimension `dim` or an infinite value, and for a
+    confidence that cannot be."""
+    check_dim(values, dim, verb="count")
+    check_confidence(confidence)
+    check_values(values)
     there = values.notnull()
     n, k = there.sum(dim), (values.where(there, 0) != 0).sum(dim)
+
     def ends(count, of):
-        return tuple(stats.binomtest(int(count), int(of)).proportion_ci(confidence, method="wilson")) if of else (np.nan, np.nan)
+        if not of:
+            return np.nan, np.nan
+        return tuple(stats.binomtest(int(count), int(of)).proportion_ci(confidence, method="wilson"))
+
     low, high = np.vectorize(ends, otypes=[float, float])(k.values, n.values)
     out = dict(mean=k / n.where(n > 0), low=k.copy(data=low), high=k.copy(data=high), n=n)
     return xr.Dataset(out, attrs={**values.attrs, "variable": str(values.name or "share"), "confidence": confidence})
 
 # %% ../nbs/core/stats.ipynb #9350b510
-@checked(summary=a_result(dims=("layer", "head")))
+@checked
 def top_heads(
     summary: xr.Dataset | xr.DataArray, # [layer, head]: a summary, or a mean
     k: int = 10,                        # how many
@@ -434,6 +456,14 @@ def top_heads(
     flat = mean.transpose("layer", "head").stack(cell=("layer", "head")).dropna("cell")
     order = np.argsort(-sign * flat.values, kind="stable")[:k]
     return [(int(l), int(h)) for l, h in flat["cell"].values[order]]
+
+# %% ../nbs/core/stats.ipynb #08728cd2
+def _spearman(u, v):
+    "Rank correlation over the first axis: [cell, ...] -> [...]."
+    u, v = stats.rankdata(u, axis=0), stats.rankdata(v, axis=0)
+    u, v = u - u.mean(0), v - v.mean(0)
+    with np.errstate(invalid="ignore"):
+        return (u * v).sum(0) / np.sqrt((u**2).sum(0) * (v**2).sum(0))
 
 # %% ../nbs/core/stats.ipynb #94731597
 @checked
@@ -449,35 +479,55 @@ def rank_correlation(
 
     With per-prompt values the prompts are resampled (the same for both where `paired`), so the interval says
     how the correlation of the means would vary with other prompts; without, the cells are resampled.
-    Returns a Dataset of `rho`, `low`, `high` and `n` (cells), the percentile bootstrap's, its seed in `attrs`. NaN cells are left out."""
+    An `effect` needs no more: another distance would change the size of all means, and no rank.
+    Returns a Dataset of `rho`, `low`, `high` and `n` (cells), the percentile bootstrap's, its seed in `attrs`. NaN cells are
+    left out; there is no interval from fewer than three prompts or cells. Raises ValueError for cells that differ, infinite
+    values, and settings that cannot be."""
+    check_confidence(confidence)
+    check_resamples(n_resamples)
     cells = [d for d in a.dims if d != "prompt"]
-    if set(cells) != {d for d in b.dims if d != "prompt"}: raise ValueError(f"a and b must have the same cells, but a has {tuple(a.dims)} and b has {tuple(b.dims)}.")
+    if set(cells) != {d for d in b.dims if d != "prompt"}:
+        raise ValueError(f"a and b must have the same cells, but a has {tuple(a.dims)} and b has {tuple(b.dims)}.")
+    for name, v in (("a", a), ("b", b)):
+        check_values(v, name)
     by_prompt = "prompt" in a.dims and "prompt" in b.dims
     flat = lambda v: v.transpose(*cells, ...).values.astype(float).reshape(int(np.prod([v.sizes[d] for d in cells])), -1)
     a, b = xr.align(a, b, join="exact", exclude=["prompt"])
-    if not by_prompt: a, b = (v.mean("prompt") if "prompt" in v.dims else v for v in (a, b))
-    if by_prompt and paired and a.sizes["prompt"] != b.sizes["prompt"]: raise ValueError(f"paired=True needs as many prompts in a as in b, but they have {a.sizes['prompt']} and {b.sizes['prompt']}; use paired=False.")
+    if not by_prompt:
+        a, b = (v.mean("prompt") if "prompt" in v.dims else v for v in (a, b))
+    if by_prompt and paired and a.sizes["prompt"] != b.sizes["prompt"]:
+        raise ValueError(f"paired=True needs as many prompts in a as in b, but they have {a.sizes['prompt']} and "
+                         f"{b.sizes['prompt']}; use paired=False.")
     x, y = flat(a), flat(b)
     keep = ~(np.isnan(x).any(-1) | np.isnan(y).any(-1))
     x, y = x[keep], y[keep]
-    def rho(u, v):  # [cell, ...] -> [...]
-        u, v = stats.rankdata(u, axis=0), stats.rankdata(v, axis=0)
-        u, v = u - u.mean(0), v - v.mean(0)
-        with np.errstate(invalid="ignore"): return (u * v).sum(0) / np.sqrt((u**2).sum(0) * (v**2).sum(0))
-    value = float(rho(x.mean(-1), y.mean(-1)))
-    if by_prompt:
-        statistic = (lambda i, axis=-1: rho(x[:, i].mean(-1), y[:, i].mean(-1))) if paired else (lambda i, j, axis=-1: rho(x[:, i].mean(-1), y[:, j].mean(-1)))
-        data = (np.arange(x.shape[1]),) if paired else (np.arange(x.shape[1]), np.arange(y.shape[1]))
+    value = float(_spearman(x.mean(-1), y.mean(-1)))
+    if by_prompt and paired:
+        data = (np.arange(x.shape[1]),)
+        statistic = lambda i, axis=-1: _spearman(x[:, i].mean(-1), y[:, i].mean(-1))
+    elif by_prompt:
+        data = (np.arange(x.shape[1]), np.arange(y.shape[1]))
+        statistic = lambda i, j, axis=-1: _spearman(x[:, i].mean(-1), y[:, j].mean(-1))
     else:
-        statistic = lambda i, axis=-1: rho(np.moveaxis(x[i, 0], -1, 0), np.moveaxis(y[i, 0], -1, 0))
         data = (np.arange(len(x)),)
+        statistic = lambda i, axis=-1: _spearman(np.moveaxis(x[i, 0], -1, 0), np.moveaxis(y[i, 0], -1, 0))
     low = high = np.nan
-    if min(len(d) for d in data) > 1 and not np.isnan(value):
+    if min(len(d) for d in data) > 2 and not np.isnan(value):
         batch = max(1, int(1e6) // max(1, x.size + y.size))
         ci = stats.bootstrap(data, statistic, method="percentile", vectorized=True, batch=batch, n_resamples=n_resamples,
                              confidence_level=confidence, rng=np.random.default_rng(seed)).confidence_interval
         low, high = float(ci.low), float(ci.high)
-    return xr.Dataset({"rho": value, "low": low, "high": high, "n": len(x)}, attrs={"confidence": confidence, "n_resamples": n_resamples, "resampling_seed": seed, "resampled": "prompts" if by_prompt else "cells", "paired": int(paired)})
+    attrs = {"confidence": confidence, "n_resamples": n_resamples, "resampling_seed": seed,
+             "resampled": "prompts" if by_prompt else "cells", "paired": int(paired)}
+    return xr.Dataset({"rho": value, "low": low, "high": high, "n": len(x)}, attrs=attrs)
+
+# %% ../nbs/core/stats.ipynb #9411eab7
+def _pearson(n, su, sv, suu, svv, suv, axis=-1):
+    "Correlation from sums of points along `axis`: number, u, v, u u, v v, u v."
+    n, su, sv, suu, svv, suv = (s.sum(axis) for s in (n, su, sv, suu, svv, suv))
+    wu, wv = suu - su**2 / n, svv - sv**2 / n
+    flat = (wu <= 1e-12 * n) | (wv <= 1e-12 * n)
+    return np.where(flat, np.nan, (suv - su * sv / n) / np.sqrt(np.where(flat, 1, wu * wv)))
 
 # %% ../nbs/core/stats.ipynb #60b452af
 @checked
@@ -490,35 +540,42 @@ def correlation(
     n_resamples: int = 2000,   # of the bootstrap
     seed: int = 0,             # of the bootstrap
 ) -> xr.Dataset:
-    """Pearson's correlation of two quantities in every cell, over all points of it, with a percentile bootstrap interval over prompts.
+    """Pearson's correlation of two quantities in every cell, over all points of it.
 
+    Its interval is a percentile bootstrap's over prompts.
     Returns a Dataset over the remaining dimensions: `correlation`, `low`, `high` and `n` (prompts). NaN where a quantity
-    never varies; intervals are NaN for one prompt. Raises ValueError when a dimension is not there or the two differ."""
+    never varies; intervals are NaN for one or two prompts. Raises ValueError when a dimension is not there or the two differ,
+    for infinite values, and for settings that cannot be."""
     over = [over] if isinstance(over, str) else list(over)
+    check_confidence(confidence)
+    check_resamples(n_resamples)
     for d in (dim, *over):
-        if d not in x.dims: raise ValueError(f"x must have the dimension {d!r}, but its dimensions are {tuple(x.dims)}.")
-    if set(x.dims) != set(y.dims): raise ValueError(f"x and y must have the same dimensions, but they have {tuple(x.dims)} and {tuple(y.dims)}.")
+        if d not in x.dims:
+            raise ValueError(f"x must have the dimension {d!r}, but its dimensions are {tuple(x.dims)}.")
+    if set(x.dims) != set(y.dims):
+        raise ValueError(f"x and y must have the same dimensions, but they have {tuple(x.dims)} and {tuple(y.dims)}.")
+    for name, v in (("x", x), ("y", y)):
+        check_values(v, name)
     x, y = xr.align(x, y, join="exact")
     cells = [d for d in x.dims if d != dim and d not in over]
     template = x.isel({d: 0 for d in (dim, *over)}, drop=True).transpose(*cells)
-    u, v = (w.transpose(*cells, *over, dim).values.astype(float).reshape(*template.shape, -1, w.sizes[dim]) for w in (x, y))
+    points = lambda w: w.transpose(*cells, *over, dim).values.astype(float).reshape(*template.shape, -1, w.sizes[dim])
+    u, v = points(x), points(y)
     # centring first keeps the sums of squares from cancelling
     u, v = u - u.mean((-2, -1), keepdims=True), v - v.mean((-2, -1), keepdims=True)
     sums = [s.sum(-2) for s in (np.ones_like(u), u, v, u * u, v * v, u * v)]
-    def pearson(n, su, sv, suu, svv, suv, axis=-1):
-        n, su, sv, suu, svv, suv = (s.sum(axis) for s in (n, su, sv, suu, svv, suv))
-        wu, wv = suu - su**2 / n, svv - sv**2 / n
-        flat = (wu <= 1e-12 * n) | (wv <= 1e-12 * n)
-        return np.where(flat, np.nan, (suv - su * sv / n) / np.sqrt(np.where(flat, 1, wu * wv)))
-    r, n = pearson(*sums), x.sizes[dim]
+    r, n = _pearson(*sums), x.sizes[dim]
     low, high = np.full_like(r, np.nan), np.full_like(r, np.nan)
-    if n > 1:
+    if n > 2:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a cell that never varies has no correlation
-            low, high = stats.bootstrap(sums, pearson, paired=True, vectorized=True, axis=-1, method="percentile", batch=64, confidence_level=confidence,
-                                        n_resamples=n_resamples, rng=np.random.default_rng(seed)).confidence_interval
-    out = {k: (template.dims, np.reshape(w, template.shape)) for k, w in (("correlation", r), ("low", low), ("high", high))}
-    return xr.Dataset({**out, "n": n}, coords=template.coords, attrs={"confidence": confidence, "n_resamples": n_resamples, "resampling_seed": seed, "resampled": dim})
+            found = stats.bootstrap(sums, _pearson, paired=True, vectorized=True, axis=-1, method="percentile", batch=64,
+                                    confidence_level=confidence, n_resamples=n_resamples, rng=np.random.default_rng(seed))
+        low, high = found.confidence_interval
+    named = (("correlation", r), ("low", low), ("high", high))
+    out = {k: (template.dims, np.reshape(w, template.shape)) for k, w in named}
+    attrs = {"confidence": confidence, "n_resamples": n_resamples, "resampling_seed": seed, "resampled": dim}
+    return xr.Dataset({**out, "n": n}, coords=template.coords, attrs=attrs)
 
 # %% ../nbs/core/stats.ipynb #f59b246d
 @checked
@@ -538,7 +595,6 @@ def overlap(
                 expected=n_a * n_b / total, p=float(stats.hypergeom.sf(shared - 1, total, n_a, n_b)))
 
 # %% ../nbs/core/stats.ipynb #57a70002
-@checked
 def estimate(
     value,            # a number, or a Dataset with `low` and `high`: from `summarise`, `proportion`, `rank_correlation`
     digits: int = 2,  # decimals
@@ -547,13 +603,16 @@ def estimate(
     "A number with its interval, as it is written in a sentence; a dash where there is none."
     if isinstance(value, xr.Dataset):
         cell = value.sel(at)
-        middle, low, high = (estimate(cell[v], digits) for v in (next(v for v in ("mean", "rho", "correlation", "value") if v in cell), "low", "high"))
+        name = next(v for v in ("mean", "rho", "correlation", "value") if v in cell)
+        middle, low, high = (estimate(cell[v], digits) for v in (name, "low", "high"))
         return middle if np.isnan(cell["low"]) else f"{middle} [{low}, {high}]"
-    if np.isnan(value): return "–"
+    if np.isnan(value):
+        return "–"
     text = f"{float(value):.{digits}f}"
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
 
-@checked(summary=a_result("mean", "significant"), heads=lambda name, value: None if value is None else head_pairs(name, value))
+# %% ../nbs/core/stats.ipynb #8c7b70d3
+@checked
 def heads_in_words(
     summary: xr.Dataset,    # [layer, head], from `summarise`
     heads=None,             # (layer, head) pairs; by default the significant ones of one sign, the largest first
@@ -570,7 +629,7 @@ def heads_in_words(
     said = summary if intervals else summary["mean"]
     return ", ".join(f"{head_name(l, h)} {estimate(said.sel(layer=l, head=h))}" for l, h in heads) or "none"
 
-# %% ../nbs/core/stats.ipynb #1db3c35f
+# %% ../nbs/core/stats.ipynb #320ba430
 @checked
 def differ_in_words(
     summary: xr.Dataset,  # from `summarise`
@@ -586,4 +645,5 @@ def differ_in_words(
     null = summary.attrs.get("null", 0.0)
     from_what = "zero" if null == 0 else f"{null:g}"
     size = f"{least:g}" + (f" {unit}" if unit else "")
-    return f"{int(sure.sum())} of {tested} {_cell(summary['mean'].dims)}s differ from {from_what}; {int(large.sum())} of them by at least {size}"
+    cells = f"{tested} {_cell(summary['mean'].dims)}s"
+    return f"{int(sure.sum())} of {cells} differ from {from_what}; {int(large.sum())} of them by at least {size}"

@@ -6,6 +6,7 @@
 __all__ = ['MEASURES', 'METHODS', 'Study', 'study']
 
 # %% ../nbs/core/task_study.ipynb #c7fe397b
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from .arguments import checked
 from . import engine, plots
 from .activation_patching import _fingerprint, patch, say_positions
 from .copy_scores import task_copy_scores
+from .guard import guarded
 from .head_attribution import attention, head_attribution, leading_heads, subject_positions
 from .logit_lens import logit_lens, read_baseline, read_lens
 from .path_patching import path_patch
 from .results import load, provenance, save
 from .settings import slug
-from .stats import estimate, head_name, heads_in_words, summarise, top_heads
+from .stats import estimate, head_name, heads_in_words, prompts_needed, summarise, top_heads, untested
 
 # %% ../nbs/core/task_study.ipynb #3d1dbcb9
 #: name of the result -> f(model, task)
@@ -53,99 +55,153 @@ METHODS = {
     "names copied (share)": ("copy_scores", lambda ds: ds.copied.mean("name").assign_attrs(ds.attrs)),
 }
 
+# %% ../nbs/core/task_study.ipynb #fe21c930
 class Study(dict):
     "The results of one task and model by name, each an `xarray.Dataset`; `left_out` says what was not measured, and why."
+
     def __init__(self, results, left_out=(), task=None):
         super().__init__(results)
         self.left_out, self.task, self._summaries = dict(left_out), task, {}
 
     def __repr__(self):
         attrs = next(iter(self.values())).attrs if self else {}
-        return f"Study({attrs.get('task')} on {attrs.get('model')}, n={attrs.get('n')}: {', '.join(self)}" + (f"; left out: {', '.join(self.left_out)}" if self.left_out else "") + ")"
+        left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"Study({attrs.get('task')} on {attrs.get('model')}, n={attrs.get('n')}: {', '.join(self)}{left_out})"
 
     @checked
     def heads(self,
-        method:str, # a key of `METHODS`
-    )->xr.Dataset: # [layer, head], as from `stats.summarise`
+        method: str, # a key of `METHODS`
+    ) -> xr.Dataset: # [layer, head], as from `stats.summarise`
         "Every head by one method, over prompts."
         there = [m for m, (name, _) in METHODS.items() if name in self]
-        if method not in there: raise ValueError(f"method: {method!r} was not measured; measured are {there}.")
-        if method not in self._summaries: self._summaries[method] = summarise(METHODS[method][1](self[METHODS[method][0]]))
+        if method not in there:
+            raise ValueError(f"method: {method!r} was not measured; measured are {there}.")
+        if method not in self._summaries:
+            name, values = METHODS[method]
+            self._summaries[method] = summarise(values(self[name]))
         return self._summaries[method]
 
     @checked
     def looks(self,
-        layer:int, # of the head
-        head:int, # in the layer
-    )->str: # such as "B.2 0.91 [0.88, 0.94]", or "elsewhere 0.97 [0.95, 0.98]"
+        layer: int, # of the head
+        head: int,  # in the layer
+    ) -> str:       # such as "B.2 0.91 [0.88, 0.94]", or "elsewhere 0.97 [0.95, 0.98]"
         "The named position before END that a head attends to most from END, if that is a tenth of its attention."
         looks = self["attention"].attention.sel(layer=layer, head=head)
         looks = looks.sel(position=looks.position != "END")
         s = summarise(looks)
-        if not looks.sizes["position"] or float(s["mean"].max()) < 0.1: return f"elsewhere {estimate(summarise(1 - looks.sum('position')))}"
+        if not looks.sizes["position"] or float(s["mean"].max()) < 0.1:
+            return f"elsewhere {estimate(summarise(1 - looks.sum('position')))}"
         most = str(s.position.values[s["mean"].values.argmax()])
         return f"{most} {estimate(s, position=most)}"
 
     @checked
     def summary(self,
-        k:int=5, # heads a method
-        sign:int=1, # +1: those that speak for the answer; -1: those that speak against it
-    )->pd.DataFrame: # a row a rank, a column a method, and where the attribution's head looks; a star where q <= 0.05
-        "The top heads by every method, with 95 % intervals over prompts. A cell is empty where fewer heads have this sign."
-        if sign not in (1, -1): raise ValueError(f"sign: {sign!r} is neither 1 nor -1.")
-        if k < 1: raise ValueError(f"k: {k!r} heads make no table; give at least 1.")
+        k: int = 5,     # heads a method
+        sign: int = 1,  # +1: those that speak for the answer; -1: those that speak against it
+    ) -> pd.DataFrame:  # a row a rank, a column a method, and where the attribution's head looks; a star where q <= 0.05
+        """The top heads by every method, with 95 % intervals over prompts. A cell is empty where fewer heads have this sign.
+
+        No star where too few prompts could give one: `untested` says so."""
+        if sign not in (1, -1):
+            raise ValueError(f"sign: {sign!r} is neither 1 nor -1.")
+        if k < 1:
+            raise ValueError(f"k: {k!r} heads make no table; give at least 1.")
         columns = {}
         for method, (name, _) in METHODS.items():
-            if name not in self or (sign < 0 and name == "copy_scores"): continue
+            if name not in self or (sign < 0 and name == "copy_scores"):
+                continue
             s = self.heads(method)
             best = top_heads(s["mean"].where(sign * s["mean"] > 0), k, sign)
-            columns[method] = [f"{head_name(*h)} {estimate(s, layer=h[0], head=h[1])}{'*' if bool(s.significant.sel(layer=h[0], head=h[1])) else ''}" for h in best]
-            if name == "head_attribution": columns["… which looks at"] = [self.looks(*h) for h in best]
-        return pd.DataFrame({m: pd.Series(v, dtype=object) for m, v in columns.items()}).fillna("").rename_axis("rank").rename(lambda i: i + 1)
+            columns[method] = [_starred(s, h) for h in best]
+            if name == "head_attribution":
+                columns["… which looks at"] = [self.looks(*h) for h in best]
+        table = pd.DataFrame({m: pd.Series(v, dtype=object) for m, v in columns.items()})
+        return table.fillna("").rename_axis("rank").rename(lambda i: i + 1)
+
+    @property
+    def untested(self) -> str:
+        "Why no head could be significant, whatever it does; empty where the prompts are enough for a test."
+        return untested(self.heads("attribution (logits)")) or ""
 
     @checked
-    def figures(self)->dict: # name of the result -> plotly Figure
+    def figures(self) -> dict: # name of the result -> plotly Figure
         "A figure of every result."
-        say = lambda what: f"{self['logit_lens'].attrs['model']} on {self['logit_lens'].attrs['task']}, N = {self['logit_lens'].sizes['prompt']}: {what}"
-        draw = {
-            "logit_lens": lambda ds: plots.lines(ds, "logit_diff", title=say("the answer read from the residual stream at END")),
-            "patch_resid_pre_named_position": lambda ds: plots.heatmap(ds.effect.assign_attrs(ds.attrs), title=say("effect of restoring the residual stream before a layer")),
-            "patch_z_head": lambda ds: plots.heatmap(self.heads("patching (effect)"), title=say("effect of restoring one head's output")),
-            "head_attribution": lambda ds: plots.heatmap(self.heads("attribution (logits)"), title=say("what each head writes for the answer"), unit="attribution (logits)"),
-            "attention": self._attention_figure,
-            "path_patch_logits": lambda ds: plots.heatmap(self.heads("path to the logits (effect)"), title=say("effect of a head straight on the logits")),
-            "copy_scores": lambda ds: plots.heatmap(self.heads("names copied (share)"), title=say("share of the prompt's names that a head would copy"), unit="share copied", limit=1),
-        }
-        return {name: draw[name](ds) for name, ds in self.items()}
+        return {name: _FIGURES[name](self, ds) for name, ds in self.items()}
+
+    def _title(self, what):
+        lens = self["logit_lens"]
+        return f"{lens.attrs['model']} on {lens.attrs['task']}, N = {lens.sizes['prompt']}: {what}"
 
     def _attention_figure(self, ds):
         heads = leading_heads(self.heads("attribution (logits)"))
-        looks = xr.concat([ds.attention.sel(layer=l, head=h, drop=True) for l, h in heads], "leading head").assign_coords({"leading head": [head_name(*h) for h in heads]})
-        s = summarise(looks)
-        # attention is above 0 by itself: a test against 0 says nothing
-        return plots.heatmap(s.assign(significant=xr.zeros_like(s.significant)), title=f"{ds.attrs['model']} on {ds.attrs['task']}, N = {ds.sizes['prompt']}: attention from END of the heads that write most for and against the answer", unit="attention", limit=1)
+        looks = xr.concat([ds.attention.sel(layer=l, head=h, drop=True) for l, h in heads], "leading head")
+        s = summarise(looks.assign_coords({"leading head": [head_name(*h) for h in heads]}))
+        s = s.assign(significant=xr.zeros_like(s.significant))  # attention is above 0 by itself: a test against 0 says nothing
+        title = self._title("attention from END of the heads that write most for and against the answer")
+        return plots.heatmap(s, title=title, unit="attention", limit=1)
 
     def _leading(self, method, sign=1):
         "The leading heads of one sign, in words; those of attribution with where they look."
         s = self.heads(method)
         least = 0.02 * float(abs(s["mean"]).max())  # with many prompts a mean of almost nothing is significant too
         heads = [h for h in leading_heads(s) if sign * float(s["mean"].sel(layer=h[0], head=h[1])) > least]
-        if method != "attribution (logits)": said = heads_in_words(s, heads)
-        else: said = "; ".join(f"{heads_in_words(s, [h])} logits, looking at {self.looks(*h)}" for h in heads).replace("looking at elsewhere", "looking elsewhere") or "none"
+        said = heads_in_words(s, heads)
+        if method == "attribution (logits)":
+            each = (f"{heads_in_words(s, [h])} logits, looking at {self.looks(*h)}" for h in heads)
+            said = "; ".join(each).replace("looking at elsewhere", "looking elsewhere") or "none"
+        if reason := untested(s):
+            return f"{reason}, and the largest means are those of {said}"
         return said if bool(s.significant.any()) or not heads else f"none significantly, the largest being {said}"
 
     @checked
-    def read(self)->str: # Markdown
-        "The results in sentences. Heads are significant ones with at least a fiftieth of the largest mean; with a single prompt, or where none is significant, the largest, and it says so."
+    def read(self) -> str: # Markdown
+        """The results in sentences. Heads are significant ones with at least a fiftieth of the largest mean; where none is significant, or
+        nothing could be, the largest, and it says so."""
         lens, resid = self["logit_lens"], summarise(self["patch_resid_pre_named_position"].effect)
-        parts = [read_baseline(lens), read_lens(lens),
-                 f"Restored alone in the corrupted run, the residual stream moves the answer most in {say_positions(resid)}.",
-                 f"Heads whose output restores the answer: {self._leading('patching (effect)')}. Heads whose output moves it further away: {self._leading('patching (effect)', -1)}.",
-                 f"Heads that write for the answer: {self._leading('attribution (logits)')}. Against it: {self._leading('attribution (logits)', -1)}."]
-        if "path_patch_logits" in self: parts.append(f"Straight into the logits, not through other heads: {self._leading('path to the logits (effect)')}; with the other sign: {self._leading('path to the logits (effect)', -1)}.")
-        if "copy_scores" in self: parts.append(f"Heads that would copy most of the prompt's names, if they looked there alone: {self._leading('names copied (share)')}.")
+        both = lambda method: (self._leading(method), self._leading(method, -1))
+        parts = [read_baseline(lens), read_lens(lens)]
+        parts.append(f"Restored alone in the corrupted run, the residual stream moves the answer most in {say_positions(resid)}.")
+        restores, moves_away = both("patching (effect)")
+        parts.append(f"Heads whose output restores the answer: {restores}. Heads whose output moves it further away: {moves_away}.")
+        writes, against = both("attribution (logits)")
+        parts.append(f"Heads that write for the answer: {writes}. Against it: {against}.")
+        if "path_patch_logits" in self:
+            straight, opposed = both("path to the logits (effect)")
+            parts.append(f"Straight into the logits, not through other heads: {straight}; with the other sign: {opposed}.")
+        if "copy_scores" in self:
+            copies = self._leading("names copied (share)")
+            parts.append(f"Heads that would copy most of the prompt's names, if they looked there alone: {copies}.")
         parts += [f"Not measured: {name} ({reason.rstrip('.')})." for name, reason in self.left_out.items()]
         return "\n\n".join(parts)
+
+# %% ../nbs/core/task_study.ipynb #c9727d89
+def _starred(s, head):
+    "A head with its mean and interval, and a star where it is significant."
+    layer, index = head
+    star = "*" if bool(s.significant.sel(layer=layer, head=index)) else ""
+    return f"{head_name(layer, index)} {estimate(s, layer=layer, head=index)}{star}"
+
+def _of_heads(method, what, **more):
+    "A map of all heads by a method."
+    return lambda study, ds: plots.heatmap(study.heads(method), title=study._title(what), **more)
+
+def _lens_figure(study, ds):
+    return plots.lines(ds, "logit_diff", title=study._title("the answer read from the residual stream at END"))
+
+def _stream_figure(study, ds):
+    return plots.heatmap(ds.effect.assign_attrs(ds.attrs), title=study._title("effect of restoring the residual stream before a layer"))
+
+# name of the result -> f(study, result): its figure
+_FIGURES = {
+    "logit_lens": _lens_figure,
+    "patch_resid_pre_named_position": _stream_figure,
+    "patch_z_head": _of_heads("patching (effect)", "effect of restoring one head's output"),
+    "head_attribution": _of_heads("attribution (logits)", "what each head writes for the answer", unit="attribution (logits)"),
+    "attention": lambda study, ds: study._attention_figure(ds),
+    "path_patch_logits": _of_heads("path to the logits (effect)", "effect of a head straight on the logits"),
+    "copy_scores": _of_heads("names copied (share)", "share of the prompt's names that a head would copy", unit="share copied", limit=1),
+}
 
 # %% ../nbs/core/task_study.ipynb #a4fa77bd
 def _stamp(model, task, name):
@@ -159,20 +215,35 @@ def _finished(name, folder, stamp):
         ds = load(name, folder)
         if ds.attrs.get("depends_on") == stamp: return ds
 
+# %% ../nbs/core/task_study.ipynb #a62e3bee
+def _warn_of_few(task, model):
+    "Say before anything is measured that the prompts cannot make any head significant."
+    heads = model.cfg.n_layers * model.cfg.n_heads
+    needed = prompts_needed(heads)
+    if len(task) < needed:
+        warnings.warn(f"task has {len(task)} prompt{'s' * (len(task) != 1)}: too few for any of {heads} heads to be significant, "
+                      f"so every head stays untested; {needed} is the least.", UserWarning, stacklevel=4)  # of who called `study`, which is wrapped
+
+# %% ../nbs/core/task_study.ipynb #07ac15e4
 @checked
+@guarded
 def study(
-    task, # a `Task`: `Task.from_pairs`, `Task.from_template`, `mrs_task`, `ioi_task`
+    task,  # a `Task`: `Task.from_pairs`, `Task.from_template`, `mrs_task`, `ioi_task`
     model, # as from `load_model`
-    folder:str|Path|None=None, # where to save, below it in `<model>/<task's name>/`; None: nowhere
-    progress:bool=True, # a bar with the measurement at work
-)->Study: # the results by name
+    folder: str | Path | None = None, # where to save, below it in `<model>/<task's name>/`; None: nowhere
+    progress: bool = True,            # a bar with the measurement at work
+) -> Study:                           # the results by name
     """Measure everything on one task, and say which heads matter.
 
     With a folder, results that are there are loaded if they depend on the same model, prompts and versions; others are
-    measured and written over what was there, so an interrupted call goes on where it stopped.
+    measured and written over what was there, so an interrupted call goes on with the measurement it was at.
+    Warns once, at the start, where there are too few prompts for any head to be significant.
     Raises ValueError for a task without prompts or a model that cannot be measured, as the measurements do."""
-    if not len(task): raise ValueError("task holds no prompt; give at least one.")
-    if folder is not None: folder = Path(folder) / slug(str(model.cfg.model_name)) / slug(task.name)
+    if not len(task):
+        raise ValueError("task holds no prompt; give at least one.")
+    _warn_of_few(task, model)
+    if folder is not None:
+        folder = Path(folder) / slug(str(model.cfg.model_name)) / slug(task.name)
     left_out, results = _left_out(model, task), {}
     todo = [name for name in MEASURES if name not in left_out]
     with tqdm(total=len(todo), desc=f"{task.name}", unit="measurement", disable=not progress) as bar:
@@ -182,7 +253,8 @@ def study(
             ds = None if folder is None else _finished(name, folder, stamp)
             if ds is None:
                 ds = MEASURES[name](model, task).assign_attrs(depends_on=stamp)
-                if folder is not None: save(ds, name, folder)
+                if folder is not None:
+                    save(ds, name, folder)
             results[name] = ds
             bar.update()
     return Study(results, left_out, task)

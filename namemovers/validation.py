@@ -10,7 +10,6 @@ __all__ = ['TASKS', 'FEW', 'EDGE', 'IOI', 'MRS', 'CUE', 'QUESTIONS', 'SCORES', '
 # %% ../nbs/validation.ipynb #5ad16ff9
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from scipy import stats
 from tqdm.auto import tqdm
 
 from .arguments import checked
-from . import circuits, edges, planted
+from . import circuits, planted
 from .activation_patching import patch
 from .attribution_patching import attribute
 from .copy_scores import copy_scores
@@ -33,7 +32,7 @@ from .head_roles import MATTERS, THRESHOLDS, attention_scores, backup, pattern_s
 from .model import _quiet, load_model
 from .path_patching import path_patch
 from .results import provenance
-from .stats import head_name, summarise
+from .stats import head_name, summarise, untested
 
 # %% ../nbs/validation.ipynb #41a512bc
 @checked
@@ -156,16 +155,16 @@ def _searched(key):
 # %% ../nbs/validation.ipynb #eb5c47da
 def _between_heads(c):
     "The edges that are scored: their labels."
-    return c.once("edges", lambda: [str(e) for e in edges.graph(c.model).edges if e.sender[0] == "L" and e.receiver[:3] != "MLP"])
+    return c.once("edges", lambda: [str(e) for e in circuits.graph(c.model).edges if e.sender[0] == "L" and e.receiver[:3] != "MLP"])
 
 def _edges_of(key, corruption=None):
     def true(c):
-        wanted = {str(edges.Edge(e["sender"], e["receiver"], e["component"])) for e in c.truth.paths(key[0], corruption)}
+        wanted = {str(circuits.Edge(e["sender"], e["receiver"], e["component"])) for e in c.truth.paths(key[0], corruption)}
         return xr.DataArray([label in wanted for label in _between_heads(c)], dims="edge", coords=dict(edge=_between_heads(c)))
     return true
 
-def _edge_estimate(key, steps): return lambda c: edges.attribute_edges(c.model, c.tasks[key], steps=steps, progress=False).effect.sel(edge=_between_heads(c))
-def _edge_exact(key): return lambda c: edges.ablate_edges(c.model, c.tasks[key].subset(slice(0, FEW)), edges=_between_heads(c), progress=False).effect
+def _edge_estimate(key, steps): return lambda c: circuits.attribute_edges(c.model, c.tasks[key], steps=steps, progress=False).effect.sel(edge=_between_heads(c))
+def _edge_exact(key): return lambda c: circuits.ablate_edges(c.model, c.tasks[key].subset(slice(0, FEW)), edges=_between_heads(c), progress=False).effect
 
 # %% ../nbs/validation.ipynb #e4f9dace
 IOI, MRS, CUE = TASKS # keys of `TASKS`: IOI, MRS, and MRS without its cue
@@ -214,18 +213,12 @@ SCORES = ("auroc", "precision", "recall") # of a method
 def score(
     method: Method, # what is judged
     case: Case, # what it is judged on
-    n_resamples: int = 999, # of the test that decides what is called
+    n_resamples: int = 9, # of the standardised mean, which nobody asks for here
 ) -> dict: # score -> [question]
     "What a method finds on one variant, against what it can see and against the circuit."
     values = method.values(case)
     sample = next((d for d in ("prompt", "name", "sequence") if d in values.dims), None)
     if sample is None: mean, called = values.astype(float), values.astype(bool)
-    elif method.unit == "edge": # so many that a permutation test would need more flips than there is time for, to get below their correction
-        x, mean = values.transpose("edge", "prompt").values, abs(values.mean("prompt"))
-        with np.errstate(all="ignore"), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning) # edges whose effect is the same in all prompts, such as none at all
-            p = np.nan_to_num(stats.ttest_1samp(x, 0, axis=1).pvalue, nan=1.0)
-        called = mean.copy(data=(stats.false_discovery_control(p) <= 0.05) & (mean.values >= method.least))
     else:
         s = summarise(values, dim=sample, n_resamples=n_resamples)
         mean, called = abs(s["mean"]), s.significant.astype(bool) & (abs(s["mean"]) >= method.least)
@@ -240,7 +233,7 @@ def score(
 def _touching(case, parts):
     "Edges from or to heads of some parts."
     names = {head_name(*h) for h in case.truth.find(*parts)}
-    labels, g = _between_heads(case), edges.graph(case.model)
+    labels, g = _between_heads(case), circuits.graph(case.model)
     there = [e.sender in names or e.receiver in names for e in (g.edges[g.number[label]] for label in labels)]
     return xr.DataArray(there, dims="edge", coords=dict(edge=labels))
 
@@ -292,12 +285,14 @@ def validate(
 CONTROLS = ("shuffled answers", "random model, answers by lot", "random model, the task's answers")
 _ON_LOGITS = ("direct logit attribution", "patching z, denoise", "path patching into the logits", "attribution patching of z")
 
+# %% ../nbs/validation.ipynb #4466075c
 def _in_logits(model, task):
     "Per-prompt values in logits, not shares, for a normalised effect has no size where the two runs do not differ: {method: [layer, head, prompt]}."
     more: dict = dict(progress=False)
     change = lambda ds: ds.logit_diff - ds.corrupted
     return dict(zip(_ON_LOGITS, (head_attribution(model, task).attribution, change(patch(model, task, "z", **more)), change(path_patch(model, task, **more)), change(attribute(model, task, "z")))))
 
+# %% ../nbs/validation.ipynb #153a7d31
 @checked
 def shuffled(
     task,          # a `Task`
@@ -307,6 +302,7 @@ def shuffled(
     swap = torch.from_numpy(rng.random(len(task)) < 0.5)
     return replace(task, correct=torch.where(swap, task.wrong, task.correct), wrong=torch.where(swap, task.correct, task.wrong))
 
+# %% ../nbs/validation.ipynb #631cb96f
 @checked
 def by_lot(
     task, # a `Task`
@@ -318,6 +314,7 @@ def by_lot(
     pairs = torch.stack([names[torch.from_numpy(rng.permutation(len(names))[:2])] for _ in range(len(task))])
     return replace(task, correct=pairs[:, 0], wrong=pairs[:, 1])
 
+# %% ../nbs/validation.ipynb #1ef32c15
 @checked
 def random_checkpoint(
     folder, # where to write it
@@ -335,30 +332,39 @@ def random_checkpoint(
         tokenizer.save_pretrained(folder)
     return Path(folder)
 
+# %% ../nbs/validation.ipynb #35bb15eb
 @checked
 def controls(
     models: int = 6,    # planted variants, and as many random models
-    draws: int = 10,    # of the answers, for each model
+    draws: int = 10,    # of the answers by lot, for each random model
     n: int = 16,        # prompts
     seed: int = 0,      # of the first model, and of the draws
     progress: bool | None = None, # a progress bar: True, False, or None for only on a terminal
+    shuffles: int = 60, # of the answers of each planted variant, which cost next to nothing
 ) -> xr.Dataset:
     """How often the methods call a head where there is nothing to find.
 
-    Returns over [control, method, study]: `any`, whether a study called at least one head significant, and `share`, the share of its heads
-    that it called. A study is one draw of answers on one model; with the task's own answers there is one a model, and the rest is NaN.
-    Shuffled answers change the sign of every value of a prompt, so these values are measured once a model. Raises ValueError for no model or no draw."""
-    if models < 1 or draws < 1 or n < 2: raise ValueError(f"models={models}, draws={draws}, n={n}: give at least one of each, and 2 prompts.")
+    Returns over [control, method, study]: `any`, whether a study called at least one head significant, and `share`, the share
+    of its heads that it called. A study is one draw of answers on one model; with the task's own answers there is one a model,
+    and the rest is NaN. Shuffled answers change the sign of every value of a prompt, so these values are measured once a model.
+    Raises ValueError for no model or no draw, and for fewer prompts than the test needs to call anything."""
+    if min(models, draws, shuffles) < 1 or n < 2:
+        raise ValueError(f"models={models}, draws={draws}, shuffles={shuffles}, n={n}: give at least one of each, and 2 prompts.")
     rng, found = np.random.default_rng(seed), {c: {m: [] for m in _ON_LOGITS} for c in CONTROLS}
+
     def note(control, values):
         for m, v in values.items():
-            called = summarise(v, n_resamples=999, seed=int(rng.integers(2**31))).significant
-            found[control][m].append((bool(called.any()), float(called.mean())))
-    with tqdm(total=2 * models, desc="controls", unit="model", disable=not (sys.stderr.isatty() if progress is None else progress)) as bar, tempfile.TemporaryDirectory() as folder:
+            s = summarise(v, n_resamples=9)
+            if untested(s):
+                raise ValueError(f"n: with n={n} silence says nothing, for no method could call a head ({untested(s)}).")
+            found[control][m].append((bool(s.significant.any()), float(s.significant.mean())))
+
+    hidden = not (sys.stderr.isatty() if progress is None else progress)
+    with tqdm(total=2 * models, desc="controls", unit="model", disable=hidden) as bar, tempfile.TemporaryDirectory() as folder:
         for i in range(models):
             case = load_case(seed + i, n)
             values = _in_logits(case.model, case.tasks[IOI])
-            for _ in range(draws):
+            for _ in range(shuffles):
                 sign = xr.DataArray(rng.choice([-1.0, 1.0], n), dims="prompt")
                 note(CONTROLS[0], {m: v * sign for m, v in values.items()})
             bar.update()
@@ -366,9 +372,12 @@ def controls(
             model = load_model(random_checkpoint(Path(folder) / str(i), seed + i), device="cpu")
             task = ioi_task(model.tokenizer, n=n, seed=seed + i)
             note(CONTROLS[2], _in_logits(model, task))
-            for _ in range(draws): note(CONTROLS[1], _in_logits(model, by_lot(task, rng)))
+            for _ in range(draws):
+                note(CONTROLS[1], _in_logits(model, by_lot(task, rng)))
             bar.update()
-    most = models * draws
-    cube = np.array([[[*rows, *[(np.nan, np.nan)] * (most - len(rows))] for rows in found[c].values()] for c in CONTROLS], float)
-    return xr.Dataset({k: (("control", "method", "study"), cube[..., i]) for i, k in enumerate(("any", "share"))}, coords=dict(control=list(CONTROLS), method=list(_ON_LOGITS), study=np.arange(most)),
-                      attrs=dict(measurement="validation controls", model="planted, its variants, and random models", prompts=n, seed=seed))
+    most = models * max(draws, shuffles)
+    padded = lambda rows: [*rows, *[(np.nan, np.nan)] * (most - len(rows))]
+    cube = np.array([[padded(rows) for rows in found[c].values()] for c in CONTROLS], float)
+    data = {k: (("control", "method", "study"), cube[..., i]) for i, k in enumerate(("any", "share"))}
+    about = dict(measurement="validation controls", model="planted, its variants, and random models", prompts=n, seed=seed)
+    return xr.Dataset(data, coords=dict(control=list(CONTROLS), method=list(_ON_LOGITS), study=np.arange(most)), attrs=about)

@@ -113,6 +113,30 @@ def mini():
     return load_model("mini", device="cpu")
 
 
+# --- a browser ------------------------------------------------------------------------------------------------------
+
+QUIET = """
+    --no-sandbox --disable-gpu --disable-quic --no-first-run
+    --disable-background-networking --disable-component-update --disable-sync
+""".split()
+
+
+@pytest.fixture(scope="module")  # not longer: while it is open, nothing else may run an event loop
+def browser():
+    """Chromium; without one the tests that look at pages are skipped, but in CI, which must look, they fail."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        if os.environ.get("CI"):
+            pytest.fail("Chromium is not on the PATH, and CI must look at the pages.")
+        pytest.skip("Chromium is not on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=QUIET)
+        yield opened
+        opened.close()
+
+
 def with_mean(model, logits):
     """A folded model's logits [..., token] with the mean over the vocabulary that folding took away: the model's own."""
     from namemovers.model import taken_from_logits
@@ -120,3 +144,14 @@ def with_mean(model, logits):
     direction, constant = (t.double() for t in taken_from_logits(model))
     stream = (logits - model.b_U).double() @ torch.linalg.pinv(model.W_U.double(), rtol=1e-5)  # [..., d_model]
     return logits + (stream @ direction + constant)[..., None].float()
+
+
+def told_apart(model, task):
+    "The task with other answers: the two tokens of each prompt whose logits differ most between the runs, so that random weights have effects."
+    import dataclasses
+
+    from namemovers.model import run_at_end
+
+    runs = [run_at_end(model, tokens, task.positions["END"])[0] for tokens in (task.clean_tokens, task.corrupted_tokens)]
+    moved = (runs[0] - runs[1]).cpu()
+    return dataclasses.replace(task, correct=moved.argmax(1), wrong=moved.argmin(1))

@@ -7,12 +7,12 @@ import pytest
 import torch
 import transformer_lens.patching as tlp
 import xarray as xr
-from conftest import with_mean
+from conftest import told_apart, with_mean
 
 from namemovers import results
 from namemovers.activation_patching import (BY, DIRECTIONS, HEAD_SITES, METRICS, STREAM_SITES, Cell, cells, effect,
                                             patch, run_hooks)
-from namemovers.data import Task
+from namemovers.data import Task, ioi_task
 
 torch.set_num_threads(1)
 IN_TL = [s for s in BY if s not in ("resid_post", "neurons")]  # TransformerLens has no sweep of these
@@ -32,10 +32,11 @@ def made_task(model, n=4, lengths=9, differ=(4, 6), seed=0):
     corrupted[pad] = 0
     text = [f"prompt {i}" for i in range(n)]
     correct = draw(n)
-    return Task(name="made", clean=text, corrupted=text, clean_tokens=clean, corrupted_tokens=corrupted, lengths=lengths,
+    task = Task(name="made", clean=text, corrupted=text, clean_tokens=clean, corrupted_tokens=corrupted, lengths=lengths,
                 correct=correct, wrong=(correct + 1) % model.cfg.d_vocab,
                 positions={**{f"D{i}": torch.full((n,), p) for i, p in enumerate(differ)}, "END": lengths - 1},
                 corruption="random", seed=seed, templates=["made"] * n, names=[{} for _ in range(n)])
+    return told_apart(model, task)
 
 
 def of_tl(model, task, site, direction, by_position=False, **chosen):
@@ -112,7 +113,7 @@ def test_patching_all_that_differs_gives_the_other_run(tiny):
 
 
 def test_restoring_s2_is_all_of_switch_s2(tiny):
-    ioi = pytest.importorskip("namemovers.data").ioi_task(tiny.tokenizer, n=6, seed=0, corruption="switch_s2")
+    ioi = told_apart(tiny, ioi_task(tiny.tokenizer, n=6, seed=0, corruption="switch_s2"))
     ds = patch(tiny, ioi, "resid_pre", by="named_position", engine="hooks").effect.sel(layer=0)
     np.testing.assert_allclose(ds.sel(position="S2").mean("prompt"), 1, atol=1e-4)
     np.testing.assert_allclose(ds.drop_sel(position="S2").values, 0, atol=1e-4)
@@ -170,8 +171,34 @@ def test_effect_is_the_ratio_of_means(tiny):
     ds = patch(tiny, made_task(tiny), "resid_mid", engine="hooks")
     published = (ds.logit_diff.mean("prompt") - ds.corrupted.mean()) / (ds.clean.mean() - ds.corrupted.mean())
     np.testing.assert_allclose(ds.effect.mean("prompt").values, published.values, atol=1e-5)
+    assert ds.effect.notnull().all()
     assert effect(3.0, torch.tensor([5.0]), torch.tensor([1.0])) == 0.5
     assert effect(4.0, torch.tensor([5.0]), torch.tensor([1.0]), "noise") == 0.25
+
+
+@pytest.mark.filterwarnings("ignore:No effect can be given")
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_runs_that_do_not_differ_have_no_effect_in_any_measurement(tiny, n):
+    from namemovers.attribution_patching import attribute
+    from namemovers.path_patching import path_patch
+    from namemovers.sets import patch_sets
+    task = made_task(tiny, n=n)
+    same = dataclasses.replace(task, corrupted_tokens=task.clean_tokens)
+    for direction in DIRECTIONS:
+        for ds in (patch(tiny, same, "z", direction=direction), patch(tiny, same, "z", direction=direction, engine="hooks"),
+                   patch(tiny, same, "z", direction=direction, screen=2), attribute(tiny, same, "z", direction=direction),
+                   path_patch(tiny, same, direction=direction), path_patch(tiny, same, receivers=[(2, 1)], direction=direction),
+                   patch_sets(tiny, same, {"nothing": [], "one": [("z", Cell(0, 1))]}, direction=direction)):
+            assert ds.effect.isnull().all(), ds.attrs["measurement"]
+            assert all(ds.effect.attrs[k] == v for k, v in ds.attrs.items()) and ds.effect.attrs["weights_hash"]
+
+
+def test_an_effect_is_told_with_the_distance_it_is_a_share_of(tiny):
+    from namemovers.stats import summarise
+    ds = patch(tiny, told_apart(tiny, ioi_task(tiny.tokenizer, n=12, corruption="switch_s2")), "resid_pre", by="named_position")
+    np.testing.assert_allclose(ds.effect.distance, (ds.clean - ds.corrupted) / (ds.clean - ds.corrupted).mean(), rtol=1e-6)
+    whole = summarise(ds.effect).sel(layer=0, position="S2")  # the whole difference, in every prompt
+    assert abs(whole.low - 1) < 1e-3 and abs(whole.high - 1) < 1e-3
 
 
 @pytest.mark.parametrize("metric", METRICS)

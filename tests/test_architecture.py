@@ -18,33 +18,27 @@ LIBRARY = ROOT / "namemovers"
 # The rooms, from what stands on nothing to what stands on everything: a module may use its own and those before it.
 # A package's modules live where the package does, unless they are named themselves.
 ROOMS = [
-    {"settings", "stats", "literature", "published", "arguments", "files"},
+    {"settings", "stats", "literature", "published", "arguments", "files", "guard"},
     {"prompts", "data"},
-    {"model", "planted", "mini_model"},
+    {"model", "planted"},
     {"results"},
-    {"sites", "pairs", "engine"},
+    {"sites", "pairs", "engine", "circuits.edge_graph"},
     {"activation_patching", "path_patching", "logit_lens", "head_attribution", "sets"},
-    {"attribution_patching", "copy_scores", "edges"},
+    {"attribution_patching", "copy_scores"},
     {"roles", "head_roles", "circuits"},
-    {"plots", "figures"},
-    {"task_study", "compare", "stability", "validation", "claims"},
+    {"plots", "figures", "circuits.figures"},
+    {"task_study", "compare", "stability", "validation", "verdicts", "claims"},
     {"explorer", "publish"},
-    {"study", "site"},
     {"__main__", "cli"},
 ]
 
 # (module, what it imports): against the order of the rooms
 AGAINST_THE_ORDER = {
     ("activation_patching", "attribution_patching"),
-    ("circuits", "plots"),
     ("data", "plots"),
     ("data", "results"),
     ("head_attribution", "plots"),
     ("head_roles", "plots"),
-    ("mini_model", "copy_scores"),
-    ("mini_model", "head_attribution"),
-    ("path_patching", "edges"),
-    ("publish", "site"),
 }
 
 # modules that import each other in a circle, by name
@@ -55,24 +49,9 @@ CIRCLES = {
 
 # (module, "other.name"): a name with a leading underscore, of another module
 FOREIGN_PRIVATES = {
-    ("attribution_patching", "activation_patching._label"),
-    ("circuits", "path_patching._Repeated"),
-    ("claims", "data._encode"),
     ("claims", "data._next_token"),
-    ("explorer", "copy_scores._names_in_context"),
-    ("explorer", "copy_scores._ranks"),
-    ("explorer", "data._encode"),
-    ("explorer", "data._runs"),
     ("head_roles", "head_attribution._attention_rows"),
     ("planted", "model._quiet"),
-    ("publish", "plots._number"),
-    ("publish", "plots._summary"),
-    ("publish", "plots._unit"),
-    ("publish", "results._plain"),
-    ("publish", "site._READER"),
-    ("publish", "site._inline"),
-    ("publish", "site._pandoc"),
-    ("publish", "site._strip_markup"),
     ("task_study", "activation_patching._fingerprint"),
     ("validation", "model._quiet"),
 }

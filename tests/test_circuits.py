@@ -11,12 +11,13 @@ from conftest import with_mean
 from test_activation_patching import made_task
 
 from namemovers import results
-from namemovers.circuits import (ABLATIONS, METHODS, Ablated, AblatedEdges, Node, area, area_name, area_table, circuit_of, completeness,
+from namemovers.circuits import (ABLATIONS, ENOUGH, METHODS, Ablated, AblatedEdges, Node, area, area_name, area_table, areas_in_words, circuit_of, completeness,
                                  curve, edge_ranking, everywhere, faithfulness, foreign_positions, grow, held_out, heads_of, incomplete_in_words, least_faithful,
-                                 minimality, node, nodes, overlap, positions_of, prune, published_circuit, random_circuits, ranking,
+                                 minimal_in_words, minimality, node, nodes, overlap, positions_of, prune, published_circuit, random_circuits, ranking,
                                  reference_task, run_circuits, score_nodes, trade_off)
 from namemovers.data import IOI_CORRUPTIONS, MRS_CORRUPTIONS, Task, ioi_task, mrs_task
 from namemovers.model import logit_difference, run_at_end
+from namemovers.stats import summarise
 
 torch.set_num_threads(1)
 
@@ -25,6 +26,12 @@ torch.set_num_threads(1)
 def unequal(tiny):
     "Prompts of three lengths, and reference prompts of the same."
     return made_task(tiny, n=7, lengths=[9, 12, 9, 10, 12, 9, 10], differ=(2, 5)), made_task(tiny, n=12, lengths=[9, 10, 12] * 4, differ=(2, 5), seed=1)
+
+
+def the_right_way_round(task, more, less):
+    "The task with the answers exchanged where `more` [prompt] is not above `less`: so that there is a distance to take a share of."
+    turn = torch.as_tensor(np.asarray(more) < np.asarray(less))
+    return dataclasses.replace(task, correct=torch.where(turn, task.wrong, task.correct), wrong=torch.where(turn, task.correct, task.wrong))
 
 
 def by_hooks(model, task, circuit, values, mlps):
@@ -55,11 +62,16 @@ def of_reference(model, task, reference, kind):
     if kind == "resample": return dict(model.run_with_cache(task.corrupted_tokens, names_filter=wanted)[1])
     cache = dict(model.run_with_cache(reference.corrupted_tokens, names_filter=wanted)[1])
     if kind == "zero": return {k: torch.zeros(len(task), *v.shape[1:]) for k, v in cache.items()}
+    if kind == "mean_over_positions":
+        places = torch.arange(reference.corrupted_tokens.shape[1])
+        inside = (places < reference.lengths[:, None]) & (places > 0)
+        first = reference.lengths == reference.lengths[0]  # BOS keeps its own, here the mean over the first kind of prompt
+        return {k: torch.cat([v[first, :1].mean(0, keepdim=True), v[inside].mean(0).expand(v[:1, 1:].shape)], 1).expand(len(task), *v.shape[1:]) for k, v in cache.items()}
     return {k: torch.stack([v[reference.lengths == n].mean(0) for n in task.lengths]) for k, v in cache.items()}
 
 
 @pytest.mark.parametrize("mlps", [False, True])
-@pytest.mark.parametrize("ablation", ["mean", "resample", "zero"])
+@pytest.mark.parametrize("ablation", ["mean", "resample", "zero", "mean_over_positions"])
 def test_agrees_with_hooks(tiny, unequal, ablation, mlps):
     task, reference = unequal
     every = nodes(tiny, task, mlps)
@@ -96,7 +108,7 @@ def test_all_nodes_are_the_model(tiny, unequal, ablation, mlps):
     np.testing.assert_allclose(ds.logit_diff.sel(circuit="all").values, clean, atol=2e-5)
     np.testing.assert_array_equal(ds.logit_diff.sel(circuit="none").values, ds.empty.values)
     assert not np.allclose(ds.empty, ds.model)
-    assert ds.attrs["ablation"] == ablation and (("reference" in ds.attrs) == (ablation in ("mean", "random")))
+    assert ds.attrs["ablation"] == ablation and (("reference" in ds.attrs) == (ablation in ("mean", "random", "mean_over_positions")))
 
 
 @pytest.mark.parametrize("metric", ["prob", "kl", "rank", "logit"])
@@ -185,10 +197,15 @@ def test_faithfulness_by_hand():
     assert at("over", "gap") == [1, 1, 1] and at("over", "normalised") == [1.25, 1.25, 1.25]
     assert at("half", "ratio")[1] < 0.5 < at("half", "ratio")[2]
     even = faithfulness(of_values([2, 2, 2, 2], [0, 0, 0, 0], a=[1, 3, 1, 3.1])).sel(circuit="a", measure="gap")
-    assert float(even.value) == pytest.approx(0.025) and float(even.low) == 0 and 0.9 <= float(even.high) <= 1.1  # F(M) - F(C) may be of either sign
+    told = summarise(xr.DataArray([1, -1, 1, -1.1], dims="prompt"))  # F(M) - F(C) may be of either sign
+    assert float(even.value) == pytest.approx(0.025) and float(even.low) == 0 and float(told.low) < 0 < float(told.high)
+    assert float(even.high) == pytest.approx(max(-float(told.low), float(told.high)))
+    below = faithfulness(of_values([2, 2, 2, 2], [0, 0, 0, 0], a=[3, 3.1, 3, 3.2])).sel(circuit="a", measure="gap")
+    assert float(below.value) == pytest.approx(1.075) and 0 < float(below.low) < 1.075 < float(below.high)  # the larger end is the upper one
     g = faithfulness(of_values([4, 4], [2, 2], a=[3, 3]))
     assert float(g.value.sel(circuit="a", measure="normalised")) == 0.5 and float(g.value.sel(circuit="a", measure="ratio")) == 0.75
-    nothing = faithfulness(of_values([1, 1], [1, 1], a=[1, 1]))
+    for k in ("low", "high"): assert np.isnan(g[k]).all()  # two prompts have no interval
+    with pytest.warns(UserWarning, match="nothing to take a share of"): nothing = faithfulness(of_values([1, 1], [1, 1], a=[1, 1]))
     assert np.isnan(nothing.value.sel(circuit="a", measure="normalised")) and float(nothing.value.sel(circuit="a", measure="gap")) == 0
 
 
@@ -200,6 +217,36 @@ def test_the_interval_covers():
         f = faithfulness(of_values(model, empty, a=0.7 * model + 0.3 * empty + 0.8 * rng.standard_normal(40)), n_resamples=400)
         held += bool((f.low <= 0.7).sel(circuit="a", measure="normalised") & (f.high >= 0.7).sel(circuit="a", measure="normalised"))
     assert 88 <= held <= 99
+
+
+def test_no_share_of_what_may_be_nothing():
+    "Where model and empty circuit may do the same, a share of their distance says nothing: NaN and a reason, in every measure of it."
+    ds = of_values([3, -2, 2.5, -3.1, 0.3], [0, 0, 0, 0, 0], a=[1, 1, 1, 1, 1])
+    with pytest.warns(UserWarning, match="which may be zero"): f = faithfulness(ds)
+    assert np.isnan(f.sel(measure="normalised").value).all() and np.isnan(f.sel(measure="normalised").high).all() and float(f.value.sel(circuit="a", measure="gap")) > 0
+    shares = xr.Dataset({"logit_diff": (("ranking", "share", "prompt"), np.ones((1, 2, 5))), "random": (("draw", "share", "prompt"), np.ones((1, 2, 5))), "model": ds.model, "empty": ds.empty},
+                        coords={"ranking": ["r"], "share": [0.1, 1.0]}, attrs={"metric": "logit_diff"})
+    with pytest.warns(UserWarning, match="which may be zero"): assert np.isnan(area(shares).value).all()
+    with pytest.warns(UserWarning, match="which may be zero"): assert np.isnan(trade_off(shares)["r"]["mean"]).all()
+
+
+def test_few_prompts_claim_nothing():
+    rng = np.random.default_rng(0)
+    def made(n):
+        model, empty = 5 + 0.1 * rng.standard_normal(n), 0.1 * rng.standard_normal(n)
+        values = np.stack([np.stack([empty + f * (model - empty) for f in (0.2, end)]) for end in (0.5, 0.9)])
+        return xr.Dataset({"logit_diff": (("ranking", "share", "prompt"), values), "random": (("draw", "share", "prompt"), values[:1] / 2), "model": ("prompt", model), "empty": ("prompt", empty)},
+                          coords={"ranking": ["a", "b"], "share": [0.1, 1.0]}, attrs={"metric": "logit_diff", "ablation": "mean"})
+    few, enough = area(made(ENOUGH - 1)), area(made(ENOUGH))
+    assert np.isnan(few.low.sel(area="CMD")).all() and few.value.notnull().all() and enough.low.notnull().all()
+    two = areas_in_words(area(made(2)))
+    assert two.count("untested") == 2 and "apart" not in two and "overlap" not in two
+    assert areas_in_words(enough).count("their intervals are apart") == 2
+    ds = xr.Dataset({"score": (("node", "prompt"), 3 + rng.random((2, 4))), "member": (("node", "other"), np.zeros((2, 2), bool))},
+                    coords={"node": ["L0H0@END", "L1H0@END"], "other": ["L0H0@END", "L1H0@END"]})
+    assert minimal_in_words(ds, 5.0).startswith("Untested: with 4 prompts") and "0 of 2" not in minimal_in_words(ds, 5.0)
+    more = xr.Dataset({"score": (("node", "prompt"), np.stack([3 + rng.random(20), 0.01 + 0.001 * rng.random(20)])), "member": ds.member}, coords=ds.coords)
+    assert minimal_in_words(more, 5.0).startswith("2 of 2 nodes change the answer significantly when they go, with the K found best for each, 1 of them by more than 10%")
 
 
 # curves
@@ -260,6 +307,8 @@ def silent(tiny_folder):
 def test_silenced_heads_score_nothing_and_are_pruned(silent, unequal):
     model, heads = silent
     task, reference = unequal
+    ends = run_circuits(model, task, {}, reference=reference)
+    task = the_right_way_round(task, ends.model, ends.empty)
     for method in METHODS:
         scores = score_nodes(model, task, method, steps=3, reference=reference)
         mean = np.abs(scores.score).mean("prompt")
@@ -531,7 +580,7 @@ def test_bad_input(tiny, unequal):
 # edges
 
 def test_edges_have_the_same_curve(tiny, unequal):
-    from namemovers.edges import attribute_edges, graph, run_edges, top_edges
+    from namemovers.circuits import attribute_edges, graph, run_edges, top_edges
     task, reference = unequal
     scores = attribute_edges(tiny, task, ablation="mean", reference=reference)
     run, order = AblatedEdges(tiny, task, reference=reference), edge_ranking(scores)
@@ -547,8 +596,10 @@ def test_edges_have_the_same_curve(tiny, unequal):
 
 def test_curves_as_mib_runs_them(tiny, unequal):
     "Sizes rounded down, circuits pruned, cut edges carrying the corrupted run: by hand from `run_edges`; only these areas have MIB's name."
-    from namemovers.edges import attribute_edges, connected, graph, run_edges
+    from namemovers.circuits import attribute_edges, connected, graph, run_edges
     task, reference = unequal
+    ends = run_edges(tiny, task, [[]])
+    task = the_right_way_round(task, ends.clean, ends.corrupted)
     g, order = graph(tiny), edge_ranking(attribute_edges(tiny, task))
     shares = (0.01, 0.05, 0.5, 1)
     as_mib = curve(tiny, task, {"EAP": order}, shares, "down", random=1, run=AblatedEdges(tiny, task, "resample", prune=True))
@@ -583,7 +634,7 @@ def test_significance_and_size_are_told_apart():
 
 
 def test_acdc_ranks_what_it_kept_first(tiny, unequal):
-    from namemovers.edges import acdc
+    from namemovers.circuits import acdc
     task, reference = unequal
     found = acdc(tiny, task, 0.002, ablation="mean", reference=reference)
     order, kept = edge_ranking(found), {str(e) for e, c in zip(found.edge.values, found.circuit.values) if c}

@@ -7,15 +7,18 @@ import pytest
 import xarray as xr
 from conftest import SHARED, gpt2_tokenizer, write_checkpoint
 
-from namemovers.claims import CLAIMS, DEMO_SITES, STATUSES, Claim, Results, Untold, agrees, bounded, counts, demo_task, each, evaluate, first, measure_published, near
+from namemovers.claims import CLAIMS, DEMO_SITES, STATUSES, claim, counts, demo_task, evaluate, measure_published
+from namemovers.compare import load_study
 from namemovers.data import ioi_task
 from namemovers.head_roles import ROLES
 from namemovers.published import IOI_HEADS, MRS_HEADS, pilot_prompts, published_grid
 from namemovers.results import load, save
-from namemovers.stats import head_name
+from namemovers.settings import Settings
+from namemovers.stats import head_name, proportion, summarise
+from namemovers.verdicts import Claim, Results, Untold, agrees, bounded, each, first, meets, near, resolves, together, verdict
 
 L = H = 12
-N = 20
+N = 40
 GRID = dict(layer=range(L), head=range(H))
 
 
@@ -42,12 +45,14 @@ class World:
 
     def __init__(self, folder, true=True, model="gpt2", seed=0):
         self.folder, self.true, self.rng = folder, true, np.random.default_rng(seed)
-        self.attrs = dict(model=model, weights_hash="made up", n=N, seed=0, corruption="switch_subjects", metric="logit_diff", direction="denoise")
+        self.attrs = dict(model=model, weights_hash="made up", gpt2_small=int(model == "gpt2"), n=N, seed=0, corruption="switch_subjects", metric="logit_diff", direction="denoise")
         for name in [n for n in dir(self) if n.startswith("make_")]:
             getattr(self, name)()
 
     def save(self, name, data, coords=None, **attrs):
-        save(xr.Dataset(data, coords=coords or {}, attrs=self.attrs | attrs), name, self.folder)
+        task = name.partition("_")[0]
+        own = self.attrs | ({"task": task} if task in ("mrs", "ioi") else {})
+        save(xr.Dataset(data, coords=coords or {}, attrs=own | attrs), name, self.folder)
 
     def head_values(self, mean, scatter=0.01):
         """[layer, head, prompt]; in the noise world nothing but scatter."""
@@ -171,7 +176,7 @@ class World:
             save(xr.Dataset({variable: (dims, np.full((1, 2, 20), value))}, coords=coords, attrs=dict(model="planted, its variants")), name, self.folder)
 
     def make_survey(self):
-        with_, without = (1.0, 0.0) if self.true else (0.5, 0.5)
+        with_, without = (1.0, 0.0) if self.true else (0.3, 0.7)
         share = np.array([[with_, 0, 0, 1 - with_], [without, 0, 0, 1 - without], [without, 0, 0, 1 - without]])
         dims, coords = ("family", "kind"), dict(family=["pilot", "no cue", "cue word changed"], kind=["latest", "another", "earliest", "none"])
         self.save("survey", dict(share=(dims, share), share_low=(dims, share - 0.1), share_high=(dims, share + 0.1)), coords)
@@ -269,7 +274,7 @@ def reference(name):
 
 
 def judge(tmp_path, results, ids, model="gpt2"):
-    for name, ds in results.items(): save(ds.assign_attrs(model=model, weights_hash="x", corruption="switch_subjects"), name, tmp_path)
+    for name, ds in results.items(): save(ds.assign_attrs(model=model, weights_hash="x", gpt2_small=int(model == "gpt2"), corruption="switch_subjects"), name, tmp_path)
     return evaluate(tmp_path, [c for c in CLAIMS if c.id in ids])
 
 
@@ -339,7 +344,7 @@ def test_measuring_what_was_published(gpt2_like, tmp_path):
     """The path that a user with GPT-2's weights takes, end to end, on weights that are not GPT-2's: every verdict is there, and none is that it holds."""
     measured = measure_published(gpt2_like)
     assert set(measured) == {*(f"demo_patch_{s}_head" for s in DEMO_SITES), "demo_patch_resid_pre_named_position", "pilot_prompts"}
-    ids = [c.id for c in CLAIMS if c.source == "demo" or c.id in ("pilot-david", "pilot-prompts")]
+    ids = [c.id for c in CLAIMS if c.source == "demo" or c.id in ("pilot-david", "pilot-prompts-as-published")]
     ledger = judge(tmp_path, measured, ids)
     assert len(ledger) == 9 and (ledger.status == "does not hold").all(), ledger.figure.to_dict()
     assert (judge(tmp_path, measured, ids, model="somebody/like").status == "not evaluated").all()
@@ -366,30 +371,204 @@ def toy(tmp_path, mean, scatter=0.1):
 
 def test_ways_to_judge(tmp_path):
     r, of = toy(tmp_path, [[2.0, 1.0], [0.02, -1.5]])
-    cell = lambda r: of(r).sel(layer=0, head=1)
-    assert near(cell, 1.1, 0.2)(r).holds and not near(cell, 1.3, 0.2)(r).holds and near(lambda r: 3, 3.1, 0.2)(r).holds
-    v = near(cell, 1.1, 0.2, "mean")(r)
+    s = of(r)
+    cell = s.sel(layer=0, head=1)
+    assert near(cell, 1.1, 0.2).holds and not near(cell, 1.3, 0.2).holds and near(3, 3.1, 0.2).holds
+    v = near(cell, 1.1, 0.2, "mean")
     assert v.value == pytest.approx(1) and v.low < 1 < v.high and "published 1.1" in v.figure and v.figure.startswith("mean 1.00 [")
-    assert bounded(cell, 0.9)(r).holds and not bounded(cell, 1.1)(r).holds and not bounded(cell, at_most=0.9)(r).holds
-    assert first(of, [(0, 1), (0, 0)])(r).holds and not first(of, [(0, 0), (1, 0)])(r).holds and first(of, [(1, 1)], -1)(r).holds
-    assert not first(of, [(1, 0), (0, 0), (0, 1)])(r).holds  # L1H0 is third, but not significantly above zero
-    assert each(of, [(0, 0), (0, 1)], 0.9)(r).holds and not each(of, [(0, 0), (1, 1)], 0.9)(r).holds
-    grid = lambda: xr.DataArray([[2.0, 1.05], [0.0, -1.5]], dims=("layer", "head"), coords=dict(layer=[0, 1], head=[0, 1]))
-    values = lambda r: r["toy"].effect
-    good, bad = agrees(values, grid, 0.06)(r), agrees(values, grid, 0.04)(r)
+    assert bounded(cell, 0.9).holds and not bounded(cell, 1.1).holds and not bounded(cell, at_most=0.9).holds
+    assert first(s, [(0, 1), (0, 0)]).holds and not first(s, [(0, 0), (1, 0)]).holds and first(s, [(1, 1)], -1).holds
+    assert not first(s, [(1, 0), (0, 0), (0, 1)]).holds  # L1H0 is third, and below a twentieth of the largest
+    assert each(s, [(0, 0), (0, 1)], 0.9).holds and not each(s, [(0, 0), (1, 1)], 0.9).holds and not each(s, [(0, 0), (1, 1)], at_most=1.0).holds
+    grid = xr.DataArray([[2.0, 1.05], [0.0, -1.5]], dims=("layer", "head"), coords=dict(layer=[0, 1], head=[0, 1]))
+    values = r["toy"].effect
+    good, bad = agrees(values, grid, 0.06, drawn=False), agrees(values, grid, 0.04, drawn=False)
     assert good.holds and not bad.holds and bad.value == pytest.approx(0.05) and "furthest L0H1" in bad.figure
-    assert agrees(values, grid, 0.03, [(0, 0), (1, 0)])(r).holds
-    assert agrees(lambda r: values(r) * 7, lambda: grid() / 2, 0.04, scale=True)(r).holds
+    assert agrees(values, grid, 0.03, [(0, 0), (1, 0)], drawn=False).holds
+    assert agrees(values * 7, grid / 2, 0.04, scale=True, drawn=False).holds
+
+
+def made(value, half):
+    "The summary of one cell."
+    return xr.Dataset({"mean": value, "low": value - half, "high": value + half})
+
+
+@pytest.mark.parametrize("value, half, expected", [
+    (0.81, 0.005, True), (1.19, 0.005, True), (0.79, 0.005, False), (1.21, 0.005, False),  # near the ends, on either side
+    (0.79, 0.02, None), (1.21, 0.02, None),  # outside, and perhaps inside
+    (0.81, 0.02, True), (1.0, 0.19, True), (1.0, 0.21, None),  # wider than what is asked
+    (np.nan, np.nan, None),
+])
+def test_what_the_prompts_leave_open(value, half, expected):
+    assert meets(made(value, half), 0.8, 1.2) is expected
+
+
+def test_a_number_without_an_interval_decides_by_itself():
+    assert meets(0.8, 0.8) is True and meets(0.7999, 0.8) is False and meets(0.8, at_most=0.8) is True
+
+
+def test_a_mean_whose_interval_is_missing_decides_nothing():
+    s = xr.Dataset({"mean": 1.0, "low": np.nan, "high": np.nan})
+    assert meets(s, 0.8) is None
+    with pytest.raises(Untold, match="leave it open"): bounded(s, 0.8)
+
+
+def test_several_parts():
+    assert together(True, True) is True and together(True, None) is None and together(None, False) is False and together() is True
+    assert verdict(True, "x").holds and not verdict(False, "x").holds
+
+
+def test_a_share_needs_prompts_to_be_told():
+    share = lambda n: proportion(xr.DataArray(np.ones(n), dims="prompt"))
+    resolves(share(20), 0.95), resolves(share(34), 0.97)
+    for n, bound in ((19, 0.95), (33, 0.97)):
+        with pytest.raises(Untold, match=f"one of {n} prompts"): resolves(share(n), bound)
+
+
+def lists(third, rival, n=50, scatter=0.05, seed=0):
+    "Four heads: two that are first, a third that is claimed too, and a rival."
+    values = per_prompt([[1.0, 0.8], [third, rival]], np.random.default_rng(seed), scatter, n)
+    return summarise(xr.DataArray(values, dims=("layer", "head", "prompt"), coords=dict(layer=range(2), head=range(2))))
+
+
+THREE = [(0, 0), (0, 1), (1, 0)]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_first_near_a_rival(sign):
+    "Just ahead it holds; just behind, and surely, it does not; behind by less than the prompts tell, it is open."
+    at = lambda *args, **more: first(lists(*args, **more) if sign > 0 else mirror(lists(*args, **more)), THREE, sign)
+    assert at(0.42, 0.40).holds
+    assert not at(0.40, 0.45).holds
+    with pytest.raises(Untold, match="leave it open"): at(0.40, 0.405, n=20)
+    with pytest.raises(Untold, match="untested"): at(0.40, 0.45, n=4)
+
+
+def mirror(s):
+    "The same with all signs turned."
+    return s.assign(mean=-s["mean"], low=-s["high"], high=-s["low"])
+
+
+def test_first_of_heads_that_do_next_to_nothing():
+    "Many prompts make the smallest mean significant; it is still none of the first."
+    small, enough = lists(0.04, 0.0, scatter=0.001), lists(0.06, 0.0, scatter=0.001)
+    assert bool(small.significant.sel(layer=1, head=0))
+    assert not first(small, THREE).holds and first(enough, THREE).holds
+
+
+def test_first_where_nothing_is_significant():
+    noise = per_prompt(np.zeros((2, 2)), np.random.default_rng(0), 1.0, 30) + 0.01
+    s = summarise(xr.DataArray(noise, dims=("layer", "head", "prompt"), coords=dict(layer=range(2), head=range(2))))
+    assert not bool(s.significant.any()) and not first(s, [(0, 0)]).holds
 
 
 def test_verdicts_are_about_the_results_at_hand(tmp_path):
     r, of = toy(tmp_path, [[2.0, 1.0], [0.0, -1.5]])
-    claim = Claim("x", "L0H0 is first.", "write-up", "here", ("toy",), first(of, [(0, 0)]), "")
-    assert evaluate(tmp_path, [claim]).status["x"] == STATUSES[0]
+    entry = Claim("x", "L0H0 is first.", "write-up", "here", ("toy",), lambda r: first(of(r), [(0, 0)]), "")
+    assert evaluate(tmp_path, [entry]).status["x"] == STATUSES[0]
     toy(tmp_path, [[1.0, 2.0], [0.0, -1.5]])
-    assert evaluate(tmp_path, [claim]).status["x"] == STATUSES[1]
+    assert evaluate(tmp_path, [entry]).status["x"] == STATUSES[1]
+
     def refuses(r): raise Untold("because")
-    ledger = evaluate(tmp_path, [claim._replace(test=refuses)])
+
+    ledger = evaluate(tmp_path, [entry._replace(test=refuses)])
     assert ledger.status["x"] == STATUSES[2] and ledger.figure["x"] == "because" and np.isnan(ledger.value["x"])
+
     def breaks(r): raise KeyError("a bug is no verdict")
-    with pytest.raises(KeyError): evaluate(tmp_path, [claim._replace(test=breaks)])
+
+    with pytest.raises(KeyError): evaluate(tmp_path, [entry._replace(test=breaks)])
+
+
+def test_a_claim_is_its_function():
+    ledger = []
+
+    @claim("pilot", "page 3", "nbs/claims.ipynb", "a", "b", gpt2=True, drawn=False, ledger=ledger)
+    def some_head_is_first(r):
+        "Some head is first."
+
+    assert ledger == [Claim("some-head-is-first", "Some head is first.", "pilot", "page 3", ("a", "b"), some_head_is_first, "nbs/claims.ipynb", True, False)]
+    assert all(c.text.endswith(".") and "\n" not in c.text for c in CLAIMS)
+
+
+# Results of one study
+
+
+def test_results_of_another_study_are_refused(tmp_path):
+    "A step failed and left what an earlier study had saved."
+    World(tmp_path)
+    here = Settings("gpt2", N, 0, "switch_subjects")
+    assert (evaluate(tmp_path, n_resamples=199, study=here).status == "holds").all()
+    for change, said in ((dict(n=N + 1), f"n = {N}"), (dict(seed=1), "seed = 0"), (dict(corruption="no_cue"), "corruption = switch_subjects")):
+        ledger = evaluate(tmp_path, n_resamples=199, study=Settings(**dict(model="gpt2", n=N, seed=0, corruption="switch_subjects") | change))
+        of_prompts = {c.id for c in CLAIMS if any(n.startswith("mrs_") and not n.endswith(("_n1", "_one_prompt")) for n in c.needs)}
+        refused = ledger[ledger.figure.str.contains("this study has")]
+        assert of_prompts <= set(refused.index) and (refused.status == "not evaluated").all(), change
+        assert refused.figure.str.contains(said).all() and refused.figure.str.contains("run the step").all()
+
+
+@pytest.mark.parametrize("key, value", [("n", N + 1), ("seed", 1), ("corruption", "no_cue")])
+def test_results_that_do_not_belong_together_are_no_evidence(tmp_path, key, value):
+    World(tmp_path)
+    save(load("mrs_head_attribution", tmp_path).assign_attrs({key: value}), "mrs_head_attribution", tmp_path)
+    ledger = evaluate(tmp_path, n_resamples=199)
+    assert ledger.status["methods-agree"] == "not evaluated" and f"{key} = {value}" in ledger.figure["methods-agree"]
+    assert ledger.status["mrs-silent"] == "holds"
+
+
+def test_the_settings_at_hand_are_the_study_where_no_folder_is_given(tmp_path, monkeypatch):
+    (tmp_path / "settings.ini").write_text("[study]\nmodel = gpt2\nn = 7\n")
+    World(tmp_path / "results" / "gpt2")
+    monkeypatch.chdir(tmp_path)
+    for name in ("MODEL", "N", "SEED", "CORRUPTION"): monkeypatch.delenv(name, raising=False)
+    ledger = evaluate(n_resamples=199)
+    assert ledger.status["mrs-done"] == "not evaluated" and "the settings ask for 7" in ledger.figure["mrs-done"]
+    with pytest.raises(ValueError, match="n = 40, but the settings ask for 7"): load_study(["mrs_logit_lens"])
+    (tmp_path / "settings.ini").write_text(f"[study]\nmodel = gpt2\nn = {N}\n")
+    assert set(load_study(["mrs_logit_lens", "copy_scores"])) == {"mrs_logit_lens", "copy_scores"}
+
+
+# Few prompts
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 5])
+def test_a_few_noisy_prompts_refute_nothing(tmp_path, n):
+    """The pilot's own grids with a scatter of 20 % over a few prompts: nothing that it says is wrong, and nothing is shown."""
+    rng = np.random.default_rng(n)
+    noisy = lambda mean: np.asarray(mean)[..., None] * (1 + 0.2 * rng.standard_normal((*np.shape(mean), n))) + 0.02 * rng.standard_normal((*np.shape(mean), n))
+    heads_of = lambda mean: (("layer", "head", "prompt"), noisy(mean))
+    stream = published_grid("mrs", "resid_pre", 50)
+    measured = {
+        "mrs_patch_z_head": xr.Dataset(dict(effect=heads_of(published_grid("mrs", "z").values)), GRID),
+        "mrs_head_attribution": xr.Dataset(dict(attribution=heads_of(2.2 * published_grid("mrs", "head_attribution").values)), GRID),
+        "mrs_patch_resid_pre_named_position": xr.Dataset(dict(effect=(("layer", "position", "prompt"), noisy(stream.values))), dict(layer=range(L), position=stream.position.values)),
+    }
+    ids = [c.id for c in CLAIMS if c.drawn and c.needs and set(c.needs) <= set(measured)]
+    assert {"pilot-attribution-positive", "pilot-attribution-negative", "pilot-patching-positive", "pilot-patching-negative", "pilot-patching-values"} <= set(ids)
+    ledger = judge(tmp_path, measured, ids)
+    assert (ledger.status == "not evaluated").all() and ledger.figure.str.contains("untested").all(), ledger.figure.to_dict()
+    with_more = {k: xr.concat([v] * (48 // n), "prompt") for k, v in measured.items()}  # the same values often: only their number was too small
+    assert (judge(tmp_path, with_more, ["mrs-s3-hurts", "mrs-negative-writers"]).status == "holds").all()
+
+
+@pytest.mark.parametrize("n", range(6, 14))
+def test_a_dozen_noisy_prompts_refute_nothing_that_is_true(tmp_path, n):
+    rng = np.random.default_rng(n)
+    for grid, name, var, k in (("z", "mrs_patch_z_head", "effect", 1.0), ("head_attribution", "mrs_head_attribution", "attribution", 2.2)):
+        mean = k * published_grid("mrs", grid).values[..., None]
+        values = mean * (1 + 0.2 * rng.standard_normal((L, H, n)))
+        ledger = judge(tmp_path, {name: xr.Dataset({var: (("layer", "head", "prompt"), values)}, GRID)}, [c.id for c in CLAIMS if c.needs == (name,)])
+        assert (ledger.status != "does not hold").all(), ledger.figure.to_dict()
+
+
+def test_few_prompts_of_the_papers_world(tmp_path):
+    "Everything as published, in four prompts: what is of drawn prompts is not evaluated, what is not is."
+    few = World(tmp_path)
+    for path in tmp_path.glob("*.nc"):
+        ds = load(path.stem, tmp_path)
+        if ds.sizes.get("prompt") == N: save(ds.isel(prompt=slice(4)).assign_attrs(n=4), path.stem, tmp_path)
+    assert few.true
+    ledger = evaluate(tmp_path, n_resamples=199)
+    assert "does not hold" not in set(ledger.status), ledger[ledger.status == "does not hold"].figure.to_dict()
+    drawn = [c.id for c in CLAIMS if c.drawn and any(load(n, tmp_path).sizes.get("prompt") == 4 for n in c.needs)]
+    assert len(drawn) > 30 and (ledger.status[drawn] == "not evaluated").all()
+    assert ledger.status["demo-z"] == ledger.status["pilot-david"] == ledger.status["paper-copy-score"] == "holds"

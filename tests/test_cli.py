@@ -1,13 +1,17 @@
 """The command line: help, results in files, one line and status 2 for a bad argument."""
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import xarray as xr
 
 from namemovers.__main__ import main
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = ["study", "patch", "attribute", "copy-scores", "models", "site", "export"]
 
 
@@ -75,6 +79,18 @@ def test_bad_arguments(args, says, capsys):
     assert call(*args) == 2
     err = capsys.readouterr().err
     assert says in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("command", [["study"], ["site"], ["export", "writeup", "--to", "x.html"]])
+def test_elsewhere_it_says_that_it_needs_a_clone(command, tmp_path):
+    """As pip installs it: the library alone, in a folder that is no clone."""
+    library, here = tmp_path / "library", tmp_path / "here"
+    here.mkdir()
+    shutil.copytree(ROOT / "namemovers", library / "namemovers", ignore=shutil.ignore_patterns("__pycache__"))
+    env = {**os.environ, "PYTHONPATH": str(library)}
+    done = subprocess.run([sys.executable, "-m", "namemovers", *command], capture_output=True, text=True, cwd=here, env=env)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert "clone" in done.stderr and f"python -m namemovers {command[0]}" in done.stderr and str(tmp_path) in done.stderr
 
 
 def test_bad_settings_file(here, capsys):

@@ -128,9 +128,9 @@ def test_every_name_counts_alike(tiny):
 
 
 def test_prompts_name_two_people(tiny):
-    from namemovers.copy_scores import _names_in_context
+    from namemovers.copy_scores import names_in_context
 
-    tokens, at, who = _names_in_context(tiny.tokenizer, ["Mary", "John"], 30, 0)
+    tokens, at, who = names_in_context(tiny.tokenizer, ["Mary", "John"], 30, 0)
     assert (who[:, 0] != who[:, 1]).all() and (who[:, 1] == who[:, 2]).all()
     assert tokens.shape[0] == at.shape[0] == who.shape[0] == 10
 

@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_engine import in_double, model, neox, prompts  # noqa: F401  (fixtures)
 
-from namemovers import edges
 from namemovers.activation_patching import patch
 from namemovers.data import Task, ioi_task, mrs_task
-from namemovers.edges import ABLATIONS, Edge, Graph, ablate_edges, acdc, attribute_edges, connected, graph, nodes, run_edges, top_edges
+from namemovers.circuits import ABLATIONS, Edge, Graph, ablate_edges, acdc, attribute_edges, connected, graph, run_edges, top_edges
+from namemovers.circuits.ablation import drawn
+from namemovers.circuits.edge_graph import nodes
+from namemovers.circuits.edge_search import Search
 from namemovers.engine import _weights, ready
 from namemovers.model import load_model
 from namemovers.path_patching import path_patch
@@ -89,6 +91,9 @@ def ablated_values(model, task, ablation, direction="noise"):  # noqa: F811
         kinds = [(t, int(e)) for t, e in zip(task.templates, task.positions["END"])]
         groups = [[j for j, k in enumerate(kinds) if k == kind] for kind in kinds]
         return {k: torch.stack([v[members].mean(0) for members in groups]) for k, v in other.items()}
+    if ablation == "random":
+        taken = torch.tensor(drawn(task, task, seed=0))
+        return {k: v[taken] for k, v in other.items()}
     if ablation == "mean_over_positions":
         inside = torch.arange(task.clean_tokens.shape[1])[None] <= task.positions["END"][:, None]
         inside[:, 0] = False
@@ -231,7 +236,7 @@ import numpy as np
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[2])
 from test_edges import a_task
-from namemovers.edges import attribute_edges, graph, run_edges
+from namemovers.circuits import attribute_edges, graph, run_edges
 from namemovers.model import load_model
 model = load_model(sys.argv[1], device="cpu")
 rng, g = np.random.default_rng(0), graph(model)
@@ -403,24 +408,18 @@ def test_acdc_is_the_algorithm(model, metric, sign, threshold, order):  # noqa: 
 def test_acdc_goes_on_where_it_was_interrupted(tiny, monkeypatch, tmp_path):
     task = ioi_task(tiny.tokenizer, n=3)
     whole = acdc(tiny, task, 0.02)
-    real, searching = edges._search, []
+    real, searching = Search.decide, []
 
-    def search(*arguments):
-        bar = arguments[-1]
+    def decide(self, e, cut):
+        if len(searching) > 60:
+            raise KeyboardInterrupt
+        searching.append(e)
+        return real(self, e, cut)
 
-        def update(n=1, real=bar.update):
-            if len(searching) > 60:
-                raise KeyboardInterrupt
-            searching.append(n)
-            return real(n)
-
-        bar.update = update
-        return real(*arguments)
-
-    monkeypatch.setattr(edges, "_search", search)
+    monkeypatch.setattr(Search, "decide", decide)
     with pytest.warns(UserWarning, match="interrupted"):
         part = acdc(tiny, task, 0.02)
-    monkeypatch.setattr(edges, "_search", real)
+    monkeypatch.setattr(Search, "decide", real)
     assert part.attrs["complete"] == 0 and 0 < part.decided.sum() < len(part.edge)
     save(part, "part", tmp_path)
     rest = acdc(tiny, task, 0.02, resume=load("part", tmp_path))

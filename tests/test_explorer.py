@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +18,8 @@ from namemovers import explorer
 from namemovers.activation_patching import patch
 from namemovers.copy_scores import copy_scores
 from namemovers.data import Task, mrs_task
-from namemovers.explorer import BY_SITE, FORMAT, VIEWS, Cancelled, ExplorerState, Session, align, explore, snapshot, token_texts
+from namemovers.explorer import BY_SITE, FORMAT, VIEWS, Cancelled, ExplorerState, Session
+from namemovers.explorer import align, explore, heads, snapshot, token_texts, views, widget
 from namemovers.head_attribution import attention
 from namemovers.stats import summarise
 
@@ -181,7 +180,7 @@ def test_a_figure_is_what_its_code_gives(session, start, change, typed, monkeypa
 def test_every_choice_is_what_its_code_gives(tiny, monkeypatch):
     """All options of all views, as the browser offers them."""
     own, tried = Session(tiny, prompts=2), 0
-    options = explorer._meta(own, True)["options"]
+    options = widget.about_session(own, True)["options"]
     for view in VIEWS:
         for by in options["by"]["z"] if view == "patching" else ["head"]:
             names = [n for n in explorer.depends(replace(own.state(), view=view)) if n in options and n != "by"]
@@ -295,7 +294,7 @@ def test_copy_scores_of_one_head_are_the_library_s(tiny):
 
 
 def test_a_tokenizer_without_names(tiny, monkeypatch):
-    monkeypatch.setattr(explorer, "shipped_names", lambda tokenizer: [])
+    monkeypatch.setattr(heads, "shipped_names", lambda tokenizer: [])
     own = Session(tiny, [])
     assert own.state() == ExplorerState(model="tiny", weights=own.state().weights, view="predictions")
     typed = replace(own.state(), clean="Mary is", corrupted="John is", correct="Mary", wrong="John", view="attribution")
@@ -319,7 +318,7 @@ def test_the_study_s_roles_are_told(mini, monkeypatch, tmp_path):
 
     measured = Session(mini, prompts=3, study=False)
     found = measured.measure_roles("mrs")
-    monkeypatch.setattr(explorer, "settings", lambda: SimpleNamespace(root=tmp_path))
+    monkeypatch.setattr(heads, "settings", lambda: SimpleNamespace(root=tmp_path))
     save(found, "mrs_roles", tmp_path / "results" / "mini")
     save(found.assign_attrs(weights_hash="0"), "ioi_roles", tmp_path / "results" / "mini")
     own = Session(mini, prompts=3)
@@ -436,7 +435,7 @@ class Slow:
 
 def slow_app(mini):
     slow = Slow(Session(mini))
-    return explorer._widget_class()(slow), slow
+    return widget.widget_class()(slow), slow
 
 
 def test_cancel_is_heard_while_a_view_is_computed(mini):
@@ -499,7 +498,7 @@ def test_a_view_does_not_wait_for_the_rest_of_a_head(mini):
                 if go.wait(0.005):
                     return super().copies(layer, head, progress)
 
-    app = explorer._widget_class()(SlowCopies(mini))
+    app = widget.widget_class()(SlowCopies(mini))
     app._message(None, {"type": "again"}, [])
     assert begun.wait(30)
     there, first = seen(app, "figure", lambda figure: figure["of"]["view"] == "lens"), app.head
@@ -511,7 +510,7 @@ def test_a_view_does_not_wait_for_the_rest_of_a_head(mini):
 
 def test_an_error_is_shown_and_leaves_the_widget_alive(mini, monkeypatch):
     app = explore(mini)
-    monkeypatch.setitem(explorer._SHOWS, "lens", lambda *_: 1 / 0)
+    monkeypatch.setitem(views.SHOWS, "lens", lambda *_: 1 / 0)
     change(app, view="lens")
     assert settled(app).figure["problem"].startswith("ZeroDivisionError")
     change(app, view="attribution")
@@ -520,12 +519,12 @@ def test_an_error_is_shown_and_leaves_the_widget_alive(mini, monkeypatch):
 
 def test_without_anywidget(monkeypatch, mini):
     monkeypatch.setitem(sys.modules, "anywidget", None)
-    explorer._widget_class.cache_clear()
+    widget.widget_class.cache_clear()
     try:
         with pytest.raises(ImportError, match=r"pip install 'namemovers\[notebooks\]'"):
             explore(mini)
     finally:
-        explorer._widget_class.cache_clear()
+        widget.widget_class.cache_clear()
 
 
 def test_importing_the_package_stays_light():
@@ -563,24 +562,6 @@ def test_a_page_of_prompts_that_do_not_line_up(tiny):
     own = Session(tiny)
     with pytest.raises(ValueError, match="prompts: The clean prompt has"):
         snapshot(own, [replace(own.state(), task="", clean="Mary Ann is")], roles=False)
-
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("Chromium is not on the PATH, and CI must look at the explorer.")
-        pytest.skip("Chromium is not on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

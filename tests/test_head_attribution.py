@@ -97,11 +97,11 @@ def test_same_settings_same_result(tiny):
 def test_refuses_a_model_that_is_no_sum(tiny):
     task = TASKS["mrs"](tiny.tokenizer, 3)
     try:
-        tiny.add_hook("ln_final.hook_normalized", lambda x, hook: 1.5 * x)
+        tiny.ln_final.weight.data.mul_(1.5)
         with pytest.raises(ValueError, match="sum to a logit difference.*load_model"):
             head_attribution(tiny, task)
     finally:
-        tiny.reset_hooks()
+        tiny.ln_final.weight.data.div_(1.5)
     head_attribution(tiny, task)
 
 

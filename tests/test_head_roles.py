@@ -9,8 +9,8 @@ from namemovers import results
 from namemovers.copy_scores import copy_scores
 from namemovers.data import NAMES, ioi_task, mrs_task
 from namemovers.head_attribution import head_attribution
-from namemovers.head_roles import (EVIDENCE, ROLES, SIGNALS, THRESHOLDS, Threshold, _repeated_rows, against_known, attention_scores, backup, classify, compare_roles, evidence_in_words, heads_of_role,
-                                   known_roles, other_cue, pattern_scores, role_evidence, role_map, roles, roles_table, s_inhibition, signal_tasks, signals, thresholds_table, worst_period)
+from namemovers.head_roles import (EVIDENCE, ROLES, SIGNALS, THRESHOLDS, Threshold, _repeated_rows, against_known, attention_scores, backup, classify, compare_roles, effect_in_words, evidence_in_words, heads_of_role,
+                                   known_roles, other_cue, pattern_scores, role_evidence, role_map, roles, roles_in_words, roles_table, s_inhibition, signal_tasks, signals, thresholds_table, worst_period)
 from namemovers.model import load_model
 
 TASKS = {"ioi": ioi_task, "mrs": mrs_task}
@@ -331,6 +331,74 @@ def test_an_effect_that_may_be_zero_is_no_evidence():
     assert found.level.sel(candidate="name mover").values[0].tolist() == [1, 3] and found.role.values[0].tolist() == ["unclear", "name mover"]
     one = classify(made_evidence(n=1, alone=MOVER | {"induction": (0.9, 0)}))  # one prompt, one name, one sequence
     assert one.role.values.tolist() == [["unclear"]] and one.possible.values[0, 0] == "name mover, induction"
+
+
+# Few prompts
+
+
+def few(n):
+    "Three heads: a name mover with an induction pattern, a head with the pattern only, and one that does nothing."
+    pattern = {"induction": (0.9, 0.05)}
+    made = made_evidence(both=MOVER | pattern, idle=pattern, nothing={})
+    return classify(made.isel(prompt=slice(n)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5])
+def test_with_few_prompts_nothing_is_clear_and_nothing_is_absent(n):
+    found = few(n)
+    assert found.attrs["untested"].startswith(f"untested: with {n} prompt")
+    assert "clear" not in found.confidence.values and int(found.level.max()) == 2 and not bool(found.matters.any())
+    # a name mover is not called an induction head because its effect cannot be tested
+    assert found.role.values[0].tolist() == ["unclear", "induction", "none"]
+    assert found.possible.values[0, 0] == "name mover" and found.also.values[0, 0] == "induction"
+    assert found.confidence.values[0].tolist() == ["", "likely", ""]
+    assert [effect_in_words(found, 0, h) for h in range(3)] == ["untested"] * 3
+    assert set(roles_table(found)["effect here"]) == {"untested"}
+    hover = role_map(found).data[0].customdata[0]
+    assert all("untested: with" in text and "no effect shown" not in text and "clear" not in text.replace("unclear", "") for text in hover)
+    assert "untested" in roles_in_words(found) and "no effect shown" not in roles_in_words(found)
+    judged = against_known(found, {(0, 0): "name mover", (0, 1): "induction", (0, 2): "inert"})
+    assert judged.agrees.tolist() == ["untested", "yes", "untested"]
+
+
+def test_with_enough_prompts_an_effect_is_shown_or_not():
+    found = few(40)
+    assert found.attrs["untested"] == "" and found.role.values[0].tolist() == ["name mover", "induction", "none"]
+    assert [effect_in_words(found, 0, h) for h in range(3)] == ["shown", "none shown", "none shown"]
+    hover = role_map(found).data[0].customdata[0]
+    assert "an effect is shown in this task" in hover[0] and "no effect shown between these prompts" in hover[1]
+    assert "no effect shown between these prompts" in roles_in_words(found) and "does not matter" not in " ".join(hover)
+    assert roles_table(found)["effect here"].tolist() == ["shown", "none shown"]
+
+
+def test_a_large_effect_of_few_prompts_is_not_none():
+    "Half of the answer, in four prompts: no role is likely, and neither is none."
+    found = classify(made_evidence(strong={"effect": (0.5, 0.01)}, weak={"effect": (0.04, 0.001)}).isel(prompt=slice(4)))
+    assert found.role.values[0].tolist() == ["unclear", "none"] and found.confidence.values[0].tolist() == ["", ""]
+
+
+@pytest.mark.parametrize("n, seed", [(4, 17), (2, 3)])
+def test_minis_name_movers_in_a_few_prompts(mini, n, seed):
+    "Both write the answer and have the induction pattern too; few prompts cannot tell which matters, and none may be called idle."
+    found = roles(mini, ioi_task(mini.tokenizer, n=n, seed=seed), patterns=pattern_scores(mini, n=9), copies=copy_scores(mini, n=99))
+    assert found.attrs["untested"] and "clear" not in found.confidence.values
+    for layer, head in ((2, 0), (2, 2)):
+        assert found.role.sel(layer=layer, head=head).item() == "unclear" and "name mover" in found.possible.sel(layer=layer, head=head).item()
+        assert effect_in_words(found, layer, head) == "untested"
+
+
+@pytest.mark.parametrize("evidence", ["direct", "copy_score", "answer_attention"])
+def test_just_above_and_just_below_a_threshold(evidence):
+    "A near miss on either side, for each requirement of a role."
+    least = next(t.at_least for t in THRESHOLDS if t.role == "name mover" and t.evidence == evidence)
+    found = classify(made_evidence(above=MOVER | {evidence: (least + 0.002, 0.001)}, below=MOVER | {evidence: (least - 0.002, 0.001)}, at=MOVER | {evidence: (least, 0)}))
+    assert found.level.sel(candidate="name mover").values[0].tolist() == [3, 0, 3]
+
+
+def test_just_enough_to_matter():
+    found = classify(made_evidence(above={"effect": (0.051, 0.0005)}, below={"effect": (0.049, 0.0005)}, against={"effect": (-0.051, 0.0005)}))
+    assert found.matters.values[0].tolist() == [True, False, True]
+    assert found.confidence.values[0].tolist() == ["", "clear", ""] and found.role.values[0].tolist() == ["unclear", "none", "unclear"]
 
 
 def test_thresholds_are_data():

@@ -18,25 +18,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from conftest import small_tokenizer, write_checkpoint
 
 ROOT = Path(__file__).parents[1]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WAIT = 240_000  # ms; a busy machine is slow, and nothing here waits longer than it must
 STARTED = """name => { const shown = window.jupyterapp?.shell?.currentWidget
     return shown?.context?.path === name && shown.sessionContext.session?.kernel?.status === 'idle' }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("Chromium is not on the PATH, and CI must look at the notebooks.")
-        pytest.skip("Chromium is not on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        yield chromium
-        chromium.close()
 
 
 def notebook(path, *cells):

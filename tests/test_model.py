@@ -1,5 +1,6 @@
 """Loading: what comes out, and what is refused with which remedy."""
 
+import copy
 import json
 import logging
 import shutil
@@ -89,8 +90,31 @@ def test_weights_hash(tiny, folder, tmp_path):
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     other = load_model(folder)
     assert weights_hash(other) != weights_hash(tiny)
-    del other.cfg.weights_hash  # as for a model that came another way
+    del other.cfg.weights_hash, other.cfg.tensors_hash  # as for a model that came another way
     assert len(weights_hash(other)) == 64 and weights_hash(other) == weights_hash(other)
+
+
+def test_the_hash_is_of_the_weights_as_they_are(folder):
+    model = load_model(folder)
+    loaded = weights_hash(model)
+    weight = model.blocks[1].mlp.out.weight
+    kept = weight.detach().clone()
+    edits = {
+        "in place": lambda: weight.mul_(2),
+        "behind PyTorch's back": lambda: weight.data.mul_(2),
+        "a permutation": lambda: weight.data.copy_(kept.flip(0)),
+        "one number": lambda: weight.data.view(-1)[3:4].add_(1e-3),
+    }
+    seen = {loaded}
+    for name, edit in edits.items():
+        edit()
+        assert (weights_hash(model) in seen) == (name == "behind PyTorch's back"), name  # the same edit as the first
+        seen.add(weights_hash(model))
+        weight.data.copy_(kept)
+        assert weights_hash(model) == loaded, f"{name}, undone"
+    model.unembed.b_U.data[0] += 1  # a buffer
+    assert weights_hash(model) not in seen
+    assert weights_hash(copy.deepcopy(load_model(folder))) == loaded
 
 
 def test_a_sharded_folder(tiny, folder):

@@ -20,7 +20,17 @@ import namemovers
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SOURCES = {p.stem: p.read_text(encoding="utf-8") for p in sorted((ROOT / "namemovers").glob("*.py")) if p.name != "_modidx.py"}
+LIBRARY = ROOT / "namemovers"
+
+
+def dotted(path):
+    "publish/look.py -> publish.look; publish/__init__.py -> publish."
+    parts = path.relative_to(LIBRARY).with_suffix("").parts
+    return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+
+
+FILES = {dotted(p): p for p in sorted(LIBRARY.rglob("*.py")) if p.name != "_modidx.py"}
+SOURCES = {name: p.read_text(encoding="utf-8") for name, p in FILES.items()}
 MODULES = [m for m in SOURCES if m != "__init__"]
 HEAVY = {"torch", "transformer_lens", "transformers", "plotly", "pandas", "numpy", "xarray", "scipy", "IPython", "anywidget", "nbdev"}
 
@@ -51,7 +61,7 @@ def test_the_top_of_the_package():
         value = getattr(namemovers, name)
         assert value.__name__ == name and name in importlib.import_module(value.__module__).__all__
         assert name not in MODULES  # a module of the same name would take its place when it is imported
-    for module in set(MODULES) - {"__main__"}:
+    for module in {m.split(".")[0] for m in MODULES} - {"__main__"}:
         assert inspect.ismodule(getattr(namemovers, module)) and module in dir(namemovers)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         getattr(namemovers, "nothing")  # noqa: B009
@@ -104,9 +114,9 @@ def test_the_dependencies_are_what_the_library_imports():
 
 
 @pytest.mark.parametrize(("missing", "call", "extra"), [
-    ("nbclient", "from namemovers.study import run; run()", "notebooks"),
-    ("nbdev", "from namemovers.study import nbdev_test; nbdev_test()", "notebooks"),
-    ("pypandoc", f"from namemovers.site import build; build({str(ROOT)!r}, 'out', root={str(ROOT)!r}, renderer='pandoc')", "site"),
+    ("nbclient", "from press.runner import run; run()", "notebooks"),
+    ("nbdev", "from press.rerun import rerun; rerun()", "notebooks"),
+    ("pypandoc", f"from press.website import build; build({str(ROOT)!r}, 'out', root={str(ROOT)!r})", "site"),
 ])
 def test_what_an_extra_is_for_is_named_where_it_is_missing(missing, call, extra, tmp_path):
     shutil.copytree(ROOT / "nbs" / "core", tmp_path / "nbs", ignore=lambda folder, names: [n for n in names if n != "stats.ipynb"])
@@ -188,7 +198,7 @@ def test_the_index_and_the_site_know_every_public_name():
     pages = {re.sub(r"\b\d\d_", "", Path(p).with_suffix("").as_posix()) for p in re.findall(r"[\w/]+\.ipynb", (ROOT / "_quarto.yml").read_text())}
     for module in set(MODULES) - {"__main__"}:  # whose names are commands
         m = importlib.import_module(f"namemovers.{module}")
-        syms = d["syms"][f"namemovers.{module}"]
+        syms = d["syms"].get(f"namemovers.{module}", {})  # a package of its own names has none
         for name in m.__all__:
             if inspect.isclass(getattr(m, name)) or inspect.isfunction(getattr(m, name)):
                 if m.__name__ == getattr(m, name).__module__:
@@ -206,7 +216,7 @@ def wheel(tmp_path_factory):
     copy = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
-    for name in ("nbs", "tests", "bench"):
+    for name in ("nbs", "tests", "bench", "press", "recipes"):
         (copy / name).mkdir()
         (copy / name / "left_out.py").write_text("")
     shutil.copytree(ROOT / "namemovers", copy / "namemovers", ignore=shutil.ignore_patterns("__pycache__"))
@@ -223,7 +233,8 @@ def test_the_wheel_holds_the_library_and_all_its_files(wheel):
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT / "namemovers").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert {n for n in names if ".dist-info/" not in n} == here
     assert {"namemovers/py.typed", "namemovers/mini/model.safetensors", "namemovers/mini/tokenizer.json", "namemovers/mini/config.json"} <= names
-    assert {n.split("/")[1] for n in names if n.count("/") > 1 and ".dist-info/" not in n} >= {"mini", "site_assets", "explorer_assets"}
+    folders = {n.split("/")[1] for n in names if n.count("/") > 1 and ".dist-info/" not in n}
+    assert folders - {m.split(".")[0] for m in MODULES} == {"mini", "explorer_assets", "paper_assets"}
     assert path.stat().st_size < 12e6
 
 

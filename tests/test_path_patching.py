@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from conftest import told_apart
 from test_engine import model, neox, prompts  # noqa: F401  (fixtures)
 
 from scipy.stats import false_discovery_control
 
 from namemovers import path_patching
 from namemovers.data import ioi_task, mrs_task
-from namemovers.edges import Edge
+from namemovers.circuits import Edge
 from namemovers.model import load_model
 from namemovers.path_patching import _connected, against_truth, leading_senders, path_patch, path_table, run_paths, say_inputs, say_paths, trace, trace_roles
 from namemovers.planted import truth
@@ -64,7 +65,7 @@ def test_progress_adds_up(tiny):
 
 
 def test_lists_are_labelled(tiny, tmp_path):
-    task = ioi_task(tiny.tokenizer, n=3)
+    task = told_apart(tiny, ioi_task(tiny.tokenizer, n=3))
     ds = path_patch(tiny, task, SOME)
     assert ds.effect.dims == ("sender", "prompt") and list(ds.sender.values) == ["L2H3", "L0H1", "L1H2", "L0H0"]
     assert list(zip(ds.sender_layer.values, ds.sender_head.values)) == SOME and ds.attrs["senders"] == "L2H3 L0H1 L1H2 L0H0"
@@ -92,7 +93,7 @@ def test_lists_that_make_no_sense(tiny):
 
 
 def test_paths_into_each_input(tiny):
-    task = ioi_task(tiny.tokenizer, n=6)
+    task = told_apart(tiny, ioi_task(tiny.tokenizer, n=6))
     ds = path_patch(tiny, task, receivers=[(2, 1), (1, 0)], component=path_patching.COMPONENTS, through_mlps=True)
     assert ds.effect.dims == ("component", "layer", "head", "prompt") and list(ds.component.values) == ["q", "k", "v"]
     for c in "qkv":
@@ -119,6 +120,93 @@ def test_paths_into_each_input(tiny):
     assert float(s["mean"].min()) == float(s["mean"].sel(layer=down[0], head=down[1]).min())
     words = say_inputs(s)
     assert words.count("through") == 3 and "queries" in words
+
+
+# Positions
+
+
+def two_passes(model, arguments, runs, sender, receivers, component, through, sender_at, receiver_at, direction):  # noqa: F811
+    """The paper's way, with TransformerLens's hooks: one run sends a head's change past frozen heads and records what the
+    receivers would have; another, ordinary one takes it at the positions asked for. None: at all positions."""
+    clean, corrupted, read_at, correct, wrong = arguments
+    base = corrupted if direction == "denoise" else clean
+    a, b = runs[::1 if direction == "denoise" else -1]
+    rows, layers = torch.arange(len(base)), range(model.cfg.n_layers)
+
+    def put(into, what, head, at):
+        into = into.clone()
+        if at is None: into[:, :, head] = what[:, :, head]
+        else: into[rows, at, head] = what[rows, at, head]
+        return into
+
+    def send(z, hook):
+        return put(b[hook.name], a[hook.name], sender[1], sender_at) if hook.layer() == sender[0] else b[hook.name]
+
+    seen, names = {}, [f"blocks.{l}.attn.hook_{component}" for l in layers]
+    first = [(f"blocks.{l}.attn.hook_z", send) for l in layers]
+    if not through: first += [(f"blocks.{l}.hook_mlp_out", lambda t, hook: b[hook.name]) for l in layers]
+    first += [(n, lambda t, hook: seen.__setitem__(hook.name, t.clone())) for n in names]
+    if receivers == "logits": logits = model.run_with_hooks(base, fwd_hooks=first)
+    else:
+        model.run_with_hooks(base, fwd_hooks=first)
+
+        def receive(t, hook):
+            for l, h in receivers:
+                if l == hook.layer(): t = put(t, seen[hook.name], h, receiver_at)
+            return t
+        logits = model.run_with_hooks(base, fwd_hooks=[(n, receive) for n in names])
+    end = logits[rows, read_at]
+    return end[rows, correct] - end[rows, wrong]
+
+
+@pytest.mark.parametrize("direction, through", [("denoise", False), ("noise", True)])
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_chosen_positions_agree_with_two_passes_of_hooks(model, component, through, direction):  # noqa: F811
+    arguments = prompts(model)
+    at, end = torch.tensor([4, 2, 4, 6, 4, 6]), arguments[2]
+    runs = [model.run_with_cache(tokens)[1] for tokens in arguments[:2]]
+    for receivers in ([(2, 1)], [(1, 0), (2, 3)]):
+        for sender_at, receiver_at in ((at, None), (None, at), (at, end)):
+            ours = run_paths(model, *arguments, [(0, 1), (1, 2)], receivers, component, through, direction=direction,
+                             sender_at=sender_at, receiver_at=receiver_at)[0]
+            apart = run_paths(model, *arguments, [(0, 1), (1, 2)], receivers, component, through, False, direction=direction,
+                              sender_at=sender_at, receiver_at=receiver_at)[0]
+            for i, sender in enumerate(((0, 1), (1, 2))):
+                want = two_passes(model, arguments, runs, sender, receivers, component, through, sender_at, receiver_at, direction)
+                assert (ours[i] - want).abs().max() < 2e-5
+                for j, receiver in enumerate(receivers):
+                    if receiver[0] <= sender[0]: continue
+                    want = two_passes(model, arguments, runs, sender, [receiver], component, through, sender_at, receiver_at, direction)
+                    assert (apart[i, j] - want).abs().max() < 2e-5
+
+
+@pytest.mark.parametrize("through", [False, True])
+def test_only_end_sends_into_the_logits(model, through):  # noqa: F811
+    arguments = prompts(model)
+    every = run_paths(model, *arguments, SOME, through_mlps=through)
+    end = run_paths(model, *arguments, SOME, through_mlps=through, sender_at=arguments[2])
+    assert (every[0] - end[0]).abs().max() < 1e-6 and every[0].std() > 0.01
+    runs = [model.run_with_cache(tokens)[1] for tokens in arguments[:2]]
+    other = run_paths(model, *arguments, SOME, through_mlps=through, sender_at=arguments[2] - 1)
+    assert (other[0] - other[2]).abs().max() < 1e-6, "nothing arrives from there"
+    for i, sender in enumerate(SOME):
+        want = two_passes(model, arguments, runs, sender, "logits", "q", through, arguments[2], None, "denoise")
+        assert (end[0][i] - want).abs().max() < 2e-5
+
+
+def test_positions_have_names_and_are_kept(tiny):
+    task = ioi_task(tiny.tokenizer, n=5)
+    named = path_patch(tiny, task, receivers=[(2, 1)], component="k", sender_position="S2", receiver_position="S2")
+    given = path_patch(tiny, task, receivers=[(2, 1)], component="k", sender_position=task.positions["S2"], receiver_position=task.positions["S2"].tolist())
+    np.testing.assert_array_equal(named.logit_diff, given.logit_diff)
+    assert named.attrs["sender_position"] == "S2" and given.attrs["receiver_position"] == task.positions["S2"].tolist()
+    everywhere = path_patch(tiny, task, receivers=[(2, 1)], component="k")
+    assert abs(everywhere.logit_diff - named.logit_diff).max() > 1e-5 and "sender_position" not in everywhere.attrs
+    for bad in ("S9", 3, [1, 2], task.lengths, [-1] * 5, [0.5] * 5, [True] * 5, "END ", object()):
+        for name in ("sender_position", "receiver_position"):
+            with pytest.raises(ValueError, match=f"{name}=.*is no position.*S2") as e: path_patch(tiny, task, receivers=[(2, 1)], **{name: bad})
+            assert "\n" not in str(e.value)
+    with pytest.raises(ValueError, match="receiver_position='S2' needs heads that receive"): path_patch(tiny, task, receiver_position="S2")
 
 
 # Tracing

@@ -282,7 +282,7 @@ def test_truth_is_of_one_piece():
 
 
 def test_truth_and_the_edges_of_the_library_have_the_same_names(variant):
-    from namemovers.edges import Edge, graph
+    from namemovers.circuits import Edge, graph
 
     model, circuit = variant
     g = graph(model)

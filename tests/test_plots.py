@@ -44,6 +44,16 @@ def test_heatmap_shows_the_summary():
     assert fig.layout.xaxis.title.text == "head" and fig.layout.yaxis.title.text == "layer" and fig.layout.yaxis.autorange == "reversed"
 
 
+def test_few_prompts_are_said_to_test_nothing():
+    few = heatmap(heads(prompts=8))
+    assert not any(few.data[0].text.ravel()) and few.layout.xaxis.title.text == "head · no dots, for with so few prompts nothing is tested"
+    hover = few.data[0].customdata[2][0]
+    assert "untested: the test needs n = 9" in hover and "q =" not in hover and "interval" in hover
+    enough = heatmap(heads(prompts=9))
+    assert any(enough.data[0].text.ravel()) and "tested" not in enough.layout.xaxis.title.text + enough.data[0].customdata[2][0]
+    assert "interval" not in heatmap(heads(prompts=2)).data[0].customdata[2][0]
+
+
 def test_heatmap_takes_per_prompt_values_and_variables():
     a = heatmap(summarise(heads())).to_json()
     assert heatmap(heads()).to_json() == a

@@ -5,11 +5,9 @@ import json
 import os
 import re
 import shutil
-import struct
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +15,18 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import xarray as xr
+from PIL import Image
 
-from namemovers import plots, publish
-from namemovers.publish import export_page, latex_text, lacking, read_provenance, save_figure, save_table
+from namemovers import plots
+from namemovers.publish import drawing, figures, lacking, latex_text, look, notes, read_provenance, save_figure, save_table, tables
 from namemovers.stats import summarise
+from press.page import export_page
 
 ROOT = Path(__file__).parents[1]
 WRITEUP = ROOT / "nbs" / "writeup.ipynb"
 SVG = "{http://www.w3.org/2000/svg}"
-ATTRS = dict(model="mini", weights_hash="c0ffee" * 10, task="mrs", n=9, seed=3, corruption="switch_subjects", namemovers_version="0.1.0", note="a <b> & \"ü\"")
+N = 16  # prompts: enough for a cell among fifteen to be significant
+ATTRS = dict(model="mini", weights_hash="c0ffee" * 10, task="mrs", n=N, seed=3, corruption="switch_subjects", namemovers_version="0.1.0", note="a <b> & \"ü\"")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def result():
-    values = np.random.default_rng(0).normal(0.1, 0.2, (3, 5, 9))
+    values = np.random.default_rng(0).normal(0.1, 0.2, (3, 5, N))
     values[1, 2] += 2
     values[2, 0] -= 1
     return xr.Dataset({"effect": (("layer", "head", "prompt"), values)}, coords={"layer": range(3), "head": range(5)}, attrs=ATTRS)
@@ -107,15 +108,14 @@ def test_svg_parses_and_is_complete(files, figure):
 
 
 def test_png_shows_something_at_its_resolution(files):
-    data = files["png"].read_bytes()
-    chunks = list(publish._chunks(data))
-    wide, tall = struct.unpack(">II", dict(chunks)[b"IHDR"][:8])
+    with Image.open(files["png"]) as image:
+        image.verify()  # the sums of its chunks
+    with Image.open(files["png"]) as image:
+        pixels, dpi = np.asarray(image), image.info["dpi"]
+    tall, wide = pixels.shape[:2]
     assert abs(wide - 3.25 * 300) <= 1 and tall > 300
-    per_metre = struct.unpack(">IIB", dict(chunks)[b"pHYs"])
-    assert per_metre == (11811, 11811, 1)
-    assert all(zlib.crc32(k + d) == int.from_bytes(data[data.index(k) + 4 + len(d):][:4], "big") for k, d in chunks if k in (b"pHYs", b"IHDR"))
-    pixels = publish._pixels(data)
-    assert pixels.shape[:2] == (tall, wide) and len(np.unique(pixels[::3, ::3].reshape(-1, pixels.shape[2]), axis=0)) > 20
+    assert [round(d / 0.0254) for d in dpi] == [11811, 11811]
+    assert len(np.unique(pixels[::3, ::3].reshape(-1, pixels.shape[2]), axis=0)) > 20
     assert (pixels[:3, :3, :3] == 255).all()  # paper is white, also in a viewer with a dark ground
     dark = np.array([0x12, 0x3f, 0x7c])  # the largest effect
     assert (np.abs(pixels[..., :3].astype(int) - dark).sum(-1) < 12).mean() > 0.01
@@ -144,17 +144,17 @@ def test_width_height_and_title(browser, figure, tmp_path):
 
 
 def test_layout():
-    wide, scale = publish._laid_out(plots.heatmap(xr.DataArray(np.eye(4), dims=("layer", "head"))), 6.75)
+    wide, scale = look.laid_out(plots.heatmap(xr.DataArray(np.eye(4), dims=("layer", "head"))), 6.75)
     assert wide.layout.width * scale == pytest.approx(6.75 * 96) and 13 * scale * 0.75 == pytest.approx(8, rel=0.01)
-    fixed, _ = publish._laid_out(wide, 3.25, aspect=2)
+    fixed, _ = look.laid_out(wide, 3.25, aspect=2)
     assert fixed.layout.width / fixed.layout.height == pytest.approx(2, rel=0.01)
     long = go.Figure(go.Scatter(y=[1, 2]), layout=dict(xaxis_title="a name of an axis that is much too long for a column of a paper"))
-    assert "<br>" in publish._laid_out(long, 3.25)[0].layout.xaxis.title.text and "<br>" not in publish._laid_out(long, 6.75)[0].layout.xaxis.title.text
+    assert "<br>" in look.laid_out(long, 3.25)[0].layout.xaxis.title.text and "<br>" not in look.laid_out(long, 6.75)[0].layout.xaxis.title.text
     level = go.Figure(go.Bar(y=[1] * 8), layout=dict(xaxis=dict(tickvals=list(range(8)), ticktext=["L10H10"] * 8, tickangle=0)))
-    assert publish._laid_out(level, 3.25)[0].layout.xaxis.tickangle == -60 and publish._laid_out(level, 6.75)[0].layout.xaxis.tickangle == 0
+    assert look.laid_out(level, 3.25)[0].layout.xaxis.tickangle == -60 and look.laid_out(level, 6.75)[0].layout.xaxis.tickangle == 0
     graph = plots.graph(pd.DataFrame({"sender": ["L0H0", "L1H11"], "receiver": ["L1H11", "logits"]}))
     with pytest.warns(UserWarning, match="columns=2"):
-        laid, scale = publish._laid_out(graph, 3.25)
+        laid, scale = look.laid_out(graph, 3.25)
     assert laid.layout.width == graph.layout.width and laid.layout.width * scale == pytest.approx(3.25 * 96)
 
 
@@ -162,7 +162,7 @@ def test_html_makes_no_request(browser, files):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=publish.browser_path(), args=["--no-sandbox", "--disable-gpu"])
+        chromium = p.chromium.launch(executable_path=drawing.browser_path(), args=["--no-sandbox", "--disable-gpu"])
         page = chromium.new_page(viewport={"width": 900, "height": 700})
         asked, wrong = [], []
         page.on("request", lambda r: asked.append(r.url))
@@ -178,7 +178,7 @@ def test_several_results(figure, result, tmp_path):
     other = result.assign_attrs(task="ioi", corruption="switch_s2")
     for many in ([result, other], {"MRS": result, "IOI": other}):
         about = read_provenance(save_figure(figure, tmp_path / "x.html", result=many))
-        assert about["task"] == ["mrs", "ioi"] and about["n"] == 9 and about["corruption"] == ["switch_subjects", "switch_s2"]
+        assert about["task"] == ["mrs", "ioi"] and about["n"] == N and about["corruption"] == ["switch_subjects", "switch_s2"]
     assert set(read_provenance(save_figure(figure, tmp_path / "x.html"))) == {"title", "made_by"}
 
 
@@ -217,7 +217,7 @@ def test_without_chromium(figure, tmp_path, monkeypatch):
     monkeypatch.delenv("BROWSER_PATH", raising=False)
     for name in ("get_chrome_download_path", "get_old_chrome_download_path"):
         monkeypatch.setattr(chromium, name, lambda *a, **k: None)
-    assert publish.browser_path() is None
+    assert drawing.browser_path() is None
     for end in ("pdf", "svg", "png"):
         with pytest.raises(RuntimeError, match="apt-get install chromium"):
             save_figure(figure, tmp_path / f"x.{end}")
@@ -228,13 +228,17 @@ def test_without_chromium(figure, tmp_path, monkeypatch):
 
 
 def test_without_kaleido(figure, tmp_path, monkeypatch):
-    there = publish.find_spec
-    monkeypatch.setattr(publish, "find_spec", lambda name: None if name in ("kaleido", "pypdf") else there(name))
-    with pytest.raises(RuntimeError, match=r"kaleido and pypdf: pip install 'namemovers\[figures\]'"):
+    there = drawing.find_spec
+    for module in (drawing, notes):
+        monkeypatch.setattr(module, "find_spec", lambda name: None if name in ("kaleido", "pypdf", "PIL") else there(name))
+    with pytest.raises(RuntimeError, match=r"kaleido and pypdf and pillow: pip install 'namemovers\[figures\]'"):
         save_figure(figure, tmp_path / "x.svg")
     (tmp_path / "x.pdf").write_bytes(b"%PDF-1.4")
     with pytest.raises(ImportError, match=r"namemovers\[figures\]"):
         read_provenance(tmp_path / "x.pdf")
+    Image.new("RGB", (2, 2)).save(tmp_path / "x.png")
+    with pytest.raises(ImportError, match=r"Pillow.*namemovers\[figures\]"):
+        read_provenance(tmp_path / "x.png")
 
 
 def test_whole_or_not_at_all(figure, tmp_path, monkeypatch):
@@ -244,12 +248,12 @@ def test_whole_or_not_at_all(figure, tmp_path, monkeypatch):
     def breaks(*a):
         raise OSError("disk full")
 
-    monkeypatch.setattr(publish.os, "replace", breaks)
+    monkeypatch.setattr(os, "replace", breaks)
     for end, save in dict(html=save_figure, tex=save_table).items():
         with pytest.raises(OSError, match="disk full"):
             save(figure if end == "html" else pd.DataFrame({"a": [1]}), tmp_path / f"y.{end}")
     monkeypatch.undo()
-    monkeypatch.setattr(publish, "_with_browser", breaks)
+    monkeypatch.setattr(figures, "with_browser", breaks)
     with pytest.raises(OSError, match="disk full"):
         save_figure(figure, path)
     assert [p.name for p in tmp_path.iterdir()] == ["x.svg"] and path.read_text() == "what was there"
@@ -308,7 +312,7 @@ def test_latex_compiles(tmp_path):
     if shutil.which("pdflatex") is None:
         pytest.skip("pdflatex is not on the PATH; test_latex looks at braces, columns and escapes")
     save_table(HARD, tmp_path / "t.tex", caption="100 % of_it", label="tab:hard")
-    save_table(pd.DataFrame({"sign": list(publish._TEX)}), tmp_path / "signs.tex")
+    save_table(pd.DataFrame({"sign": list(tables.TEX)}), tmp_path / "signs.tex")
     (tmp_path / "p.tex").write_text("\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{t.tex}\\tiny\\input{signs.tex}\\end{document}")
     done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "p.tex"], cwd=tmp_path, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stdout[-1500:]
@@ -329,7 +333,7 @@ def test_csv_comes_back(tmp_path, result):
     for row in back.itertuples():
         layer, head = map(int, re.fullmatch(r"L(\d+)H(\d+)", row.head).groups())
         here = summary.sel(layer=layer, head=head)
-        assert row.mean == float(here["mean"]) and row.low == float(here.low) and row.q == float(here.q) and row.significant == bool(here.significant) and row.n == 9
+        assert row.mean == float(here["mean"]) and row.low == float(here.low) and row.q == float(here.q) and row.significant == bool(here.significant) and row.n == N
 
 
 def test_tables_of_every_kind(tmp_path, result):
@@ -337,7 +341,7 @@ def test_tables_of_every_kind(tmp_path, result):
     rows = body(save_table(summary.where(summary.significant), tmp_path / "s.tex", result=result).read_text())
     assert rows[0] == ["head", "effect (0 corrupted, 1 clean)", r"95 \% interval", "q", "n"] and len(rows) == 1 + int(summary.significant.sum())
     low, high = (float(summary[v].sel(layer=1, head=2)) for v in ("low", "high"))
-    assert rows[1][0] == "L1H2" and rows[1][2] == f"{low:.2f} to {high:.2f}" and rows[1][4] == "9"
+    assert rows[1][0] == "L1H2" and rows[1][2] == f"{low:.2f} to {high:.2f}" and rows[1][4] == str(N)
     shown = plots.table(HARD, caption="a_b")
     tex = save_table(shown, tmp_path / "h.tex").read_text()
     balanced(tex)
@@ -402,7 +406,7 @@ def test_writeup_as_html(pages):
 
     assert read_provenance(pages["html"])["task"] == "mrs"
     with sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=publish.browser_path(), args=["--no-sandbox", "--disable-gpu"])
+        chromium = p.chromium.launch(executable_path=drawing.browser_path(), args=["--no-sandbox", "--disable-gpu"])
         page = chromium.new_page(viewport={"width": 1300, "height": 900})
         asked, wrong = [], []
         page.on("request", lambda r: asked.append(r.url))

@@ -43,12 +43,14 @@ def in_copy(copy, code):
 
 
 def test_library_is_in_step_with_the_notebooks(copy):
-    modules = [m for m in (copy / "namemovers").glob("*.py") if m.name not in BY_HAND]
+    library = copy / "namemovers"
+    modules = [m for m in library.rglob("*.py") if m.name not in BY_HAND]
     for m in modules:
         m.unlink()
     in_copy(copy, "from nbdev.doclinks import nbdev_export; nbdev_export()")
-    stale = [m.name for m in modules if not m.exists() or m.read_text() != (ROOT / "namemovers" / m.name).read_text()]
-    new = [m.name for m in (copy / "namemovers").glob("*.py") if not (ROOT / "namemovers" / m.name).exists() and m.name not in BY_HAND]
+    ours = {m: ROOT / "namemovers" / m.relative_to(library) for m in [*modules, *library.rglob("*.py")]}
+    stale = [m.name for m in modules if not m.exists() or m.read_text() != ours[m].read_text()]
+    new = [m.name for m in library.rglob("*.py") if not ours[m].exists() and m.name not in BY_HAND]
     assert not stale + new, f"run make export: {stale + new}"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from namemovers.results import load, provenance, save
+from namemovers.results import load, provenance, save, stamp
 
 
 @pytest.fixture
@@ -102,3 +102,91 @@ def test_the_same_in_two_processes(tiny_folder, tmp_path):
         subprocess.run([sys.executable, "-c", code, str(tmp_path / i)], check=True, env={**os.environ, "PYTHONHASHSEED": i}, capture_output=True)
     for name in ("lens", "summary"):
         xr.testing.assert_identical(load(name, tmp_path / "1"), load(name, tmp_path / "2"))
+
+
+def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
+    """`summarise(ds.effect)`, as everybody writes it, and a table and a figure of it."""
+    from conftest import told_apart
+
+    from namemovers.activation_patching import patch
+    from namemovers.attribution_patching import attribute
+    from namemovers.data import ioi_task
+    from namemovers.circuits import ablate_edges
+    from namemovers.path_patching import path_patch
+    from namemovers.publish import read_provenance, save_table
+    from namemovers.stats import summarise
+
+    task = told_apart(tiny, ioi_task(tiny.tokenizer, n=12, seed=3))
+    found = {"patch": patch(tiny, task, "z"), "screened": patch(tiny, task, "z", screen=2), "attribute": attribute(tiny, task, "z"),
+             "path_patch": path_patch(tiny, task), "edges": ablate_edges(tiny, task)}
+    for name, ds in found.items():
+        s = summarise(ds.effect, n_resamples=9)
+        assert {k: v for k, v in ds.attrs.items() if s.attrs.get(k) != v} == {}, name
+        save(ds, name, tmp_path)
+        assert summarise(load(name, tmp_path).effect, n_resamples=9).attrs == s.attrs, name
+        xr.testing.assert_identical(ds, load(name, tmp_path))
+    table = save_table(summarise(found["patch"].effect, n_resamples=9), tmp_path / "heads.tex")
+    assert read_provenance(table)["model"] == "tiny"
+
+
+def test_a_stamp_is_over_what_a_variable_was_made_of(ds):
+    """An effect made of a run that another measurement stamped is this measurement's."""
+    ds["effect"].attrs = {"unit": "share", "model": "another"}
+    stamped = stamp(ds)
+    assert stamped.effect.attrs == {"unit": "share", **ds.attrs} and stamped.clean.attrs == ds.attrs == stamped.attrs
+    assert ds.clean.attrs == {} and ds["effect"].attrs == {"unit": "share", "model": "another"}
+
+
+@pytest.mark.parametrize("name, attrs, says", [
+    ("mrs_x", dict(n=4), "n = 4, but the settings ask for 7"),
+    ("mrs_x", dict(n=7, seed=1), "seed = 1"),
+    ("mrs_x", dict(n=7, corruption="no_cue"), "corruption = 'no_cue'"),
+    ("ioi_x", dict(task="ioi", n=8), "n = 8"),
+    ("mrs_x_n1", dict(n=7), "n = 7"),
+    ("copy_scores", dict(task=None, seed=2), "seed = 2"),
+])
+def test_results_of_another_study_are_refused(tmp_path, ds, monkeypatch, name, attrs, says):
+    for variable in ("MODEL", "N", "SEED", "CORRUPTION"):
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / "settings.ini").write_text("[study]\nn = 7\n")
+    monkeypatch.chdir(tmp_path)
+    ds.attrs["corruption"] = "switch_subjects"
+    path = save(ds.assign_attrs(attrs), name)
+    for folder in (None, path.parent):
+        with pytest.raises(ValueError) as e:
+            load(name, folder)
+        assert says in str(e.value) and str(path) in str(e.value) and "make study" in str(e.value)
+    elsewhere = tmp_path / "elsewhere"
+    save(ds.assign_attrs(attrs), name, elsewhere)
+    assert load(name, elsewhere)["effect"].equals(ds["effect"])
+
+
+def test_results_of_this_study_are_not(tmp_path, ds, monkeypatch):
+    monkeypatch.setenv("N", "")
+    (tmp_path / "settings.ini").write_text("[study]\nn = 7\n")
+    monkeypatch.chdir(tmp_path)
+    fits = dict(n=7, seed=0, corruption="switch_subjects")
+    for name, attrs in (
+        ("mrs_x", fits),
+        ("mrs_x_n1", fits | dict(n=1)),
+        ("ioi_x", fits | dict(task="ioi", corruption="abc")),
+        ("copy_scores", dict(n=1224)),
+        ("mine", dict(n=3)),
+    ):
+        kept = ds.assign_attrs(attrs)
+        if name == "copy_scores":
+            del kept.attrs["task"]
+        save(kept, name)
+        assert load(name).attrs["n"] == attrs["n"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "zeros", "text"])
+def test_a_damaged_result_says_which_and_what_to_do(tmp_path, ds, damage):
+    path = save(ds, "x", tmp_path)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damaged = dict(empty=b"", half=whole[:middle], zeros=whole[:middle] + bytes(len(whole) - middle), text=b"no netCDF")
+    path.write_bytes(damaged[damage])
+    with pytest.raises(ValueError) as e:
+        load("x", tmp_path)
+    assert str(path) in str(e.value) and "remove it" in str(e.value) and "\n" not in str(e.value)

@@ -3,7 +3,6 @@
 import functools
 import http.server
 import json
-import os
 import re
 import shutil
 import threading
@@ -15,7 +14,9 @@ import plotly.graph_objects as go
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from namemovers import site
+from press import quarto
+from press import website as site
+from press.website import links, outputs, render, text
 
 ROOT = Path(__file__).parents[1]
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -121,7 +122,7 @@ def tree(tmp_path_factory):
 def small(tree, tmp_path_factory):
     "The small site, below two folders so that it can be served from a sub-path."
     out = tmp_path_factory.mktemp("served") / "docs" / "namemovers"
-    assert site.build(tree, out, root=tree, renderer="pandoc") == out / "index.html"
+    assert site.build(tree, out, root=tree) == out / "index.html"
     return out
 
 
@@ -130,7 +131,7 @@ def text_of(path):
 
 
 def words(path):
-    return site._strip_markup(text_of(path))
+    return text.strip_markup(text_of(path))
 
 
 # --- what is written ------------------------------------------------------------------------------------------------
@@ -192,6 +193,39 @@ def test_links_between_notebooks(small):
     assert site.check(small) == []
 
 
+def test_links_in_their_places():
+    urls = {page.source: page.url for page in map(site.Page, ("nbs/01_logit_lens.ipynb", "ioi_nbs/00_data.ipynb", "nbs/core/model.ipynb"))}
+    here = site.Page("nbs/core/model.ipynb")
+    assert site.relink("see [the lens](../01_logit_lens.ipynb#by-layer)", here, urls) == "see [the lens](../logit_lens.html#by-layer)"
+    code = "```\n[x](00_data.ipynb)\n```"
+    assert site.relink(code, here, urls) == code
+    with pytest.raises(ValueError, match="names no notebook"):
+        links.relink("[x](00_data.ipynb)", here, urls)
+
+
+def test_addresses_and_order():
+    pages = ("nbs/00_data.ipynb", "nbs/core/model.ipynb", "ioi_nbs/comparison.ipynb")
+    assert [site.Page(p).url for p in pages] == ["data.html", "core/model.html", "ioi_nbs/comparison.html"]
+    contents = [{"href": "index.ipynb", "text": "Home"}, {"section": "The study", "contents": ["00_data.ipynb"]}]
+    found = site.read_pages({"website": {"sidebar": {"contents": contents}}})
+    assert [(p.section, p.source, p.url) for p in found] == [("", "nbs/index.ipynb", "index.html"), ("The study", "nbs/00_data.ipynb", "data.html")]
+
+
+def test_unseen_signs_and_markup_in_figures():
+    assert site.plain("\x1b[31mred\x1b[0m  10%\r 100%\ndone") == " 100%\ndone" and site.plain("a\u202eb") == "a\\u202eb"
+    page = outputs.figure_html({"data": [{"y": [1]}], "layout": {"title": {"text": "a </script> b"}}})
+    assert page.count("</script>") == 1
+    for title in ("\u202eb", "\\u202eb"):
+        assert "\\\\u202e" in outputs.figure_html({"layout": {"title": title}})
+
+
+def test_a_frame_s_columns():
+    import pandas as pd
+    frame = pd.DataFrame({"role": ["name mover"], "effect": [0.25]}, index=pd.Index(["L9H6"], name="head"))
+    shown = outputs.output_data({"data": {"text/html": frame.to_html()}}, {})["text/html"]
+    assert shown.count('class="num"') == 2 and "<th>head</th>" in shown and "<td>name mover</td>" in shown
+
+
 def test_documented_names_become_links():
     here = site.Page("ioi_nbs/00_data.ipynb")
     urls = {"nbs/core/model.ipynb": "core/model.html"}
@@ -239,7 +273,7 @@ def test_search_index(small):
 
 
 def test_the_same_notebooks_give_the_same_site(small, tree, tmp_path):
-    site.build(tree, tmp_path / "again", root=tree, renderer="pandoc")
+    site.build(tree, tmp_path / "again", root=tree)
     for path in small.rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "again" / path.relative_to(small)).read_bytes(), path
@@ -247,14 +281,14 @@ def test_the_same_notebooks_give_the_same_site(small, tree, tmp_path):
 
 def test_colab_where_the_repository_has_an_address():
     config = {"website": {"repo-url": "https://github.com/someone/namemovers"}}
-    assert "https://colab.research.google.com/github/someone/namemovers/blob/main/nbs/00_data.ipynb" in site._actions(site.Page("nbs/00_data.ipynb"), config)
+    assert "https://colab.research.google.com/github/someone/namemovers/blob/main/nbs/00_data.ipynb" in render.page_actions(site.Page("nbs/00_data.ipynb"), config)
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------
 
 def refused(folder, tmp_path, match, **options):
     with pytest.raises(ValueError, match=match):
-        site.build(folder, tmp_path / "out", root=folder, renderer=options.pop("renderer", "pandoc"), **options)
+        site.build(folder, tmp_path / "out", root=folder, **options)
     assert not (tmp_path / "out" / "index.html").exists()
 
 
@@ -283,7 +317,6 @@ def test_nothing_is_loaded_from_outside(tmp_path, source):
 
 def test_other_mistakes(tmp_path):
     folder = alone(tmp_path)
-    refused(folder, tmp_path, "renderer: 'word'", renderer="word")
     (folder / "nbs" / "01_index.ipynb").write_bytes((folder / "nbs" / "index.ipynb").read_bytes())
     (folder / "_quarto.yml").write_text("website: {sidebar: {contents: [index.ipynb, 01_index.ipynb]}}")
     refused(folder, tmp_path, "two notebooks")
@@ -301,6 +334,26 @@ def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
     assert (tmp_path / "out" / "thesis.txt").exists()
 
 
+def test_pages_that_moved_send_their_readers_on(tree, tmp_path):
+    folder = tmp_path / "notebooks"
+    shutil.copytree(tree, folder)
+    config = (folder / "_quarto.yml").read_text()
+    (folder / "_quarto.yml").write_text(config + "redirects: {old/place.html: ioi_nbs/data.html}\n")
+    site.build(folder, tmp_path / "out", root=folder)
+    moved = text_of(tmp_path / "out" / "old" / "place.html")
+    assert 'content="0; url=../ioi_nbs/data.html"' in moved and 'href="../ioi_nbs/data.html"' in moved
+    for wrong, says in (("{old.html: gone.html}", "gone.html, which is no page"), ("{data.html: index.html}", "a page of that address")):
+        (folder / "_quarto.yml").write_text(config + f"redirects: {wrong}\n")
+        with pytest.raises(ValueError, match=says):
+            site.build(folder, tmp_path / "other", root=folder)
+
+
+def test_a_damaged_notebook_is_named(tmp_path):
+    folder = alone(tmp_path)
+    (folder / "nbs" / "index.ipynb").write_text('{"cells": [')
+    refused(folder, tmp_path, r"index\.ipynb is not a notebook")
+
+
 def test_a_page_needs_a_title(tmp_path):
     folder = alone(tmp_path)
     write(folder, "nbs/index.ipynb", new_markdown_cell("No title here."))
@@ -309,17 +362,9 @@ def test_a_page_needs_a_title(tmp_path):
 
 # --- Quarto ---------------------------------------------------------------------------------------------------------
 
-def test_quarto_gets_the_same_notebooks(tree, tmp_path, monkeypatch):
-    "A stand-in on the PATH writes down what it was given."
-    (tmp_path / "bin").mkdir()
-    quarto = tmp_path / "bin" / "quarto"
-    quarto.write_text(f'#!/bin/sh\ncp -r "$2" "{tmp_path}/given"\nmkdir "$2/_site"\necho "<p>by quarto</p>" > "$2/_site/index.html"\n')
-    quarto.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    home = site.build(tree, tmp_path / "out", root=tree)
-    assert "by quarto" in text_of(home)
+def test_quarto_gets_the_same_notebooks(tree, tmp_path):
     import yaml
-    given = tmp_path / "given"
+    given = quarto.write_project(tmp_path / "given", tree)
     config = yaml.safe_load((given / "_quarto.yml").read_text())
     assert config["project"]["render"] == ["index.ipynb", "00_data.ipynb", "ioi_nbs/00_data.ipynb", "api.ipynb"]
     assert config["website"]["title"] == "sample" and config["execute"] == {"enabled": False}
@@ -330,28 +375,25 @@ def test_quarto_gets_the_same_notebooks(tree, tmp_path, monkeypatch):
         assert (given / "ioi_nbs" / name).resolve().is_file(), name
     assert "../assets/figures.js" in nb.cells[1].source and "(../data.html)" in nb.cells[2].source
     assert "nm-figure" in (given / "index.ipynb").read_text()
+    quarto.write_project(given, tree)  # again, in place of itself
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="no project for Quarto"):
+        quarto.write_project(tmp_path / "mine", tree)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_the_configuration_is_one_that_quarto_takes():
+    "Keys of its own that a project may have, and a page for every redirect."
+    config = site.read_config(ROOT)
+    assert set(config) <= {"project", "website", "format", "execute", "redirects"}
+    assert set(config["website"]) <= {"title", "description", "search", "page-navigation", "page-footer", "sidebar", "repo-url", "site-url", "favicon"}
+    assert config["project"]["type"] == "website"
 
 
 # --- in a browser ---------------------------------------------------------------------------------------------------
 
 AUDIT = (Path(__file__).parent / "site_audit.js").read_text(encoding="utf-8")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        if os.environ.get("CI"):
-            pytest.fail("Chromium is not on the PATH, and CI must look at the site.")
-        pytest.skip("Chromium is not on the PATH")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync"])
-        yield chromium
-        chromium.close()
-
 
 @pytest.fixture(scope="module")
 def served(small):
@@ -565,6 +607,24 @@ def test_the_audit_finds_what_is_wrong(browser):
     page.close()
 
 
+FITS = """() => [...document.querySelectorAll('pre.sourceCode')].filter(pre => pre.scrollWidth > pre.clientWidth + 1)
+    .map(pre => pre.textContent.slice(0, 60))"""
+
+
+def test_code_is_read_without_scrolling_sideways(browser, tmp_path):
+    "A line of 120 letters stands on one line at 1300 pixels; a longer one, and any on a narrow screen, goes on below."
+    lines = ["x = '" + "y" * n + "'" for n in (1, 114, 300)]
+    folder = alone(tmp_path, *map(new_code_cell, lines))
+    site.build(folder, tmp_path / "out", root=folder)
+    height = "[...document.querySelectorAll('pre.sourceCode')].map(pre => Math.round(pre.getBoundingClientRect().height))"
+    for width in (1300, 1700, 360):
+        with Visit(browser, folder_url(tmp_path / "out"), width=width) as visit:
+            page = visit.open("index.html", draw=False)
+            assert page.evaluate(FITS) == []
+            short, full, longer = page.evaluate(height)
+            assert longer > short and (full == short) == (width > 360), (width, short, full, longer)
+
+
 def test_menu_on_a_narrow_screen_by_keyboard(browser, small):
     with Visit(browser, folder_url(small), width=360) as visit:
         page = visit.open("data.html", draw=False)
@@ -670,7 +730,7 @@ def hostile(tmp_path_factory):
         new_markdown_cell("Words below."), new_code_cell("t", outputs=[show(text_html=plots.table(frame, caption=HOSTILE[0]).data), show(text_html=frame.to_html()), show(text_plain="\n".join(HOSTILE)), stream]))
     (folder / "_quarto.yml").write_text("website: {title: x, sidebar: {contents: [index.ipynb]}}")
     out = folder / "out"
-    site.build(folder, out, root=folder, renderer="pandoc")
+    site.build(folder, out, root=folder)
     return out
 
 
@@ -727,7 +787,7 @@ def whole(tmp_path_factory):
     missing = [page.source for page in own_pages() if page.staged != site.GENERATED and not (ROOT / page.source).is_file()]
     assert not missing
     out = tmp_path_factory.mktemp("whole") / "site"
-    site.build(ROOT, out, root=ROOT, renderer="pandoc")
+    site.build(ROOT, out, root=ROOT)
     return out
 
 
@@ -738,7 +798,10 @@ def tour(browser, whole):
 
 
 def test_the_projects_site(whole):
-    assert set(html_pages(whole)) == {page.url for page in own_pages()}
+    config = site.read_config(ROOT)
+    moved = set(config["redirects"])
+    assert {"core/site.html", "core/study.html"} <= moved
+    assert set(html_pages(whole)) == {page.url for page in own_pages()} | moved
     assert not any("float:right; font-size" in text_of(page) for page in whole.rglob("*.html"))  # nbdev's link to a source that has no address
     titles = [re.search(r"<title>(.*?)</title>", text_of(page))[1] for page in whole.rglob("*.html")]
     assert len(titles) - len(set(titles)) <= len(titles) // 4, titles  # the two tasks' pages share theirs
@@ -752,6 +815,7 @@ def test_a_page_for_everybody(tour, name):
     tour.page.emulate_media(color_scheme="light", reduced_motion="reduce")
     page = tour.open(name)
     wide = tour.audit()
+    assert page.evaluate(FITS) == []
     tour.tab_through()
     tour.look(360, "dark")
     narrow = tour.audit()
@@ -773,3 +837,21 @@ def test_without_javascript(browser, whole):
         body, head = page.locator("body").bounding_box(), page.locator("header.top").bounding_box()
         assert body["width"] <= 360 and head["width"] <= 360
     context.close()
+
+
+def test_the_site_of_a_clone_is_built_from_what_the_study_executed(tree, tmp_path, monkeypatch):
+    "As the study and the command do it: from the executed copies where there are some, else from the notebooks themselves."
+    from press.processes import build_site
+
+    monkeypatch.setenv("MODEL", "")
+    root = tmp_path / "clone"
+    shutil.copytree(tree, root)
+    (root / "settings.ini").write_text("[study]\nmodel = mini\n")
+    assert build_site(root) == root / "_site" / "index.html"
+    copies = root / "results" / "mini" / "notebooks"
+    for folder in ("nbs", "ioi_nbs"):
+        shutil.copytree(root / folder, copies / folder)
+    path = copies / "nbs" / "00_data.ipynb"
+    path.write_text(path.read_text().replace("shown as executed", "shown as executed by the study"))
+    build_site(root)
+    assert "executed by the study" in text_of(root / "_site" / "data.html")

@@ -15,7 +15,12 @@ import pytest
 import xarray as xr
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from namemovers import results, study
+from namemovers import results
+from press import headline, kernels, notebooks, outputs, runner
+
+
+ROOT = Path(__file__).parents[1]
+AWAY = {**os.environ, "PYTHONPATH": str(ROOT)}  # of a process that works in another folder
 
 
 def write(path, *sources):
@@ -47,10 +52,10 @@ def copies(root):
 def test_order(tmp_path):
     for name in ("nbs/writeup", "nbs/index", "nbs/claims", "nbs/stability", "nbs/00_data", "nbs/core/model", "ioi_nbs/comparison", "ioi_nbs/00_data", "nbs/_draft", "nbs/.ipynb_checkpoints/a"):
         write(tmp_path / f"{name}.ipynb", "1")
-    found = [p.with_suffix("").as_posix() for p in study.notebooks(tmp_path)]
+    found = [p.with_suffix("").as_posix() for p in notebooks.notebooks(tmp_path)]
     assert found == ["nbs/00_data", "nbs/core/model", "ioi_nbs/00_data", "ioi_nbs/comparison", "nbs/stability", "nbs/claims", "nbs/writeup", "nbs/index"]
     with pytest.raises(ValueError, match="no notebooks"):
-        study.notebooks(tmp_path / "nowhere")
+        notebooks.notebooks(tmp_path / "nowhere")
 
 
 def test_outputs_are_those_of_jupyter(tmp_path):
@@ -65,7 +70,7 @@ def test_outputs_are_those_of_jupyter(tmp_path):
         "import sys; print('careful', file=sys.stderr)",
         "import multiprocessing\nwith multiprocessing.get_context('fork').Pool(1) as pool: print(pool.map(abs, [-3]))",
     )
-    nb = asyncio.run(study.execute(path))
+    nb = asyncio.run(kernels.execute(path))
     first, order, figure, rich, left_out, widget, stderr, children = nb.cells
     assert text(first).splitlines() == [str(tmp_path), "1"]
     assert [text(nbformat.from_dict({"outputs": [o]})).strip() for o in order.outputs] == ["one", "'two'", "three"]
@@ -82,30 +87,30 @@ def test_outputs_are_those_of_jupyter(tmp_path):
 def test_state_is_fresh(tmp_path):
     path = write(tmp_path / "a.ipynb", "import json\nprint(hasattr(json, 'mark'), 'mark' in globals())\njson.mark = mark = 1")
     for _ in range(2):
-        assert text(asyncio.run(study.execute(path)).cells[0]) == "False False\n"
+        assert text(asyncio.run(kernels.execute(path)).cells[0]) == "False False\n"
 
 
 def test_kernels_without_fork(tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "can_fork", lambda: False)
-    nb = asyncio.run(study.execute(write(tmp_path / "a.ipynb", "print(6 * 7)")))
+    monkeypatch.setattr(kernels, "can_fork", lambda: False)
+    nb = asyncio.run(kernels.execute(write(tmp_path / "a.ipynb", "print(6 * 7)")))
     assert text(nb.cells[0]) == "42\n"
 
 
 def test_a_dead_kernel_is_an_error(tmp_path):
-    with pytest.raises(study.NotebookError, match=r"a\.ipynb, cell 1 of 1: the kernel died"):
-        asyncio.run(study.execute(write(tmp_path / "a.ipynb", "import os; os._exit(1)")))
+    with pytest.raises(kernels.NotebookError, match=r"a\.ipynb, cell 1 of 1: the kernel died"):
+        asyncio.run(kernels.execute(write(tmp_path / "a.ipynb", "import os; os._exit(1)")))
 
 
 def test_a_failing_notebook(root, copies, capsys):
     write(root / "nbs/00_bad.ipynb", "x = 1", "def f(): raise KeyError('boo')", "f()", "open('never', 'w')")
     write(root / "nbs/01_good.ipynb", "print('good')")
     write(root / "nbs/index.ipynb", "print('home')")
-    failures = study.run(root)
+    failures = runner.run(root)
     assert [str(f) for f in failures] == ["nbs/00_bad.ipynb, cell 3 of 4: KeyError: 'boo'"]
     out = capsys.readouterr().out
     assert "[3/3] nbs/index" in out and "raise KeyError('boo')" in out and "FAILED" in out
     bad, good, home = (nbformat.read(copies / f"nbs/{n}.ipynb", 4) for n in ("00_bad", "01_good", "index"))
-    assert bad.cells[2].outputs[0].ename == "KeyError" and "namemovers" not in bad.metadata
+    assert bad.cells[2].outputs[0].ename == "KeyError" and not bad.metadata.namemovers.inputs
     assert text(good.cells[0]) == "good\n" and text(home.cells[0]) == "home\n"
     assert not (root / "nbs/never").exists()
 
@@ -119,7 +124,7 @@ def test_resumes(root, capsys, monkeypatch):
     def again(**kw):
         (root / "ran").unlink(missing_ok=True)
         capsys.readouterr()
-        assert study.run(root, **kw) == []
+        assert runner.run(root, **kw) == []
         return ran(), capsys.readouterr().out.count("unchanged")
 
     everything = sorted(["nbs/00_a", "ioi_nbs/00_c", "nbs/index"])
@@ -145,12 +150,12 @@ def test_wrong_settings_stop_it_before_it_starts(root, monkeypatch):
         with monkeypatch.context() as m:
             m.setenv(name, value)
             with pytest.raises(ValueError, match=message) as e:
-                study.run(root)
+                runner.run(root)
             assert "\n" not in str(e.value)
     with pytest.raises(ValueError, match="nbs/b"):
-        study.run(root, only=["nbs/b"])
+        runner.run(root, only=["nbs/b"])
     with pytest.raises(ValueError, match="workers"):
-        study.run(root, workers=0)
+        runner.run(root, workers=0)
     assert not (root / "ran").exists()
 
 
@@ -158,7 +163,7 @@ def test_update_writes_clean_outputs_into_the_source(root):
     path = write(root / "nbs/00_a.ipynb", "print(6 * 7)", "import os; os.environ['N']")
     write(root / "nbs/01_bad.ipynb", "1 / 0")
     before = (root / "nbs/01_bad.ipynb").read_text()
-    assert len(study.run(root, update=True)) == 1
+    assert len(runner.run(root, update=True)) == 1
     nb = json.loads(path.read_text())
     assert nb["cells"][0]["outputs"][0]["text"] == ["42\n"]
     assert nb["cells"][0]["execution_count"] is None and "namemovers" not in nb["metadata"]
@@ -168,7 +173,7 @@ def test_update_writes_clean_outputs_into_the_source(root):
 def test_ctrl_c_leaves_nothing_behind(root, copies):
     write(root / "nbs/00_quick.ipynb", "1")
     write(root / "nbs/01_slow.ipynb", "import os, time\nopen('../pid', 'w').write(str(os.getpid()))\ntime.sleep(600)")
-    process = subprocess.Popen([sys.executable, "-m", "namemovers", "study"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-m", "namemovers", "study"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=AWAY)
     deadline = time.monotonic() + 240
     while not ((root / "pid").exists() and (root / "pid").read_text() and (copies / "nbs/00_quick.ipynb").exists()):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -180,20 +185,19 @@ def test_ctrl_c_leaves_nothing_behind(root, copies):
     assert [p.name for p in copies.rglob("*") if p.is_file()] == ["00_quick.ipynb"]
 
 
-def test_nbdev_test(root, capfd):
-    write(root / "nbs/00_good.ipynb", "open('../saved', 'w').write('1')", "#| eval: false\n1 / 0", "#| notest\n1 / 0")
+def test_rerun(root):
+    write(root / "nbs/00_good.ipynb", "open('../saved', 'w').write('1');", "#| eval: false\n1 / 0", "#| notest\n1 / 0")
     write(root / "ioi_nbs/00_after.ipynb", "assert open('../saved').read() == '1'")
     write(root / "nbs/01_bad.ipynb", "assert 1 == 2")
-    # In a process of its own: it imports torch and then forks, which a process that has computed must not.
-    code = "from namemovers.study import nbdev_test; print(*nbdev_test())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.splitlines()[-2:] == ["nbdev: 2 notebooks passed, 1 failed", "nbs/01_bad.ipynb"], done.stderr
-    assert "assert 1 == 2" in done.stderr
+    code = "from press.rerun import rerun; print(*rerun())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=AWAY)
+    assert done.stdout.splitlines()[-2:] == ["2 notebooks passed, 1 failed", "nbs/01_bad.ipynb"], done.stderr
+    assert "assert 1 == 2" in done.stdout
     assert not (root / "saved").exists(), "tests work on a copy"
 
 
 def test_headline(tmp_path):
-    assert "No headline" in study.headline(tmp_path) and "mrs_head_attribution" in study.headline(tmp_path)
+    assert "No headline" in headline.headline(tmp_path) and "mrs_head_attribution" in headline.headline(tmp_path)
     rng = np.random.default_rng(0)
     heads = np.zeros((3, 4, 20)) + rng.normal(0, 0.01, (3, 4, 20))
     heads[2, 1] += 0.75
@@ -206,7 +210,7 @@ def test_headline(tmp_path):
         results.save(xr.Dataset({"attribution": attribution, "logit_diff": logit_diff}), f"{task}_head_attribution", tmp_path)
         results.save(xr.Dataset({"effect": xr.DataArray(heads, **over("prompt"))}), f"{task}_patch_z_head", tmp_path)
     results.save(xr.Dataset({"copy_score": xr.DataArray(heads, **over("name"))}), "copy_scores", tmp_path)
-    rows = {line.split("   ")[0]: line for line in study.headline(tmp_path, k=2).splitlines()}
+    rows = {line.split("   ")[0]: line for line in headline.headline(tmp_path, k=2).splitlines()}
     assert rows["prompts"].count("20") == 2
     assert rows["logit difference"].count("3.5") >= 2 and rows["logit difference"].count("[3.") == 2
     assert rows["top heads by patching"].count("L2H1 0.75, L1H3 0.25") == 2
@@ -214,4 +218,89 @@ def test_headline(tmp_path):
     assert rows["top heads by attribution"].endswith("none")
     assert rows["top heads by copy score"].count("L2H1 0.75") == 2
     (tmp_path / "ioi_head_attribution.nc").write_bytes(b"no netCDF")
-    assert study.headline(tmp_path).startswith("No headline")
+    assert headline.headline(tmp_path).startswith("No headline")
+
+
+# --- committed outputs against a run of today -----------------------------------------------------------------------
+
+
+def stream(text):
+    return nbformat.v4.new_output("stream", text=text)
+
+
+def shows(*cells, mark=""):
+    code = [new_code_cell(f"{mark}x", outputs=[output]) for output in cells]
+    return json.loads(nbformat.writes(new_notebook(cells=code)))
+
+
+@pytest.mark.parametrize(
+    ("committed", "now"),
+    [
+        ("took 3.2 s", "took 12.25 s"),
+        ("<object at 0x7f3a9c1b2d30>", "<object at 0x7f0000000001>"),
+        ("mean 0.512 [0.40, 0.61]", "mean 0.513 [0.41, 0.61]"),
+        ("mean −3.3e−06", "mean −3.35e−06"),
+        ("mean −9.7e−08, n = 1", "mean 0, n = 1"),
+        ("mean −9.7e−08 q = 0.2", "mean 1.1e−08 q = 0.7"),
+        ("mean 0.25 q = 0.206", "mean 0.25 q = 0.165"),
+        ("a    b\n-----\n0.5", "a b\n---\n0.50"),
+    ],
+)
+def test_what_may_vary(committed, now):
+    assert outputs.differences(shows(stream(committed)), shows(stream(now))) == []
+
+
+@pytest.mark.parametrize(
+    ("committed", "now"),
+    [
+        ("12 heads", "13 heads"),
+        ("mean 0.512", "mean 0.53"),
+        ("mean 0.51", "mean −0.51"),
+        ("L9H6 0.51", "L9H7 0.51"),
+        ("holds", "does not hold"),
+        ("mean 0.51 q = 0.04", "mean 0.51 q = 0.06"),
+        ("mean 3.1e−06", "mean 3.1e−05"),
+        ("one\ntwo", "one"),
+        ("n = 50", "n = 50.0"),
+    ],
+)
+def test_what_may_not(committed, now):
+    (told,) = outputs.differences(shows(stream(committed)), shows(stream(now)))
+    assert told.startswith("cell 1, committed") and committed in told and now in told
+    assert outputs.differences(shows(stream(committed), mark="#| varies\n"), shows(stream(now), mark="#| varies\n")) == []
+
+
+def figure(**layout):
+    import plotly.graph_objects as go
+
+    made = go.Figure(go.Heatmap(z=np.array([[0.5, 0.25], [1e-9, 1.0]]) * layout.pop("times", 1.0)), layout)
+    data = {"application/vnd.plotly.v1+json": json.loads(made.to_json())}
+    return nbformat.v4.new_output("display_data", data)
+
+
+def test_figures_are_compared_by_their_data():
+    same = shows(figure())
+    assert outputs.differences(same, shows(figure(times=1 + 1e-5))) == []
+    (told,) = outputs.differences(same, shows(figure(times=1.01)))
+    assert "data[0].z" in told
+    (told,) = outputs.differences(same, shows(figure(title_text="Another")))
+    assert "layout.title" in told
+    assert outputs.differences(same, shows(stream("no figure")))
+
+
+def test_cells_that_show_more_or_less():
+    two = json.loads(nbformat.writes(new_notebook(cells=[new_code_cell("x", outputs=[stream("a"), figure()])])))
+    (told,) = outputs.differences(two, shows(stream("a")))
+    assert "figure" in told
+    assert outputs.differences(shows(stream("a")), json.loads(nbformat.writes(new_notebook(cells=[new_code_cell("x")]))))
+
+
+def test_a_committed_output_that_is_not_what_comes_out_fails_the_rerun(root):
+    cells = [new_code_cell("print(6 * 7)", outputs=[stream("41\n")]), new_code_cell("#| varies\nprint(6 * 7)", outputs=[stream("41\n")])]
+    (root / "nbs").mkdir()
+    nbformat.write(new_notebook(cells=cells), root / "nbs/00_stale.ipynb")
+    write(root / "nbs/01_good.ipynb", "1;")
+    done = subprocess.run([sys.executable, "-m", "press.rerun"], capture_output=True, text=True, env=AWAY)
+    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "1 notebooks passed, 1 failed", done.stdout + done.stderr
+    assert "nbs/00_stale.ipynb, cell 1, committed" in done.stdout and "41" in done.stdout and "42" in done.stdout
+    assert "cell 2" not in done.stdout

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import gpt2_tokenizer, small_tokenizer, write_checkpoint
 
-from namemovers import study
 from namemovers.data import NAMES, Task
+from press.kernels import execute
 
 FOLDER = Path(__file__).parents[1] / "nbs" / "tutorials"
 PAGES = ["first_patch", "own_task", "gpt2_task", "from_transformer_lens", "pitfalls", "paper_figure"]
@@ -22,7 +22,7 @@ def cells(page, kind="code"):
 def executed(page, monkeypatch, folder, n=6):
     monkeypatch.setenv("MODEL", str(folder))
     monkeypatch.setenv("N", str(n))
-    nb = asyncio.run(study.execute(FOLDER / f"{page}.ipynb"))
+    nb = asyncio.run(execute(FOLDER / f"{page}.ipynb"))
     shown = [str(o.get("text", "")) + "".join(str(v) for k, v in o.get("data", {}).items() if k.startswith("text")) for c in nb.cells if c.cell_type == "code" for o in c.outputs]
     return nb, "\n".join(shown)
 

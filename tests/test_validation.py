@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from scipy.stats import binom
 
 from namemovers import validation
+from namemovers.stats import summarise
 from namemovers.validation import CUE, IOI, MRS, Method, auroc, by_lot, controls, load_case, method_name, methods, precision_recall, score, shuffled, validate
 
 
@@ -97,12 +99,26 @@ def test_answers_without_truth(case):
 
 
 def test_controls_are_silent_and_would_not_be_if_there_were_something(monkeypatch):
-    ds = controls(models=2, draws=8, n=12, progress=False)
+    ds = controls(models=2, draws=8, n=12, progress=False, shuffles=100)
     assert ds["any"].dims == ("control", "method", "study") and ds["any"].sel(control="random model, the task's answers").notnull().sum() == 2 * ds.sizes["method"]
-    # 16 studies: at the nominal rate more than 5 that call anything have a probability below 1e-4
-    for control in ("shuffled answers", "random model, answers by lot"): assert (ds["any"].sel(control=control).sum("study") <= 5).all()
+    for control, studies in (("shuffled answers", 200), ("random model, answers by lot", 16)):
+        called = ds["any"].sel(control=control)
+        assert (called.notnull().sum("study") == studies).all()
+        # a test that holds its level calls more than this once in a thousand times
+        assert (called.sum("study") <= binom.ppf(0.999, studies, 0.05)).all(), called.sum("study")
+
+    def careless(values, **how):
+        s = summarise(values, **how)
+        return s.assign(significant=s.p <= 0.05)
+
+    monkeypatch.setattr(validation, "summarise", careless)  # and the bounds see it
+    heard = controls(models=1, draws=16, n=12, progress=False, shuffles=200)["any"]
+    assert (heard.sel(control="shuffled answers").sum("study") > 2 * binom.ppf(0.999, 200, 0.05)).all()
+    assert (heard.sel(control="random model, answers by lot").sum("study") > binom.ppf(0.999, 16, 0.05)).any()
+    monkeypatch.setattr(validation, "summarise", summarise)
+    with pytest.raises(ValueError, match="with n=8 silence says nothing"): controls(models=1, draws=1, n=8, progress=False)
     loud = xr.DataArray(np.abs(np.random.default_rng(0).normal(1, 0.1, (2, 2, 12))), dims=("layer", "head", "prompt"))
     monkeypatch.setattr(validation, "_in_logits", lambda model, task: dict.fromkeys(validation._ON_LOGITS, loud))
     assert (controls(models=1, draws=2, n=12, progress=False)["any"].sel(control="random model, answers by lot").dropna("study") == 1).all()
-    for bad in (dict(models=0), dict(draws=0), dict(n=1)):
+    for bad in (dict(models=0), dict(draws=0), dict(shuffles=0), dict(n=1)):
         with pytest.raises(ValueError): controls(**bad)
