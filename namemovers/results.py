@@ -114,12 +114,14 @@ def _asked(name: str, attrs: dict) -> dict:
     if not (s.root / "settings.ini").is_file():  # no study is at home here
         return {}
     task = attrs.get("task")
-    if task is None:
-        return dict(seed=s.seed) if "seed" in attrs else {}
-    if not name.startswith(f"{task}_"):  # a name that no notebook of the study gives
+    # Measured on other prompts than the study's, such as names or random tokens, with a seed of their own.
+    if task is None or not name.startswith(f"{task}_"):
         return {}
-    # Of one prompt on purpose, as its name says.
-    wanted = dict(n=1 if name.endswith("_n1") else s.n, seed=s.seed)
+    wanted = dict(n=s.n, seed=s.seed)
+    if name.endswith("_n1"):  # of one prompt on purpose, as its name says
+        wanted["n"] = 1
+    if name.endswith(("_one_prompt", "_stability")):  # of as many prompts as it takes to draw studies from
+        del wanted["n"]
     return wanted | dict(corruption=s.corruption) if task == "mrs" else wanted
 
 def _fits(path: Path, attrs: dict) -> None:

@@ -143,7 +143,6 @@ def test_a_stamp_is_over_what_a_variable_was_made_of(ds):
     ("mrs_x", dict(n=7, corruption="no_cue"), "corruption = 'no_cue'"),
     ("ioi_x", dict(task="ioi", n=8), "n = 8"),
     ("mrs_x_n1", dict(n=7), "n = 7"),
-    ("copy_scores", dict(task=None, seed=2), "seed = 2"),
 ])
 def test_results_of_another_study_are_refused(tmp_path, ds, monkeypatch, name, attrs, says):
     for variable in ("MODEL", "N", "SEED", "CORRUPTION"):
@@ -190,3 +189,20 @@ def test_a_damaged_result_says_which_and_what_to_do(tmp_path, ds, damage):
     with pytest.raises(ValueError) as e:
         load("x", tmp_path)
     assert str(path) in str(e.value) and "remove it" in str(e.value) and "\n" not in str(e.value)
+
+
+def test_results_of_other_prompts_than_the_studys_have_an_n_and_a_seed_of_their_own(tmp_path, monkeypatch):
+    "Copy scores draw names, patterns random tokens, stability hundreds of prompts: none of them is of another study."
+    for name in ("MODEL", "N", "SEED", "CORRUPTION"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "settings.ini").write_text("[study]\nmodel = mini\nn = 6\nseed = 1\ncorruption = new_subjects\n")
+    monkeypatch.chdir(tmp_path)
+    ds = xr.Dataset({"x": ("prompt", np.arange(3.0))}, attrs=dict(model="mini"))
+    study = dict(task="mrs", seed=1, corruption="new_subjects")
+    for name, attrs in (("copy_scores", dict(n=1224, seed=0)), ("pattern_scores", dict(n=24, seed=0)), ("mrs_one_prompt", study | dict(n=400)), ("ioi_stability", dict(task="ioi", n=400, seed=1))):
+        save(ds.assign_attrs(attrs), name)
+        assert load(name).attrs["n"] == attrs["n"]
+    for name, attrs in (("mrs_one_prompt", study | dict(n=400, seed=0)), ("mrs_paths", study | dict(n=7))):
+        save(ds.assign_attrs(attrs), name)
+        with pytest.raises(ValueError, match="the settings ask for"):
+            load(name)
