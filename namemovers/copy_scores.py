@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from .arguments import checked
+from .arguments import checked, short
 from .data import NAMES, ioi_task, name_token, word_ids
 from .guard import guarded
 from .head_attribution import name_ids, subject_positions
@@ -132,7 +132,7 @@ def copy_scores(
     """
     tokenizer = model.tokenizer
     names = shipped_names(tokenizer) if names is None else list(dict.fromkeys([names] if isinstance(names, str) else names))
-    if len(names) < 2: raise ValueError(f"names must hold at least two different names, not {names}, since an IOI prompt has two people; add one.")
+    if len(names) < 2: raise ValueError(f"names must hold at least two different names, not {short(names)}, since an IOI prompt has two people; add one.")
     if n < 1 or top < 1: raise ValueError(f"n and top must be at least 1, not n={n} and top={top}; give more.")
     token = torch.tensor([name_token(tokenizer, name) for name in names])
     tokens, at, who = names_in_context(tokenizer, names, n, seed)

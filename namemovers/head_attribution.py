@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 from plotly.subplots import make_subplots
-from .arguments import checked
+from .arguments import checked, a_result
 from .data import name_token
 from .guard import guarded
 from .model import answer_direction, logit_difference, run_at_end
@@ -83,7 +83,7 @@ def head_attribution(
     return ds
 
 # %% ../nbs/03_head_attribution.ipynb #fb9426b2
-@checked
+@checked(result=a_result("attribution"))
 def components(
     result: xr.Dataset, # from `head_attribution`
 ) -> xr.DataArray: # [component, prompt], in logits

@@ -14,9 +14,10 @@ import xarray as xr
 from scipy import stats
 from scipy.optimize import elementwise
 
-from .arguments import checked
+from .arguments import checked, a_result, head_pairs
 
 # %% ../nbs/core/stats.ipynb #702d1b91
+@checked
 def head_name(
     layer: int, # from 0
     head: int,  # from 0
@@ -445,7 +446,7 @@ def proportion(
     return xr.Dataset(out, attrs={**values.attrs, "variable": str(values.name or "share"), "confidence": confidence})
 
 # %% ../nbs/core/stats.ipynb #9350b510
-@checked
+@checked(summary=a_result(dims=("layer", "head")))
 def top_heads(
     summary: xr.Dataset | xr.DataArray, # [layer, head]: a summary, or a mean
     k: int = 10,                        # how many
@@ -595,6 +596,7 @@ def overlap(
                 expected=n_a * n_b / total, p=float(stats.hypergeom.sf(shared - 1, total, n_a, n_b)))
 
 # %% ../nbs/core/stats.ipynb #57a70002
+@checked
 def estimate(
     value,            # a number, or a Dataset with `low` and `high`: from `summarise`, `proportion`, `rank_correlation`
     digits: int = 2,  # decimals
@@ -612,7 +614,7 @@ def estimate(
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
 
 # %% ../nbs/core/stats.ipynb #8c7b70d3
-@checked
+@checked(summary=a_result("mean", "significant"), heads=lambda name, value: None if value is None else head_pairs(name, value))
 def heads_in_words(
     summary: xr.Dataset,    # [layer, head], from `summarise`
     heads=None,             # (layer, head) pairs; by default the significant ones of one sign, the largest first
