@@ -311,8 +311,8 @@ _NAMES: dict = {
     **{name: (functools.partial(whole, least=1), {"int"})
        for name in ("n", "n_resamples", "steps", "batch_size", "memory_budget", "memory", "draws", "top", "width", "depth", "n_reference", "max_batch", "dpi")},
     **{name: (functools.partial(whole, least=0), {"int"}) for name in ("k", "random", "greedy", "digits", "layer", "head")},
-    **{name: (_option, {"str"}) for name in ("site", "by", "direction", "metric", "engine", "dtype", "ablation", "method", "order", "what", "dim", "corruption",
-                                             "cue", "cue_subject", "descriptions", "subject", "var", "name")},
+    **{name: (_option, {"str", ""}) for name in ("site", "by", "direction", "metric", "engine", "dtype", "ablation", "method", "order", "what", "dim", "corruption",
+                                             "cue", "cue_subject", "descriptions", "subject", "var", "name", "sender_position", "receiver_position")},
     **{name: (_words, {""}) for name in ("family", "over", "subjects", "after", "component", "queries")},
     **{name: (_several, {"", "list"}) for name in ("senders", "receivers", "neurons")},
     **{name: (head_pairs, {"list"}) for name in ("heads", "name_movers")},

@@ -133,20 +133,20 @@ EXAMPLES = {
     "head_roles.other_cue": lambda w: dict(task=w.task),
     "head_roles.s_inhibition": lambda w: dict(model=w.model, task=w.task, name_movers=[(2, 0)], progress=False),
     "head_roles.known_roles": lambda w: dict(name="mini"),
-    "circuits.node": lambda w: dict(name="L0H1@S1"),
-    "circuits.positions_of": lambda w: dict(task=w.task),
-    "circuits.nodes": lambda w: dict(model=w.model, task=w.task),
-    "circuits.everywhere": lambda w: dict(heads=[(0, 1)], task=w.task),
-    "circuits.heads_of": lambda w: dict(circuit=w.circuit()),
-    "circuits.reference_task": lambda w: dict(task=w.task, n=5),
-    "circuits.run_circuits": lambda w: dict(model=w.model, task=w.task, circuits={"one": w.circuit()}, ablation="zero"),
-    "circuits.faithfulness": lambda w: dict(ds=w.run_of_circuits(), n_resamples=9),
-    "circuits.random_circuits": lambda w: dict(universe=w.circuit(), size=1, n=2),
-    "circuits.overlap": lambda w: dict(a=w.circuit(), b=w.circuit(), universe=w.circuit()),
-    "edges.graph": lambda w: dict(of=w.model),
-    "edges.run_edges": lambda w: dict(model=w.model, task=w.task, circuits=w.edges(), progress=False),
-    "edges.attribute_edges": lambda w: dict(model=w.model, task=w.task, progress=False),
-    "edges.top_edges": lambda w: dict(attribution=w.edge_scores(), k=2),
+    "circuits.parts.node": lambda w: dict(name="L0H1@S1"),
+    "circuits.parts.positions_of": lambda w: dict(task=w.task),
+    "circuits.parts.nodes": lambda w: dict(model=w.model, task=w.task),
+    "circuits.parts.everywhere": lambda w: dict(heads=[(0, 1)], task=w.task),
+    "circuits.parts.heads_of": lambda w: dict(circuit=w.circuit()),
+    "circuits.ablation.reference_task": lambda w: dict(task=w.task, n=5),
+    "circuits.node_runs.run_circuits": lambda w: dict(model=w.model, task=w.task, circuits={"one": w.circuit()}, ablation="zero"),
+    "circuits.curves.faithfulness": lambda w: dict(ds=w.run_of_circuits(), n_resamples=9),
+    "circuits.curves.random_circuits": lambda w: dict(universe=w.circuit(), size=1, n=2),
+    "circuits.criteria.overlap": lambda w: dict(a=w.circuit(), b=w.circuit(), universe=w.circuit()),
+    "circuits.edge_graph.graph": lambda w: dict(of=w.model),
+    "circuits.edges.run_edges": lambda w: dict(model=w.model, task=w.task, circuits=w.edges(), progress=False),
+    "circuits.edge_estimates.attribute_edges": lambda w: dict(model=w.model, task=w.task, progress=False),
+    "circuits.edge_estimates.top_edges": lambda w: dict(attribution=w.edge_scores(), k=2),
     "results.save": lambda w: dict(ds=w.lens(), name="lens", folder=w.folder),
     "results.load": lambda w: dict(name="saved", folder=w.saved()),
     "published.published_figures": lambda w: {},
@@ -159,8 +159,8 @@ EXAMPLES = {
     "model.model_folder": lambda w: dict(name="mini"),
     "validation.auroc": lambda w: dict(score=[0.1, 0.2], true=[True, False]),
     "validation.precision_recall": lambda w: dict(called=[True, False], true=[True, False]),
-    "publish.latex_text": lambda w: dict(text="a"),
-    "publish.save_table": lambda w: dict(table=w.row.to_dataframe(), path=w.folder / "table.csv"),
+    "publish.tables.latex_text": lambda w: dict(text="a"),
+    "publish.tables.save_table": lambda w: dict(table=w.row.to_dataframe(), path=w.folder / "table.csv"),
 }
 
 
@@ -189,8 +189,8 @@ _make(
     summary=lambda w: _module("stats").summarise(w.grid, n_resamples=99),
     circuit=lambda w: _module("circuits").everywhere([(0, 1), (1, 2)], w.task),
     run_of_circuits=lambda w: _module("circuits").run_circuits(w.model, w.task, {"one": w.circuit()}, ablation="zero"),
-    edge_scores=lambda w: _module("edges").attribute_edges(w.model, w.task, progress=False),
-    edges=lambda w: {"two": _module("edges").top_edges(w.edge_scores(), 2)},
+    edge_scores=lambda w: _module("circuits.edge_estimates").attribute_edges(w.model, w.task, progress=False),
+    edges=lambda w: {"two": _module("circuits.edge_estimates").top_edges(w.edge_scores(), 2)},
     saved=lambda w: (_module("results").save(w.row.to_dataset(name="effect"), "saved", w.folder), w.folder)[1],
 )
 
@@ -226,7 +226,6 @@ def complaint(function, given, parameter, value):
 NOT_YET = {
     ("data.predictions", "prompts"),
     ("data.predictions", "k"),
-    ("sets.patch_sets", "sets"),
     ("logit_lens.top_tokens", "prompt"),
     ("stats.q_values", "p"),
     ("stats.q_values", "family"),
@@ -239,18 +238,17 @@ NOT_YET = {
     ("plots.bars", "result"),
     ("plots.bars", "labels"),
     ("plots.attention", "tokens"),
-    ("head_roles.s_inhibition", "name_movers"),
-    ("circuits.everywhere", "heads"),
-    ("circuits.heads_of", "circuit"),
-    ("circuits.faithfulness", "ds"),
-    ("circuits.random_circuits", "universe"),
-    ("circuits.random_circuits", "seed"),
-    ("circuits.overlap", "a"),
-    ("circuits.overlap", "b"),
-    ("circuits.overlap", "universe"),
-    ("edges.graph", "of"),
-    ("edges.run_edges", "circuits"),
-    ("edges.top_edges", "attribution"),
+    ("circuits.parts.everywhere", "heads"),
+    ("circuits.parts.heads_of", "circuit"),
+    ("circuits.curves.faithfulness", "ds"),
+    ("circuits.curves.random_circuits", "universe"),
+    ("circuits.curves.random_circuits", "seed"),
+    ("circuits.criteria.overlap", "a"),
+    ("circuits.criteria.overlap", "b"),
+    ("circuits.criteria.overlap", "universe"),
+    ("circuits.edge_graph.graph", "of"),
+    ("circuits.edges.run_edges", "circuits"),
+    ("circuits.edge_estimates.top_edges", "attribution"),
     ("results.save", "folder"),
     ("results.load", "folder"),
     ("published.published_figures", "task"),
@@ -262,7 +260,7 @@ NOT_YET = {
     ("validation.auroc", "true"),
     ("validation.precision_recall", "called"),
     ("validation.precision_recall", "true"),
-    ("publish.save_table", "table"),
+    ("publish.tables.save_table", "table"),
 }
 
 
@@ -283,8 +281,9 @@ def test_hostile_arguments_are_named(world, name):
 # Functions that begin with the shared checks, but whose example would take results of a whole study.
 NO_EXAMPLE = {name for name in functions() if name not in EXAMPLES and getattr(functions()[name], "checked", False)}
 # Those that have checks of their own, or take what the library made.
-OWN = re.compile(r"arguments\.|explorer\.|claims\.Results|claims\.evaluate|edges\.(Setting|State)|.*\.run_\w+|validation\.methods|plots\.(visible|token_)|results\.provenance|model\.(shipped|run_at|answer_d|logit_d)"
-                 r"|publish\.(browser|lacking)|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.published_circuit|settings\.settings")
+OWN = re.compile(r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.evaluate|.*\.run_\w+|validation\.methods|results\.provenance|settings\.settings"
+                 r"|plots\.(visible|token_|summary_of|unit_of|number)|copy_scores\.(name_ranks|after_first)|data\.(encode|stretches)|model\.(shipped|run_at|answer_d|logit_d)"
+                 r"|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit")
 
 
 def test_every_public_function_is_checked():

@@ -41,7 +41,6 @@ def _check(result) -> None:
         raise ValueError(f"result has no provenance in its attrs (they have {there}); {remedy}.")
 
 # %% ../../nbs/core/publish/notes.ipynb #401fb16a
-@checked
 def about(
     result, # one result, several in a list or a dictionary, or None
     **more, # what else to note; what is empty is left out
@@ -59,7 +58,6 @@ def about(
     return merged | noted | {"made_by": f"namemovers {version('namemovers')}"}
 
 # %% ../../nbs/core/publish/notes.ipynb #da7c0d69
-@checked
 def as_json(
     noted: dict, # from `about`
 ) -> str: # ASCII, so that any format can hold it
@@ -67,7 +65,6 @@ def as_json(
     return json.dumps(noted, sort_keys=True)
 
 # %% ../../nbs/core/publish/notes.ipynb #99716018
-@checked
 def target(
     path: str | Path, # where a file is to go
     suffixes: tuple,  # what it may end in
@@ -84,7 +81,6 @@ def target(
     return path
 
 # %% ../../nbs/core/publish/notes.ipynb #c95baa33
-@checked
 def put(
     path: Path,  # from `target`
     data: bytes, # all of the file
@@ -95,7 +91,6 @@ def put(
     return path
 
 # %% ../../nbs/core/publish/notes.ipynb #7366aeac
-@checked
 def pdf_noted(
     pdf: bytes,  # a PDF
     noted: dict, # from `about`
@@ -116,7 +111,6 @@ def pdf_noted(
     return out.getvalue()
 
 # %% ../../nbs/core/publish/notes.ipynb #bc04d6f2
-@checked
 def png_noted(
     png: bytes,  # a PNG
     noted: dict, # from `about`
@@ -138,7 +132,6 @@ def png_noted(
     return out.getvalue()
 
 # %% ../../nbs/core/publish/notes.ipynb #e98bcf27
-@checked
 def svg_notes(
     noted: dict, # from `about`
     title: str,  # "Figure" where it is empty
@@ -149,7 +142,6 @@ def svg_notes(
     return f'<title>{named}</title><metadata id="namemovers">{note}</metadata>'
 
 # %% ../../nbs/core/publish/notes.ipynb #3381c861
-@checked
 def html_note(
     noted: dict, # from `about`
 ) -> str:
