@@ -12,7 +12,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
-from namemovers.activation_patching import Cell
+from namemovers.engine import sweep as engine
+from namemovers.pairs import Pairs
+from namemovers.sites import Cell
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -56,6 +58,11 @@ def prompts(model, shape, n, seed=0):
     corrupted = clean.clone()
     corrupted[:, differ] = new(n, len(differ))
     return clean, corrupted, torch.full((n,), length - 1), new(n), new(n)
+
+
+def sweep_of(model, arguments, site, todo):
+    """The patched runs [cell, prompt] of our engine, for what `prompts` returns."""
+    return engine.sweep(model, Pairs(*arguments), site, todo)[0]
 
 
 def cells(model, by, n, length):

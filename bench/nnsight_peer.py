@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 import common
-from common import SHAPES, cells, machine, pairs, prompts, random_checkpoint, seconds
+from common import SHAPES, cells, machine, pairs, prompts, random_checkpoint, seconds, sweep_of
 
 
 def main():
@@ -38,7 +38,6 @@ def main():
     torch.set_grad_enabled(False)
     from transformers import AutoTokenizer, GPT2LMHeadModel
 
-    from namemovers.engine import run_fast
     from namemovers.model import load_model
 
     with tempfile.TemporaryDirectory() as folder:
@@ -73,7 +72,7 @@ def main():
                 return taken * (L - 1) * length / (len(layers) * len(at)), None
 
             def ours():
-                taken, kept["ours"] = seconds(lambda: run_fast(model, *arguments, "resid_pre", todo))
+                taken, kept["ours"] = seconds(lambda: sweep_of(model, arguments, "resid_pre", todo))
                 return taken, None
 
             s, t, ratio, *_ = pairs(ours, theirs, args.repeats)

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import common
-from common import SHAPES, cells, machine, needed, needed_paths, pairs, prompts, random_model, seconds
-from namemovers.engine import run_fast
-from namemovers.path_patching import run_paths
+from common import SHAPES, cells, machine, needed, needed_paths, pairs, prompts, random_model, seconds, sweep_of
+from namemovers.pairs import Pairs
+from namemovers.path_patching import Paths, run_paths
 
 SWEEPS = {  # name -> (site, by)
     "z by head": ("z", "head"), "resid_pre by position": ("resid_pre", "position"), "attn_out by position": ("attn_out", "position"),
@@ -111,7 +111,7 @@ def sweep(name, args):
     out = args.out / f"patching-{Path(name).name}.json"
     rows = json.loads(out.read_text())["rows"] if out.is_file() else []
     warm = prompts(model, "IOI", 4)
-    for _ in range(2): run_fast(model, *warm, "z", cells(model, "head", 4, 15)), model(warm[0])  # the first runs are slower, on both sides
+    for _ in range(2): sweep_of(model, warm, "z", cells(model, "head", 4, 15)), model(warm[0])  # the first runs are slower, on both sides
     print(f"{'shape':6} {'N':>3} {'sweep':26} {'ours':>9} {'TransformerLens':>16} {'ratio':>7} {'goal':>5} {'rate':>5}  largest difference")
     for n in args.n:
         for shape in args.shapes:
@@ -125,7 +125,7 @@ def sweep(name, args):
                     senders = "head" if part == 1 else [(l, l % model.cfg.n_heads) for l in range(0, model.cfg.n_layers, 2)]
                     whole = flops / needed_paths(model.cfg, by, n, length, differ[0], None if part == 1 else senders)
                     def ours():
-                        s, kept["ours"] = seconds(lambda: run_paths(model, *arguments, senders=senders, receivers=by)[0])
+                        s, kept["ours"] = seconds(lambda: run_paths(model, Pairs(*arguments), Paths(senders, by))[0])
                         return s * whole, None
                     def theirs():
                         t, values, kept["picked"] = lens_paths(model, by, *arguments, args.sample)
@@ -135,7 +135,7 @@ def sweep(name, args):
                     todo = [c for c in whole if part == 1 or c.head % part == 0]
                     flops = needed(model.cfg, site, by, n, length, differ[0])
                     def ours():
-                        s, kept["ours"] = seconds(lambda: run_fast(model, *arguments, site, todo))
+                        s, kept["ours"] = seconds(lambda: sweep_of(model, arguments, site, todo))
                         return s * len(whole) / len(todo), None
                     def theirs():
                         t, kept["theirs"], kept["picked"] = lens(model, site, by, todo, *arguments, args.sample, len(whole))

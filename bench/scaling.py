@@ -12,8 +12,7 @@ import json
 import torch
 
 import common
-from common import cells, machine, prompts, random_model, seconds
-from namemovers.engine import run_fast
+from common import cells, machine, prompts, random_model, seconds, sweep_of
 from patching import SWEEPS, lens
 
 
@@ -23,7 +22,7 @@ def measure(model, n, length, sample, repeats, sweeps=("z by head", "resid_pre b
     for sweep in sweeps:
         site, by = SWEEPS[sweep]
         todo = cells(model, by, n, length)
-        taken = sorted((seconds(lambda: run_fast(model, *arguments, site, todo))[0], lens(model, site, by, todo, *arguments, sample)[0]) for _ in range(repeats))
+        taken = sorted((seconds(lambda: sweep_of(model, arguments, site, todo))[0], lens(model, site, by, todo, *arguments, sample)[0]) for _ in range(repeats))
         rows[sweep] = taken[len(taken) // 2]
     return rows
 

@@ -12,8 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import common
-from common import SHAPES, cells, machine, matmul_rate, prompts, random_model
-from namemovers.engine import run_fast
+from common import SHAPES, cells, machine, matmul_rate, prompts, random_model, sweep_of
 
 KINDS = {"multiplications": ("aten::mm", "aten::addmm", "mkl", "linear"), "attention": ("aten::bmm", "aten::baddbmm", "softmax", "scaled_dot", "masked_fill"),
          "GELU": ("gelu", "tanh", "pow"), "LayerNorm": ("layer_norm", "aten::mean", "aten::var", "rsqrt", "native_layer"), "copies": ("copy_", "index", "gather", "cat", "fill_", "zero_", "where")}
@@ -36,9 +35,9 @@ def main():
     for shape in SHAPES:
         todo = [c for c in cells(model, "head", args.n, SHAPES[shape][0]) if c.layer in args.layers]
         arguments = prompts(model, shape, args.n)
-        run_fast(model, *arguments, "z", todo[:2])
+        sweep_of(model, arguments, "z", todo[:2])
         rate = matmul_rate()
-        with profile(activities=[ProfilerActivity.CPU], with_flops=True) as seen: run_fast(model, *arguments, "z", todo)
+        with profile(activities=[ProfilerActivity.CPU], with_flops=True) as seen: sweep_of(model, arguments, "z", todo)
         taken = {}
         for event in seen.key_averages(): taken[kind(event.key)] = taken.get(kind(event.key), 0) + event.self_cpu_time_total
         whole = sum(taken.values())

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch.nn.modules import module as torch_module
+from transformer_lens.hook_points import HookPoint
 
 # %% ../nbs/core/guard.ipynb #20bf9500
 WIDTH = 1024 # numbers that are summed up to one
@@ -53,7 +54,7 @@ def fingerprint(
     digest = hashlib.sha256(repr(counted).encode())
     for device in sorted({str(t.device) for t in named.values()}):
         here = {n: t for n, t in named.items() if str(t.device) == device}
-        sums = _sums(list(here.values()))
+        with session(torch.device(device).type): sums = _sums(list(here.values()))
         if not sums.isfinite().all(): _check_finite(here)
         digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()
@@ -72,13 +73,16 @@ def _own(f: Any) -> bool:
     while isinstance(f, functools.partial): f = f.func
     return str(getattr(f, "__module__", "")).partition(".")[0] in _OWN
 
-def _hooked(model) -> str | None:
-    "Where somebody's hook is, or None."
+def hooked(
+    model, # a `TransformerBridge`
+) -> str | None:
+    "Where somebody's hook is, or None. TransformerLens puts some of its own on some models."
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks: return "all modules (a global hook of PyTorch)"
     for name, part in _modules(model):
-        points = hasattr(part, "add_perma_hook") # a hook point: what is there was put there through TransformerLens
+        if isinstance(part, HookPoint): # who is behind TransformerLens's wrappers is known to the hook point
+            if not all(_own(handle.user_hook) for handle in (*part.fwd_hooks, *part.bwd_hooks)): return part.name or name
         for kind in _HOOKS:
-            if any(points or not _own(f) for f in vars(part)[kind].values()): return points and part.name or name
+            if not all(_own(f) for f in vars(part)[kind].values()): return name
         if "forward" in vars(part) and not _own(vars(part)["forward"]): return f"{name} (its forward was replaced)"
     return None
 
@@ -98,7 +102,7 @@ def _check_model(model):
     training = next((name for name, m in _modules(model) if m.training), None)
     if training:
         raise ValueError(f"model: {training} is in training mode, where dropout makes every run another one: call model.eval() first.")
-    if where := _hooked(model):
+    if where := hooked(model):
         raise ValueError(f"model: somebody's hook is on {where}, and would be in every number: "
                          "call model.reset_hooks(including_permanent=True), or remove() of the handle.")
     for name, t in _tensors(model):
@@ -156,7 +160,7 @@ def guard(
 
 # %% ../nbs/core/guard.ipynb #7bb179f9
 @contextlib.contextmanager
-def _session(device_type: str):
+def session(device_type: str):
     "Settings of the session that would change numbers, put aside."
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     with contextlib.ExitStack() as stack:
@@ -185,8 +189,9 @@ def _look(model, given: dict):
     "`guard`, with the arguments of a measurement."
     if _inside.get() is not model or model is None: _check_model(model)
     for name, task in _found(given): _check_task(model, task, name)
-    for name in ("clean_tokens", "corrupted_tokens"):
-        if isinstance(given.get(name), torch.Tensor): _check_tokens(model, given[name], name)
+    pairs = given.get("pairs")
+    for name, tokens in (("tokens", given.get("tokens")), ("pairs", getattr(pairs, "clean", None)), ("pairs", getattr(pairs, "corrupted", None))):
+        if isinstance(tokens, torch.Tensor): _check_tokens(model, tokens, name)
 
 # %% ../nbs/core/guard.ipynb #ba82c87d
 _F = TypeVar("_F", bound=Callable)
@@ -208,7 +213,7 @@ def guarded(
         given |= given.pop("how", {}) # further arguments by name
         model = given.get("model", getattr(given.get("self"), "model", None))
         device = str(getattr(getattr(model, "cfg", None), "device", None) or "cpu")
-        with _session(torch.device(device).type):
+        with session(torch.device(device).type):
             if not isinstance(model, (str, Path)): _look(model, given)
             outer = _inside.set(model)
             try: return f(*arguments, **more)

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from .arguments import checked, a_result
 from .data import name_token
 from .guard import guarded
-from .model import answer_direction, logit_difference, run_at_end
+from .model import answer_direction, biases, logit_difference, run_at_end
 from .plots import COLOURS
 from .results import provenance
 from .stats import correlation, estimate, head_name, top_heads
@@ -66,7 +66,7 @@ def head_attribution(
         part = dict(
             attribution=torch.stack([torch.einsum("phk,hkd,pd->hp", at_end[n], w, d) for n, w in zip(z, model.W_O)]),
             mlp=torch.stack([(at_end[n] * d).sum(-1) for n in mlp]),
-            attn_bias=model.b_O @ d.T,
+            attn_bias=biases(model, "b_O") @ d.T,
             embed=(at_end["hook_embed"] * d).sum(-1),
             pos_embed=(at_end["hook_pos_embed"] * d).sum(-1) if "hook_pos_embed" in at_end else torch.zeros(len(i)),
             unembed_bias=model.b_U[good] - model.b_U[bad],
@@ -81,6 +81,15 @@ def head_attribution(
         raise ValueError(f"model {ds.attrs.get('model')!r}: the components sum to a logit difference of {float(total[0]):.4f} where the model says "
                          f"{float(own[0]):.4f}; use a model loaded with load_model whose logits are one LayerNorm and one unembedding of the residual stream.")
     return ds
+
+# %% ../nbs/03_head_attribution.ipynb #75e85125
+def check_sum(
+    model, # as in `head_attribution`
+    task,  # whose first prompts are tried
+) -> None:
+    """For whoever reads what heads write along the unembedding: raise ValueError, as `head_attribution` does, unless
+    heads, MLPs and embeddings sum to the logit difference. A norm after attention or a multiplier is a factor unseen."""
+    head_attribution(model, task[:2])
 
 # %% ../nbs/03_head_attribution.ipynb #fb9426b2
 @checked(result=a_result("attribution"))
@@ -216,9 +225,11 @@ def name_projection(
     - `correlation`, `low`, `high` [layer, head]: Pearson over all points of a head, percentile bootstrap over prompts,
       since the names of one prompt are no independent points. NaN where a head never varies, intervals NaN for one prompt.
 
+    Raises ValueError as `head_attribution` does, for a model whose heads write through another norm or a multiplier.
     Source: Wang et al. 2022 (arXiv 2211.00593), figure 3c.
     """
     L, names, end = model.cfg.n_layers, subject_positions(task), task.positions["END"]
+    check_sum(model, task)
     z, pattern = [f"blocks.{l}.attn.hook_z" for l in range(L)], [f"blocks.{l}.attn.hook_pattern" for l in range(L)]
     ids, parts = name_ids(model.tokenizer, task, names), []
     for i in _batches(len(task), batch_size):

@@ -27,11 +27,14 @@ from .arguments import checked
 from .activation_patching import Cell, patch
 from .copy_scores import copy_scores
 from .data import CUES, NAMES, Task, name_token, word_ids
-from .engine import Reader, embed, forward, ready, run_sets, sweep
+from .engine.forward import embed, forward
+from .engine.ready import Reader, ready
+from .engine.sweep import run_sets, sweep
 from .guard import guarded
 from .head_attribution import _attention_rows, head_attribution
 from .model import model_folder
-from .path_patching import path_patch, run_paths
+from .pairs import Pairs, Question
+from .path_patching import Paths, path_patch, run_paths
 from .plots import GREY, ROLE_COLOURS
 from .results import provenance
 from .stats import estimate, head_name, summarise, untested
@@ -325,14 +328,18 @@ def signals(
     asked = [(l, h) for l in range(L) for h in range(H)] if heads is None else _heads_of(model, heads, "heads")
     cells = [Cell(l, h, None if position is None else task.positions[position]) for l, h in asked]
     found, own, clean, variants = [], [], None, signal_tasks(task)
+    question = Question(memory_budget=memory_budget)
     with tqdm(total=len(variants) * len(task) * (1 if together else len(asked)), desc="signals", unit="run", disable=not (sys.stderr.isatty() if progress is None else progress)) as bar:
         for variant in variants.values():
-            arguments = model, task.clean_tokens, variant.corrupted_tokens, task.positions["END"], task.correct, task.wrong
-            if receivers: values, clean, there = run_paths(*arguments, senders=asked, receivers=receivers, component="q", through_mlps=True, direction="noise", memory_budget=memory_budget, progress=bar.update)
+            pairs = replace(Pairs.of(task, "noise"), corrupted=variant.corrupted_tokens)
+            if receivers:
+                paths = Paths(asked, receivers, "q", through_mlps=True)
+                values, clean, there = run_paths(model, pairs, paths, question, bar.update)
             elif together:
-                values, clean, there = run_sets(*arguments, [[("z", c) for c in cells], [], [("resid_pre", Cell(0))]], direction="noise", memory_budget=memory_budget)
+                (values,), clean, there = run_sets(model, pairs, [[("z", c) for c in cells]], question)
                 bar.update(len(task))
-            else: values, clean, there = sweep(*arguments, "z", cells, direction="noise", memory_budget=memory_budget, progress=bar.update)
+            else:
+                values, clean, there = sweep(model, pairs, "z", cells, question, bar.update)
             own.append(there.numpy())
             if together: found.append(values.numpy())
             else:
@@ -373,8 +380,9 @@ def backup(
     if ablation not in ("mean", "zero"): raise ValueError(f"ablation={ablation!r} is neither 'mean' nor 'zero'; choose one.")
     if ablation == "mean" and len(task) < 2: raise ValueError("task has one prompt, whose mean is itself; use ablation='zero', or more prompts.")
     device, N = w.W_E.device, len(task)
-    tokens, end, correct, wrong = (t.to(device) for t in (task.clean_tokens, task.positions["END"], task.correct, task.wrong))
-    read = Reader(w, "logit_diff", correct, wrong)
+    tokens, end = task.clean_tokens.to(device), task.positions["END"].to(device)
+    if w.norms_after: raise ValueError("model: it normalises what attention writes, and knock-outs are not built for that.")
+    read = Reader(w, Pairs.of(task).to(device), "logit_diff")
 
     def run(edit_for):
         z, final = w.W_E.new_empty(w.n_layers, N, w.n_heads, w.d_head), w.W_E.new_empty(N, w.d_model)
@@ -396,8 +404,8 @@ def backup(
         return edit
 
     z1, final1 = run(without)
-    scale = (final0.var(-1, unbiased=False) + w.eps).sqrt()
-    toward = (read.toward - read.toward.mean(-1, keepdim=True)) / scale[:, None]  # LayerNorm takes the mean off what is written
+    toward = read.toward[0] / w.final.scale(final0)                               # [prompt, d_model]
+    if w.final.kind == "layer": toward = toward - toward.mean(-1, keepdim=True)   # it takes the mean off what is written
     write = lambda z: torch.stack([torch.einsum("phc,hcd,pd->hp", z[l], w.layers[l].W_O.view(w.n_heads, w.d_head, -1), toward) for l in range(w.n_layers)]).cpu().numpy()
     before, after, all_prompts = write(z0), write(z1), torch.arange(N, device=device)
     gain = after - before

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 DIRECTIONS = ("denoise", "noise") # clean into corrupted, corrupted into clean
 _T = TypeVar("_T")
 
-# %% ../nbs/core/pairs.ipynb #42a5e615
+# %% ../nbs/core/pairs.ipynb #3b5b7af5
 @dataclass(frozen=True, eq=False)
 class Pairs:
     """Two runs of the same prompts, where they are read, and the two answers.
@@ -80,6 +80,14 @@ class Pairs:
     ) -> tuple[_T, _T]: # of the clean run, of the corrupted run
         "What belongs to base and donor, in the order clean, corrupted."
         return (donor, base) if self.direction == "denoise" else (base, donor)
+
+    def base_first(
+        self,
+        clean: _T,     # of the clean run
+        corrupted: _T, # of the corrupted run
+    ) -> tuple[_T, _T]: # of the run patched into, of the run patched from
+        "What belongs to the clean and the corrupted run, in the order base, donor."
+        return (corrupted, clean) if self.direction == "denoise" else (clean, corrupted)
 
     def alike(
         self,

@@ -338,7 +338,6 @@ def _check(task, corruption, parts):
     if corruption is not None and (task, corruption) not in CHANGES:
         raise ValueError(f"corruption: what {corruption!r} changes is known for no task {task!r}; choose one of {[' '.join(c) for c in CHANGES]}.")
 
-@checked
 def truth(
     seed: int = 0,                # as for `build`, and so on
     noise: float | None = None,   # as for `build`
@@ -432,7 +431,6 @@ def _write(folder, parameters):
     files = {f.name: _sha(f) for f in sorted(folder.iterdir())}
     (folder / CIRCUIT).write_text(json.dumps(asdict(found) | dict(accuracy=right, maker=_maker(), files=files), indent=1), encoding="utf-8")
 
-@checked
 def build(
     seed: int = 0,                    # of everything drawn: who stands where, the directions, the noise
     noise: float | None = None,       # standard deviation of what every weight of a part gets added; None: by the seed, one of `NOISE`

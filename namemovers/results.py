@@ -29,6 +29,7 @@ def provenance(
     from namemovers.model import model_name, weights_hash
     from namemovers.published import unlike_gpt2_small
     attrs: dict = dict(model=model_name(model), weights_hash=weights_hash(model), gpt2_small=int(not unlike_gpt2_small(model)))
+    if source := getattr(model.cfg, "weights_source", ""): attrs["weights_source"] = source
     if task is not None:
         attrs |= dict(task=task.name, n=len(task), seed=task.seed, corruption=task.corruption)
     for package in ("namemovers", "torch", "transformer_lens", "transformers"):

@@ -6,14 +6,13 @@
 __all__ = ['patch_sets']
 
 # %% ../nbs/core/sets.ipynb #7080ad9b
-import numpy as np
-import torch
 import xarray as xr
 
 from .arguments import checked
-from .activation_patching import Cell, which_logit, with_effect
-from .engine import run_sets
+from .activation_patching import which_logit, with_effect
+from .engine.sweep import run_sets
 from .guard import guarded
+from .pairs import Pairs, Question
 from .results import provenance
 
 # %% ../nbs/core/sets.ipynb #cf7ca439
@@ -30,13 +29,10 @@ def patch_sets(
     """Patch every set of sites into the run, all of a set at once. The later of two patches on one path wins.
 
     Raises ValueError for a site, layer, head or position that does not exist, and a budget too small for one prompt."""
-    tokens = task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong
-    whole = [("resid_pre", Cell(0))] # the other run itself
-    both = [whole, []] if direction == "denoise" else [[], whole]
-    *values, clean, corrupted = run_sets(model, *tokens, [*sets.values(), *both], direction, metric, memory_budget)
-    values = torch.stack(values).numpy() if values else np.empty((0, len(task)), np.float32) # [set, prompt]
+    question = Question(metric, memory_budget)
+    values, clean, corrupted = run_sets(model, Pairs.of(task, direction), list(sets.values()), question)
     coords = {"set": list(sets), "prompt": range(len(task))}
-    ds = xr.DataArray(values, dims=("set", "prompt"), coords=coords).to_dataset(name=metric)
+    ds = xr.DataArray(values.numpy(), dims=("set", "prompt"), coords=coords).to_dataset(name=metric)
     ds = ds.assign(clean=("prompt", clean.numpy()), corrupted=("prompt", corrupted.numpy()))
     attrs = provenance(model, task, measurement="activation patching of sets", direction=direction, metric=metric,
                        engine="fast", **which_logit(model, metric))

@@ -14,8 +14,9 @@ import pandas as pd
 import xarray as xr
 from tqdm.auto import tqdm
 
+from . import plots
 from .arguments import checked
-from . import engine, plots
+from .engine.ready import why_not
 from .activation_patching import _fingerprint, patch, say_positions
 from .copy_scores import task_copy_scores
 from .guard import guarded
@@ -41,7 +42,7 @@ MEASURES = {
 def _left_out(model, task):
     "Measurements that do not fit, with the reason."
     found = {}
-    if reason := engine.why_not(model): found["path_patch_logits"] = reason
+    if reason := why_not(model, task.clean_tokens.shape[1]): found["path_patch_logits"] = reason
     try: subject_positions(task)
     except ValueError as e: found["copy_scores"] = str(e)
     return found

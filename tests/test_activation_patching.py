@@ -10,9 +10,10 @@ import xarray as xr
 from conftest import told_apart, with_mean
 
 from namemovers import results
-from namemovers.activation_patching import (BY, DIRECTIONS, HEAD_SITES, METRICS, STREAM_SITES, Cell, cells, effect,
-                                            patch, run_hooks)
+from namemovers.activation_patching import METRICS, effect, patch, run_hooks
 from namemovers.data import Task, ioi_task
+from namemovers.pairs import DIRECTIONS, Pairs
+from namemovers.sites import BY, HEAD_SITES, STREAM_SITES, Cell, cells
 
 torch.set_num_threads(1)
 IN_TL = [s for s in BY if s not in ("resid_post", "neurons")]  # TransformerLens has no sweep of these
@@ -84,7 +85,7 @@ def test_hooks_agree_at_the_shape_of_gpt2(gpt2_shape, site):
     model, task = gpt2_shape, made_task(gpt2_shape, n=2, lengths=8, differ=(2, 5))
     at = torch.full((2,), 5)
     sample = [Cell(l, position=at) if site in STREAM_SITES else Cell(l, head=h) for l, h in ((0, 3), (6, 11), (11, 0))]
-    mine = run_hooks(model, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong, site, sample)
+    mine, *_ = run_hooks(model, Pairs.of(task), site, sample)
     _, cache = model.run_with_cache(task.clean_tokens)
     setter, act, index = {
         "pattern": (tlp.layer_head_pattern_patch_setter, "pattern", lambda c: (c.layer, c.head)),
@@ -261,8 +262,7 @@ def test_an_interruption_leaves_no_hook(tiny):
     task = made_task(tiny)
     before, left = tiny(task.clean_tokens), hooks_left(tiny)
     with pytest.raises(KeyboardInterrupt):
-        run_hooks(tiny, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong, "z",
-                  cells(tiny, task, "z", "head")[0], progress=Interrupted(5))
+        run_hooks(tiny, Pairs.of(task), "z", cells(tiny, task, "z", "head")[0], progress=Interrupted(5))
     def press(value, hook): raise KeyboardInterrupt
     from namemovers.model import run_at_end
     with pytest.raises(KeyboardInterrupt): run_at_end(tiny, task.clean_tokens, task.positions["END"], hooks=[("blocks.1.hook_resid_pre", press)])
@@ -276,7 +276,7 @@ def test_an_interrupted_run_resumes(tiny, tmp_path, monkeypatch):
     whole = patch(tiny, task, "z", engine="hooks")
     asked = []
     def engine(*args, stop_at=None, **kwargs):
-        layer = args[7][0].layer
+        layer = args[3][0].layer
         if layer == stop_at: raise KeyboardInterrupt
         asked.append(layer)
         return run_hooks(*args, **kwargs)
@@ -306,7 +306,7 @@ def interrupted(monkeypatch, model, task, path, engine, layers, **more):
     "A run with a checkpoint that is interrupted after so many layers."
     import namemovers.activation_patching as ap
     with monkeypatch.context() as m:
-        if engine == "fast": m.setattr(ap.fast, "sweep", Stopped(ap.fast.sweep, layers))
+        if engine == "fast": m.setattr(ap, "sweep", Stopped(ap.sweep, layers))
         else: m.setattr(ap, "run_hooks", Stopped(run_hooks, layers))
         with pytest.raises(KeyboardInterrupt): patch(model, task, "z", engine=engine, checkpoint=path, **more)
 
@@ -417,8 +417,8 @@ def test_engines_agree_and_auto_takes_the_fast_one(tiny):
 
 def test_auto_falls_back_and_says_so_once(tiny, monkeypatch):
     import warnings
-    import namemovers.engine
-    monkeypatch.setattr(namemovers.engine, "why_not", lambda model: "its attention is of another kind")
+    import namemovers.activation_patching as ap
+    monkeypatch.setattr(ap, "why_not", lambda model, length: "its attention is of another kind")
     with pytest.raises(ValueError, match="engine='fast'.*another kind.*engine='hooks'"): patch(tiny, made_task(tiny), "z", engine="fast")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -440,3 +440,27 @@ def _empty(task):
     return dataclasses.replace(task, clean=[], corrupted=[], templates=[], names=[], clean_tokens=task.clean_tokens[:0],
                                corrupted_tokens=task.corrupted_tokens[:0], lengths=task.lengths[:0], correct=task.correct[:0],
                                wrong=task.wrong[:0], positions={k: v[:0] for k, v in task.positions.items()})
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_a_screen_does_not_miss_what_first_order_misses(mini, direction):
+    "Attention is saturated behind mini's previous token head: its estimate is a sixth of its effect, and four heads have larger ones."
+    from namemovers.attribution_patching import attribute
+    task = ioi_task(mini.tokenizer, n=10, seed=0)
+    exact, first = patch(mini, task, "z", direction=direction).effect.mean("prompt"), attribute(mini, task, "z", direction=direction)
+    screened = patch(mini, task, "z", direction=direction, screen=3)
+    largest = abs(exact) >= np.sort(abs(exact).values.ravel())[-1]
+    by_estimate = abs(first.effect.mean("prompt"))
+    assert int((by_estimate > by_estimate.where(largest).max()).sum()) >= 3  # so that its own rank would leave it out
+    assert bool(screened.exact.where(largest, True).all())
+    assert abs(float(abs(screened.effect.mean("prompt")).max()) - float(abs(exact).max())) < 1e-4
+    assert "exactly" in screened.attrs["screened_by"]
+
+
+def test_a_screen_computes_the_cells_that_look_largest(mini):
+    from namemovers.attribution_patching import attribute
+    task = ioi_task(mini.tokenizer, n=3, seed=0)  # as few as are patched to look
+    exact = patch(mini, task, "z").effect.mean("prompt")
+    size = np.maximum(abs(exact), abs(attribute(mini, task, "z").effect.mean("prompt")))
+    cut = np.sort(size.values.ravel())[-4]
+    assert bool((patch(mini, task, "z", screen=4).exact == (size >= cut)).all())

@@ -20,7 +20,7 @@ LIBRARY = ROOT / "namemovers"
 ROOMS = [
     {"settings", "stats", "literature", "published", "arguments", "files", "guard"},
     {"prompts", "data"},
-    {"model", "planted"},
+    {"quantised", "model", "planted"},
     {"results"},
     {"sites", "pairs", "engine", "circuits.edge_graph"},
     {"activation_patching", "path_patching", "logit_lens", "head_attribution", "sets"},

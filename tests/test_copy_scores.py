@@ -201,3 +201,74 @@ def test_names_of_one_prompt(tiny):
     ds["copied"].loc[dict(layer=1, head=2, name=["S1", "S4"], prompt=1)] = 1
     rows = names_table(ds, task, [(1, 2), (0, 0)], prompt=1).set_index("head")
     assert rows.loc["L1H2", "would copy"] == f"{task.names[1]['S1']}, {task.names[1]['S4']}" and rows.loc["L0H0", "would copy"] == "–"
+
+
+# models of other kinds
+
+
+@pytest.fixture(scope="module")
+def other_kind(tmp_path_factory):
+    "A function that makes a small random model of another architecture, with mini's tokenizer."
+    import transformers
+    from conftest import small_tokenizer
+
+    from namemovers.model import load_model
+
+    def make(kind, **more):
+        tokenizer, state = small_tokenizer(), torch.random.get_rng_state()
+        torch.manual_seed(0)
+        size = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128)
+        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **size, **more))
+        with torch.no_grad():
+            for p in model.parameters(): p.mul_(4) if p.dim() > 1 else p.add_(0.1 * torch.randn_like(p))
+        torch.random.set_rng_state(state)
+        folder = tmp_path_factory.mktemp(kind)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return load_model(folder, device="cpu")
+
+    return make
+
+
+@pytest.mark.parametrize("kind, shared", [("Llama", 4), ("Llama", 2), ("Qwen2", 2)])
+def test_models_without_biases_and_with_shared_values(other_kind, kind, shared):
+    "Against transformers' matrices of one head at a time: query head h reads the values of h // (heads / shared)."
+    model = other_kind(kind, num_key_value_heads=shared)
+    task = ioi_task(model.tokenizer, n=3, seed=4)
+    top = model.cfg.d_vocab // 4
+    ds, ids = task_copy_scores(model, task, top=top), name_ids(model.tokenizer, task)
+    for i in range(len(task)):
+        resid = model.run_with_cache(task.clean_tokens[i : i + 1], return_type=None)[1]["blocks.0.hook_resid_post"][0]
+        for j, name in enumerate(subject_positions(task)):
+            x = resid[task.positions[name][i]]
+            for l, block in enumerate(model.blocks):
+                values = block.attn.v.original_component
+                normed = block.ln1(x[None, None])[0, 0]
+                v = values(normed).view(shared, -1).detach()
+                for h in range(4):
+                    out = v[h * shared // 4] @ model.W_O[l, h]
+                    best = model.unembed(model.ln_final(out[None, None]))[0, 0].topk(top).indices
+                    assert bool(ds.copied.sel(layer=l, head=h, name=name, prompt=i)) == (int(ids[i, j]) in best)
+
+
+@pytest.mark.parametrize("kind, more", [
+    ("Gemma2", dict(num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8)),  # a norm after attention
+    ("Granite", dict(num_key_value_heads=4, residual_multiplier=0.3, embedding_multiplier=5.0)),  # multipliers
+])
+def test_heads_that_do_not_write_straight_into_the_stream_are_refused(other_kind, kind, more):
+    from namemovers.head_attribution import head_attribution, name_projection
+
+    model = other_kind(kind, **more)
+    task = ioi_task(model.tokenizer, n=3, seed=4)
+    for measure in (head_attribution, name_projection, task_copy_scores, lambda m, t: copy_scores(m, NAMES_5, n=15)):
+        with pytest.raises(ValueError, match="components sum to"): measure(model, task)
+
+
+def test_values_that_are_not_what_the_matrices_say_are_refused(tiny, monkeypatch):
+    from namemovers.copy_scores import check_values
+
+    task = ioi_task(tiny.tokenizer, n=2, seed=4)
+    check_values(tiny, task)
+    monkeypatch.setattr(type(tiny), "W_V", property(lambda self: 1.1 * torch.stack([b.attn.W_V for b in self.blocks])))
+    for measure in (lambda: task_copy_scores(tiny, task), lambda: copy_scores(tiny, NAMES_5, n=15)):
+        with pytest.raises(ValueError, match="values of layer 0"): measure()

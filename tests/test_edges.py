@@ -10,6 +10,8 @@ import torch
 from conftest import with_mean
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from dataclasses import replace
+
 from test_engine import in_double, model, neox, prompts  # noqa: F401  (fixtures)
 
 from namemovers.activation_patching import patch
@@ -18,7 +20,8 @@ from namemovers.circuits import ABLATIONS, Edge, Graph, ablate_edges, acdc, attr
 from namemovers.circuits.ablation import drawn
 from namemovers.circuits.edge_graph import nodes
 from namemovers.circuits.edge_search import Search
-from namemovers.engine import _weights, ready
+from namemovers.engine import ready as readiness
+from namemovers.engine.ready import ready
 from namemovers.model import load_model
 from namemovers.path_patching import path_patch
 from namemovers.planted import truth
@@ -340,7 +343,7 @@ def test_small_differences_make_the_estimate_exact(tiny_folder, monkeypatch, ste
     task.corrupted_tokens.copy_(task.clean_tokens)
     task.clean_tokens[:, 4], task.corrupted_tokens[:, 4] = 11, 7  # 7 stands nowhere else
     w = in_double(ready(m))
-    monkeypatch.setitem(_weights, m, (w, _weights[m][1]))
+    monkeypatch.setitem(readiness._known, m, replace(readiness._known[m], weights=w))
     direction, errors = torch.randn(w.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64), []
     for size in (4e-3, 1e-3):
         w.W_E[7] = w.W_E[11] + size * direction

@@ -2,23 +2,29 @@
 
 import subprocess
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import small_tokenizer
+from conftest import small_tokenizer, told_apart
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformer_lens.patching import get_act_patch_direct_path
 
-from namemovers.activation_patching import Cell, cells, patch, run_hooks
-from namemovers.attribution_patching import attribute, run_attribution
+from calls import run_attribution, run_fast, run_hooks, run_paths, run_sets
+from namemovers.activation_patching import patch
+from namemovers.attribution_patching import attribute
 from namemovers.data import ioi_task, mrs_task
-from namemovers.engine import HEAD_SITES, STREAM_SITES, Layer, _weights, embed, forward, logits, ready, run_fast, run_sets, weights_of, why_not
+from namemovers.engine import ready as readiness
+from namemovers.engine.architectures import cast, weights_of
+from namemovers.engine.forward import embed, forward, logits
+from namemovers.engine.ready import ready, why_not
+from namemovers.engine.sweep import two_runs
 from namemovers.model import load_model
-from namemovers.path_patching import path_patch, run_paths
+from namemovers.path_patching import path_patch
 from namemovers.sets import patch_sets
+from namemovers.sites import HEAD_SITES, STREAM_SITES, Cell, cells
 
 SITES = (*STREAM_SITES, *HEAD_SITES)
 
@@ -135,8 +141,7 @@ def test_at_the_shape_of_gpt2(gpt2_shape, site):
 
 def in_double(w):
     """The same weights in float64: what both engines are measured against."""
-    each = {f.name: getattr(w, f.name) for f in fields(w)}
-    return replace(w, layers=[Layer(*(t.double() for t in layer)) for layer in w.layers], **{k: v.double() for k, v in each.items() if isinstance(v, torch.Tensor)})
+    return cast(w, torch.float64)
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -147,7 +152,7 @@ def test_on_mini(mini, site, monkeypatch):
         arguments = mini, task.clean_tokens, task.corrupted_tokens, task.positions["END"], task.correct, task.wrong, site, todo
         fast, hooks = run_fast(*arguments), run_hooks(*arguments)
         with monkeypatch.context() as m:
-            m.setitem(_weights, mini, (in_double(ready(mini)), _weights[mini][1]))
+            m.setitem(readiness._known, mini, replace(readiness._known[mini], weights=in_double(ready(mini))))
             exact = run_fast(*arguments)
         assert (fast - hooks).abs().max() < 3e-5
         assert (fast - exact).abs().max() < 2 * (hooks - exact).abs().max()
@@ -406,7 +411,6 @@ def test_receivers_in_several_layers_agree_with_hooks(tiny):
 def test_direct_effects_sum_to_the_total(model):
     """With the final LayerNorm frozen, what all senders change in the final stream is the whole change."""
     w, arguments = ready(model), prompts(model, n=3)
-    from namemovers.engine import two_runs
     from namemovers.path_patching import _changes
 
     with torch.no_grad():
@@ -433,7 +437,7 @@ def test_path_patch_is_labelled(tiny, tmp_path):
     task = ioi_task(tiny.tokenizer, n=3)
     pairs = path_patch(tiny, task, receivers="heads", component="v")
     assert pairs.logit_diff.dims == ("sender_layer", "sender_head", "layer", "head", "prompt")
-    assert pairs.effect.sel(sender_layer=1, layer=1).isnull().all() and pairs.effect.sel(sender_layer=1, layer=2).notnull().all()
+    assert pairs.logit_diff.sel(sender_layer=1, layer=1).isnull().all() and pairs.logit_diff.sel(sender_layer=1, layer=2).notnull().all()
     assert path_patch(tiny, task, "mlp").effect.dims == ("layer", "prompt") and path_patch(tiny, task, "embed").effect.dims == ("prompt",)
     assert pairs.attrs["component"] == "v" and "component" not in path_patch(tiny, task).attrs
 
@@ -492,8 +496,8 @@ def test_models_it_is_not_right_about(tiny_folder, tiny, monkeypatch):
     assert "hook" in why_not(other)
     other.reset_hooks()
     assert why_not(other) is None
-    monkeypatch.setattr(other.cfg, "act_fn", "relu")
-    with pytest.raises(ValueError, match="engine='fast' cannot run this model: its activation function is relu"):
+    monkeypatch.setattr(other.blocks[1].mlp.original_component, "act", torch.nn.Tanhshrink().eval())
+    with pytest.raises(ValueError, match="the fast engine cannot run this model: its activation function Tanhshrink is none of"):
         ready(other)
     task = ioi_task(tiny.tokenizer, n=2)
     with pytest.raises(ValueError, match="cannot run this model"):
@@ -503,8 +507,18 @@ def test_models_it_is_not_right_about(tiny_folder, tiny, monkeypatch):
 
 def test_a_model_that_only_looks_right(tiny_folder):
     other = load_model(tiny_folder, device="cpu")
-    other.cfg.eps = 0.5  # the configuration says one thing, the modules do another
-    assert "logits differ" in why_not(other)
+    arguments, todo = prompts(other), [Cell(1, 2)]
+    assert why_not(other) is None
+    before = run_fast(other, *arguments, "z", todo)
+    for norm in (other.blocks[1].ln2, other.blocks[0].ln1):
+        norm.original_component.eps = 0.5  # after the comparison: modules and configuration say two things
+        assert "neither LayerNorm nor RMSNorm" in why_not(other)
+        norm.original_component.eps = other.cfg.eps
+    other.cfg.eps = 0.5
+    assert "neither LayerNorm nor RMSNorm" in why_not(other)
+    other.cfg.eps = 1e-5
+    assert torch.equal(run_fast(other, *arguments, "z", todo), before)
+
 
 
 def test_weights_changed_later_are_seen(tiny_folder):
@@ -527,14 +541,17 @@ def test_memory_is_bounded(tiny_folder):
     script = """
 import resource, sys, torch
 torch.set_num_threads(1)
-from namemovers.activation_patching import Cell
-from namemovers.engine import run_fast
+from namemovers.engine import sweep as engine
 from namemovers.model import load_model
+from namemovers.pairs import Pairs, Question
+from namemovers.sites import Cell
 model = load_model(sys.argv[1], device="cpu")
 g = torch.Generator().manual_seed(0)
 def sweep(n):
     clean, corrupted = (torch.randint(5, 500, (n, 60), generator=g) for _ in range(2))
-    run_fast(model, clean, corrupted, torch.full((n,), 59), clean[:, 0], clean[:, 1], "z", [Cell(l, h) for l in range(3) for h in range(4)], memory_budget=2**24)
+    pairs = Pairs(clean, corrupted, torch.full((n,), 59), clean[:, 0], clean[:, 1])
+    heads = [Cell(l, h) for l in range(3) for h in range(4)]
+    engine.sweep(model, pairs, "z", heads, Question(memory_budget=2**24))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 sweep(2)
 print(sweep(40), sweep(400))
@@ -584,7 +601,7 @@ def test_on_a_gpu(tiny_folder, site):
 
 
 def test_sets_are_labelled(tiny):
-    task = ioi_task(tiny.tokenizer, n=3)
+    task = told_apart(tiny, ioi_task(tiny.tokenizer, n=6))
     ds = patch_sets(tiny, task, {"nothing": [], "everything": [("resid_pre", Cell(0))]}, direction="noise")
     assert abs(ds.logit_diff.sel(set="nothing") - ds.clean).max() < 1e-5 and abs(ds.logit_diff.sel(set="everything") - ds.corrupted).max() < 1e-5
     assert abs(float(ds.effect.sel(set="everything").mean()) - 1) < 1e-3

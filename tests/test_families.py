@@ -7,7 +7,7 @@ from test_activation_patching import made_task
 
 from namemovers.activation_patching import BY, hook_point, patch, unreached
 from namemovers.attribution_patching import attribute
-from namemovers.engine import why_not
+from namemovers.engine.ready import why_not
 from namemovers.model import load_model
 from namemovers.path_patching import path_patch
 
@@ -106,15 +106,14 @@ def test_a_site_reaches_the_answer_or_is_refused(family, site):
         assert float(moved.max()) > 1e-4
 
 
-def test_the_fast_engine_knows_it_or_refuses_it(family):
+def test_the_fast_engine_knows_it(family):
     name, model, _ = family
     task = made_task(model)
-    if name == "gpt_neox":
-        assert why_not(model) is None
-        return
-    assert "its architecture is" in why_not(model)
-    for refused in (lambda: patch(model, task, "z", engine="fast"), lambda: path_patch(model, task), lambda: attribute(model, task, "z")):
-        with pytest.raises(ValueError, match="its architecture is"): refused()
+    assert why_not(model) is None
+    fast, slow = (patch(model, task, "z", engine=engine).logit_diff for engine in ("fast", "hooks"))
+    assert abs(fast - slow).max() < 2e-5
+    assert path_patch(model, task).sizes["head"] == HEADS
+    assert attribute(model, task, "z").attrs["approximation"] == "first order"
 
 
 def test_the_metric_logit_is_the_models_own(family):

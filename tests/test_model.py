@@ -180,6 +180,90 @@ def test_a_broken_config(folder, content):
     assert "config.json is not" in complaint(folder)
 
 
+def spoil(folder, weights=None, **config):
+    """Other tensors, or another configuration, in a folder."""
+    from safetensors.torch import load_file, save_file
+
+    file = folder / "model.safetensors"
+    if weights:
+        save_file({k: v.contiguous() for k, v in weights(load_file(file)).items()}, file, metadata={"format": "pt"})
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(about | config))
+    return folder
+
+
+LEFT_OUT = "transformer.h.1.mlp.c_fc.weight"
+
+
+@pytest.mark.parametrize("weights, config, words", [
+    (lambda w: {k: v for k, v in w.items() if k != LEFT_OUT}, {}, ["lack", LEFT_OUT, "save_pretrained"]),
+    (lambda w: {("x" if k == LEFT_OUT else k): v for k, v in w.items()}, {}, ["lack", LEFT_OUT, "hold x"]),
+    (lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, {}, ["'_orig_mod.'", "wrapper"]),
+    (lambda w: {f"module.{k}": v for k, v in w.items()}, {}, ["'module.'", "wrapper"]),
+    (lambda w: w | {"transformer.h.0.adapter": torch.ones(2)}, {}, ["hold transformer.h.0.adapter"]),
+    (None, dict(n_layer=2), ["hold transformer.h.2.", "more"]),
+    (None, dict(n_layer=4), ["lack transformer.h.3.", "more"]),
+    (None, dict(n_inner=64), ["shapes", "config.json"]),
+    (None, dict(n_positions=64), ["shapes of transformer.wpe.weight"]),
+    (None, dict(tie_word_embeddings=False), ["lack lm_head.weight"]),
+    (lambda w: w | {LEFT_OUT: w[LEFT_OUT].index_fill(0, torch.tensor(3), float("nan"))}, {}, [LEFT_OUT, "NaN"]),
+    (lambda w: w | {LEFT_OUT: w[LEFT_OUT].index_fill(0, torch.tensor(3), float("inf"))}, {}, [LEFT_OUT, "NaN or infinite"]),
+], ids=["missing", "renamed", "compiled", "parallel", "unexpected", "fewer layers", "more layers", "width", "context", "untied", "NaN", "infinite"])
+def test_files_that_are_not_the_model(folder, weights, config, words):
+    text = complaint(spoil(folder, weights, **config))
+    assert all(w in text for w in words), text
+
+
+def test_what_is_rightly_absent_or_left_over(tiny, folder):
+    """GPT-2's own file has no prefix, holds masks, and no head, which is tied; a head of its own is read where there is one."""
+    def old(w):
+        masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 8, 8) for layer in range(3)}
+        return {k.removeprefix("transformer."): v for k, v in w.items()} | masks
+
+    tokens = tiny.to_tokens(PROMPT)
+    torch.testing.assert_close(load_model(spoil(folder, old))(tokens), tiny(tokens))
+    own = load_model(spoil(folder, lambda w: w | {"lm_head.weight": 2 * w["wte.weight"]}))
+    torch.testing.assert_close(own.W_U, 2 * tiny.W_U, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("file, content", [
+    *((f, c) for f in ("tokenizer.json", "model.safetensors", "model.safetensors.index.json") for c in ("{", "{}", "")),
+    ("tokenizer_config.json", "{"), ("tokenizer_config.json", ""),
+])
+def test_damaged_files_are_named(folder, file, content):
+    if file.endswith("index.json"):
+        (folder / "model.safetensors").unlink()
+    (folder / file).write_text(content)
+    assert file in complaint(folder)
+
+
+def test_a_model_that_the_wrapper_gets_wrong(folder, monkeypatch):
+    from transformer_lens.model_bridge import TransformerBridge
+
+    right = TransformerBridge.enable_compatibility_mode
+
+    def wrong(self, *a, **k):
+        right(self, *a, **k)
+        self.blocks[1].mlp.out.weight.data.mul_(1.1)
+
+    monkeypatch.setattr(TransformerBridge, "enable_compatibility_mode", wrong)
+    assert "differ by up to" in complaint(folder)
+
+
+def test_loading_in_any_session(tiny, folder):
+    tokens = tiny.to_tokens(PROMPT)
+    expected = tiny(tokens)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            model = load_model(folder)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(p.dtype == torch.float32 and not p.is_inference() for p in model.parameters())
+    torch.testing.assert_close(model(tokens), expected)
+
+
 def test_broken_weights(folder):
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
     assert "cannot be loaded" in complaint(folder)

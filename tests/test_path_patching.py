@@ -8,11 +8,12 @@ from test_engine import model, neox, prompts  # noqa: F401  (fixtures)
 
 from scipy.stats import false_discovery_control
 
-from namemovers import path_patching
+from namemovers import pairs, path_patching
 from namemovers.data import ioi_task, mrs_task
 from namemovers.circuits import Edge
 from namemovers.model import load_model
-from namemovers.path_patching import _connected, against_truth, leading_senders, path_patch, path_table, run_paths, say_inputs, say_paths, trace, trace_roles
+from calls import run_paths
+from namemovers.path_patching import _connected, against_truth, leading_senders, path_patch, path_table, say_inputs, say_paths, trace, trace_roles
 from namemovers.planted import truth
 from namemovers.results import load, save
 from namemovers.stats import summarise
@@ -278,12 +279,12 @@ def test_a_trace_narrows_and_saves(mini, tiny, tmp_path):
 def test_a_trace_shows_how_far_it_is(mini, monkeypatch):
     bars = []
 
-    class Bar(path_patching.tqdm):
+    class Bar(pairs.tqdm):
         def close(self):
             bars.append((self.n, self.total))
             super().close()
 
-    monkeypatch.setattr(path_patching, "tqdm", Bar)
+    monkeypatch.setattr(pairs, "tqdm", Bar)
     trace(mini, ioi_task(mini.tokenizer, n=10), depth=3, k=2, least=0.0, progress=True)
     assert bars and all(n == total > 0 for n, total in bars)
 

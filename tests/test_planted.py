@@ -16,7 +16,7 @@ import torch
 
 from namemovers import planted
 from namemovers.data import NAMES, PILOT_NAMES, ioi_task, mrs_task
-from namemovers.engine import why_not
+from namemovers.engine.ready import why_not
 from namemovers.model import load_model, model_name, model_note, shipped_models, weights_hash
 from namemovers.planted import CHANGES, CIRCUITS, DECOYS, PARTS, build, truth
 from namemovers.stats import head_name

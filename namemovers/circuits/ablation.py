@@ -20,7 +20,8 @@ from ..arguments import checked
 from .parts import owners, positions_of
 from ..data import (CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, NAMES, OBJECTS, PLACES, TITLES, Task,
                              ioi_task, mrs_task)
-from ..engine import MAX_ROWS, embed, forward
+from ..engine.forward import embed, forward
+from ..engine.sweep import MAX_ROWS
 
 # %% ../../nbs/core/circuits/ablation.ipynb #bec1d074
 ABLATIONS = ("mean", "resample", "random", "mean_over_positions", "zero") # what an ablated part gives

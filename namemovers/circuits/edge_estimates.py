@@ -16,24 +16,28 @@ from ..arguments import checked
 from .edge_graph import graph
 from .edge_runs import Job, state_of_all
 from .edges import as_dataset
-from ..engine import MAX_ROWS, exactly, forward, norm
+from ..engine.forward import exactly, forward
+from ..engine.sweep import MAX_ROWS
 from ..guard import guarded
 from ..pairs import progress_bar
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #cb5f58db
-def _through_norm(w, x, g): # the gradient g [prompt, ..., row, d_model] at norm(x) -> at x [prompt, row, d_model]
+def _through_norm(norm, x, g):
+    "The gradient g [prompt, ..., row, d_model] behind a norm that standardises, as it is at x [prompt, row, d_model]."
+    if norm is None: return g
     shape = (len(x), *[1] * (g.dim() - 3), *x.shape[1:])
-    h = norm(w, x).view(shape)
-    scale = (x.var(-1, correction=0, keepdim=True) + w.eps).rsqrt().view(*shape[:-1], 1)
-    return scale * (g - g.mean(-1, keepdim=True) - h * (g * h).mean(-1, keepdim=True))
+    h = norm.standardise(x).view(shape)
+    back = g - h * (g * h).mean(-1, keepdim=True)
+    if norm.kind == "layer": back = back - g.mean(-1, keepdim=True)
+    return back / norm.scale(x).view(*shape[:-1], 1)
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #d6b859ae
-def _turned_back(w, t, positions): # the gradient at turned queries or keys [prompt, head, row, d_head] -> before
-    if w.rotary is None: return t
-    cos, sin = (a[positions][None, None] for a in w.rotary)
-    t, rest = t.split([cos.shape[-1], t.shape[-1] - cos.shape[-1]], -1)
-    a, b = (t * sin).chunk(2, -1)
-    return torch.cat([t * cos + torch.cat([b, -a], -1), rest], -1)
+def _turned_back(L, t, positions):
+    "The gradient at turned queries or keys [prompt, head, row, d_head], as it is before they are turned."
+    if L.rotary is None: return t
+    P, H, R, D = t.shape
+    rows = t.transpose(1, 2).reshape(P * R, H, D)
+    return L.rotary(rows, positions.repeat(P), back=True).view(P, R, H, D).transpose(1, 2)
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #f938a0b9
 def _gradients(w, s, x, read): # -> the run, name -> a layer, and at the end [prompt, row, d_model]
@@ -63,9 +67,9 @@ def _scores(w, g, s, state, x, read): # -> [prompt, input, sender]
         # what the MLP reads also goes on as it is, and where parallel to the heads
         rest = grads["mlp_reads"][l] - grads["mlp_out"][l]                                    # [prompt, row, d_model]
         for j, name in enumerate("qkv"):
-            grad = grads[name][l] if name == "v" else _turned_back(w, grads[name][l], positions)
+            grad = grads[name][l] if name == "v" else _turned_back(L, grads[name][l], positions)
             W = getattr(L, f"W_{name.upper()}").view(d, H, -1)
-            grad = _through_norm(w, stream, torch.einsum("phrc,dhc->phrd", grad, W))      # [prompt, head, row, d_model]
+            grad = _through_norm(L.ln1, stream, torch.einsum("phrc,dhc->phrd", grad, W))      # [prompt, head, row, d_model]
             if w.parallel: rest = rest - grad.sum(1)
             score(slice(i + j * H, i + j * H + H), grad, last and name == "q")
         score(slice(i + 3 * H, i + 3 * H + 1), rest[:, None], last)
@@ -76,7 +80,7 @@ def _scores(w, g, s, state, x, read): # -> [prompt, input, sender]
 @exactly
 def _attribution(job, steps, progress): # -> [edge, prompt]
     w, g, T, budget = job.w, job.g, job.pairs.length, job.question.memory_budget
-    wide, S, L, H = w.layers[0].W_in.shape[1], len(g.senders), w.n_layers, w.n_heads
+    wide, S, L, H = w.d_mlp, len(g.senders), w.n_layers, w.n_heads
     stream, others = w.d_model * (2 * S + 30 * L + 4 * H + 12), L * (3 * wide + 4 * H * T)
     per_prompt = 4 * T * (stream + others) + 8 * len(g.inputs) * S
     job.question.needs(per_prompt, f"the gradients of {T} tokens")

@@ -14,8 +14,10 @@ import torch
 
 from .ablation import ABLATIONS, Replacement, say_foreign
 from .edge_graph import Graph, graph, useful
-from ..engine import (MAX_ROWS, Reader, Run, Weights, attention, check, embed, exactly, mlp, norm, ready,
-                               rotate, two_runs)
+from ..engine.architectures import Weights
+from ..engine.forward import Run, attention, embed, exactly, mlp, of_heads, standardised
+from ..engine.ready import Reader, ready
+from ..engine.sweep import MAX_ROWS, two_runs
 from ..pairs import Pairs, Question
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #4e9e0cda
@@ -85,17 +87,17 @@ class Job:
     def __init__(self, model, task, direction, metric, ablation, reference, memory_budget):
         self.question = Question(metric, memory_budget)
         self._check(task, direction, ablation, reference)
-        self.w, self.g = (w := ready(model)), graph(model)
-        check(w, task.clean_tokens, task.corrupted_tokens, direction, metric, [], [])
+        pairs = Pairs.of(task, direction)
+        self.w, self.g = (w := ready(model, length=pairs.length)), graph(model)
+        _check_edges(w)
         self.ablation = ablation
-        self.pairs = pairs = Pairs.of(task, direction).to(w.W_E.device)
+        self.pairs = pairs = pairs.to(w.W_E.device)
         self.foreign = say_foreign(task, reference, ablation, stacklevel=4)
         self.given = None
         if ablation != "resample":
             reference = task if reference is None else reference
             self.given = exactly(Replacement)(w, task, ablation, reference, memory_budget=memory_budget)
-        self.finals = w.W_E.new_zeros(len(pairs), w.d_model)  # the stream at END of the clean run
-        self.read = Reader(w, metric, pairs.correct, pairs.wrong, self.finals)
+        self.read = Reader(w, pairs, metric)
         self.alone = w.W_E.new_empty(3, len(pairs))
 
     @staticmethod
@@ -125,8 +127,8 @@ class Job:
         base, donor = (tokens[members, :length] for tokens in (self.pairs.base, self.pairs.donor))
         both = two_runs(w, base, donor, first, members, _KEPT, _KEPT if resample else ())
         clean, corrupted = self.pairs.clean_first(both.base, both.donor)
-        self.finals[members] = clean.final[:, -1]
-        for values, run in zip(self.alone, (clean, corrupted)): values[members] = self.read(run.final[:, -1], members)
+        self.read.leave_alone(members, clean.final[:, -1], corrupted.final[:, -1])
+        self.alone[:2, members] = self.read.alone[:, members]
         own = {name: [t[..., first:, :] for t in both.base[name]] for name in _KEPT}
         if resample:
             ablated = embed(w, donor, first), both.donor["z"], both.donor["mlp_out"]
@@ -149,7 +151,7 @@ class Job:
         """How many prompts at a time, and how many circuits of `n` prompts and rows (a function). `kept`: prompts whose
         runs stay in memory whatever is computed."""
         w, g, T, d, H = self.w, self.g, self.pairs.length, self.w.d_model, self.w.n_heads
-        S, L, wide, budget = len(g.senders), w.n_layers, w.layers[0].W_in.shape[1], self.question.memory_budget
+        S, L, wide, budget = len(g.senders), w.n_layers, w.d_mlp, self.question.memory_budget
         still = 4 * T * (d * (2 * S + 18 * L + 12) + 3 * wide + 3 * H * T)                      # bytes a prompt
         moving = 4 * T * (d * (S + 2 * H + 20) + 2 * wide + 3 * H * T) + 5 * len(g.inputs) * S  # and a circuit
         need = max(1, kept) * (still + moving)
@@ -223,11 +225,19 @@ def _project(w, l, name, heads, x, end): # x [head, circuit, prompt, row, d_mode
     L, (h, C, P, Q, d) = w.layers[l], x.shape
     def of(kind): # the heads' weights [head, d_model, d_head], or biases [head, 1, d_head]
         return getattr(L, f"{kind}_{name.upper()}").view(-1, w.n_heads, w.d_head).transpose(0, 1)[heads]
-    t = torch.baddbmm(of("b"), norm(w, x).view(h, C * P * Q, d), of("W"))
-    if name != "v" and w.rotary is not None:
+    t = torch.baddbmm(of("b"), standardised(L.ln1, x).view(h, C * P * Q, d), of("W"))
+    if name != "v" and L.rotary is not None:
         positions = torch.arange(end + 1 - Q, end + 1, device=t.device).repeat(C * P)
-        t = rotate(w, t.transpose(0, 1), positions).transpose(0, 1)
+        t = L.rotary(t.transpose(0, 1), positions).transpose(0, 1)
     return t.reshape(h, C, P, Q, w.d_head)
+
+def _check_edges(w):
+    "Raise ValueError where a model has no edges of the kind that these are: sums of what senders write, read by each head."
+    reason = None
+    if w.group > 1: reason = "its heads share keys and values"
+    elif w.norms_after: reason = "it normalises what attention and MLPs write, which then is no sum over senders"
+    elif any(L.q_norm or L.k_norm for L in w.layers): reason = "it normalises queries and keys"
+    if reason: raise ValueError(f"model: edges are not built for this architecture, for {reason}; use path_patch, or circuits of nodes.")
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #e4d58f53
 class _Inputs:
@@ -284,7 +294,7 @@ def run_from(
             torch.bmm(rows, W_O, out=out[a:a + len(heads)].view(len(heads), -1, d))
         if changed[number + H]:
             x = reader.read(np.array([i + 3 * H]), streams.mlps[l], last)[0] # [circuit, prompt, row, d_model]
-            out[np.searchsorted(new, number + H)] = (mlp(w, L, x) - s.mlp[l][:, -x.shape[2]:]).flatten(1)
+            out[np.searchsorted(new, number + H)] = (mlp(L, x) - s.mlp[l][:, -x.shape[2]:]).flatten(1)
     run.final = reader.read(np.array([len(g.inputs) - 1]), streams.end, True)[0, :, :, 0]
     return run
 
@@ -304,7 +314,7 @@ def _heads(w, s, l, heads, differs, i, reader, streams, state, last): # -> z [pr
         parts.append(t.permute(2, 0, 1, 3, 4))                             # [prompt, head, circuit, row, d_head]
     nothing_before = [parts[0].new_empty(len(s.prompts), len(heads), 0, w.d_head)] * 2
     before = [s.before[name][l][:, heads] for name in "kv"] if s.before else nothing_before
-    return attention(*parts, *before)[0]
+    return attention(of_heads(w.layers[l], heads), *parts, *before)[0]
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #f71507e5
 def state_of_none(w, g, s, streams) -> State:

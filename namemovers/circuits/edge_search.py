@@ -15,7 +15,7 @@ from ..arguments import checked
 from .edge_graph import connected, graph, useful
 from .edge_runs import Job, run_from, state_of_all
 from .edges import as_dataset, run_masks
-from ..engine import exactly
+from ..engine.forward import exactly
 from ..guard import guarded
 from ..pairs import progress_bar
 

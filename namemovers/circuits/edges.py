@@ -14,7 +14,7 @@ from ..activation_patching import effect, which_logit
 from .ablation import in_words
 from .edge_graph import graph
 from .edge_runs import Job, run_from, state_of_all
-from ..engine import exactly
+from ..engine.forward import exactly
 from ..guard import guarded
 from ..pairs import progress_bar
 from ..results import provenance, stamp

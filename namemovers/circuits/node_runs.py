@@ -14,9 +14,11 @@ from ..arguments import checked
 from ..activation_patching import which_logit
 from .ablation import ABLATIONS, Replacement, in_words, reference_task, say_foreign
 from .parts import masks_of, node, nodes, owners, positions_of
-from ..engine import MAX_ROWS, Reader, Run, embed, exactly, forward, ready
+from ..engine.forward import Run, embed, exactly, forward
+from ..engine.ready import Reader, ready
+from ..engine.sweep import MAX_ROWS, row_bytes
 from ..guard import guarded
-from ..pairs import Question
+from ..pairs import Pairs, Question
 from ..results import provenance
 
 # %% ../../nbs/core/circuits/node_runs.ipynb #5e59af16
@@ -52,7 +54,7 @@ class Ablated:
         question = Question(metric, memory_budget)
         reference = self._reference(task, ablation, reference)
         foreign = say_foreign(task, reference, ablation, stacklevel=4)
-        self.w = w = ready(model)
+        self.w = w = ready(model, length=task.clean_tokens.shape[1])
         self.model, self.task, self.mlps, self.metric, self.memory_budget = model, task, mlps, metric, memory_budget
         self._plan(question)
         given = exactly(Replacement)(w, task, ablation, reference, seed, memory_budget)
@@ -64,8 +66,9 @@ class Ablated:
         self.ends: np.ndarray  # for a search: the metric of the model and of the empty circuit [2, prompt]
         read = self.owner[torch.arange(len(task)), self.end].cpu() # past the last attention only END's token counts
         self.unread = ~torch.isin(torch.arange(len(positions_of(task))), read)
-        finals = self._clean() if metric == "kl" else None
-        self.read = Reader(w, metric, task.correct.to(w.W_E.device), task.wrong.to(w.W_E.device), finals)
+        own = Pairs(task.clean_tokens, task.clean_tokens, task.positions["END"], task.correct, task.wrong)
+        self.read = Reader(w, own.to(w.W_E.device), metric)
+        if metric == "kl": self.read.clean_final = self._clean()
         about = {"ablation_seed": seed} if ablation == "random" else {}
         self.attrs = provenance(model, task, ablation=ablation, reference=in_words(reference), engine="fast",
                                 mlps="ablated" if mlps else "kept", metric=metric, **which_logit(model, metric),
@@ -86,9 +89,8 @@ class Ablated:
     def _plan(self, question):
         "How many prompts, and how many rows of circuits, fit into half of the budget each."
         w, length = self.w, self.task.clean_tokens.shape[1]
-        wide = w.layers[0].W_in.shape[1]
-        per_prompt = 4 * length * (3 * w.n_layers * w.d_model + 3 * wide)
-        per_row = 4 * (16 * w.d_model + 4 * w.n_heads * length + wide)
+        per_prompt = 4 * length * (3 * w.n_layers * max(w.d_model, w.n_heads * w.d_head) + 4 * w.d_mlp)
+        per_row = row_bytes(w, length)
         question.needs(2 * max(per_prompt, per_row * length), f"one prompt of {length} tokens")
         half = question.memory_budget // 2
         self.n_prompts = half // per_prompt

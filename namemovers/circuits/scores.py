@@ -14,7 +14,7 @@ from ..arguments import checked
 from ..attribution_patching import attribute
 from .node_runs import Ablated
 from .parts import Node, node, positions_of
-from ..engine import embed, exactly, forward
+from ..engine.forward import embed, exactly, forward
 from ..guard import guarded
 
 # %% ../../nbs/core/circuits/scores.ipynb #610bf43c
@@ -54,7 +54,7 @@ def score_nodes(
 @exactly
 def _by_gates(run, steps): # -> [node, prompt]
     w, H, N = run.w, run.w.n_heads, len(positions_of(run.task))
-    length, wide = run.tokens.shape[1], w.layers[0].W_in.shape[1]
+    length, wide = run.tokens.shape[1], w.d_mlp
     per_prompt = 4 * length * w.n_layers * (14 * w.d_model + 3 * wide + 4 * H * length)
     out = w.W_E.new_zeros(len(run.tokens), w.n_layers, H + 1, N)
     everyone = torch.arange(len(run.tokens), device=run.tokens.device)

@@ -12,6 +12,7 @@ import warnings
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import xarray as xr
 
@@ -230,8 +231,12 @@ class Session:
         own = code_of(self, state)
         return own if own.startswith(IMPORT) else opening(self, state) + own
 
-    def once(self, key, work):
-        "What was answered before, or is answered now and remembered."
+    def once(
+        self,
+        key: tuple,  # of the question
+        work,  # () -> its answer
+    ) -> Any:
+        "What was answered before, or is answered now and remembered. Raises ValueError where weights were changed."
         if weights_hash(self.model) != self.weights:
             raise ValueError("The model's weights were changed since this session began; begin another.")
         with self._lock:

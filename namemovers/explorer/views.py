@@ -12,15 +12,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from .. import engine as fast
-from ..activation_patching import METRICS, cells, check_patch, effect, pick_engine
+from ..activation_patching import cells, check_patch, effect, pick_engine
 from ..data import encode
+from ..engine.forward import embed, exactly, forward
+from ..engine.ready import ready
 from .panels import METRIC_WORDS, heads_panel, largest, most, numbers, scale_words
 from .state import PROMPT_FIELDS, RUNS, one_token, token_texts
 from ..head_attribution import attention, head_attribution
 from ..logit_lens import logit_lens, stage_words
 from ..model import run_at_end
-from ..path_patching import run_paths
+from ..pairs import Pairs, Question
+from ..path_patching import Paths, run_paths
 from ..plots import token_text, visible
 from ..stats import estimate, head_name
 
@@ -101,7 +103,7 @@ def measured(session, state, measure, run):
     return session.once(key, lambda: measure(session.model, of_run(session, state, run)))
 
 # %% ../../nbs/core/explorer/views.ipynb #067144b5
-@fast.exactly
+@exactly
 def pattern_of(session, state, run):
     """Every head's attention in one run [layer, head, query, key], remembered.
 
@@ -111,9 +113,9 @@ def pattern_of(session, state, run):
         task = of_run(session, state, run)
         if pick_engine("auto", session.model)[0] != "fast":
             return attention(session.model, task).pattern.values
-        w = fast.ready(session.model)
-        embedded = fast.embed(w, task.clean_tokens.to(w.W_E.device))
-        patterns = fast.forward(w, embedded, keep=("pattern",))["pattern"]
+        w = ready(session.model)
+        embedded = embed(w, task.clean_tokens.to(w.W_E.device))
+        patterns = forward(w, embedded, keep=("pattern",))["pattern"]
         return torch.stack(patterns)[:, 0].cpu().numpy()
 
     return session.once(("pattern", *(getattr(state, f) for f in PROMPT_FIELDS), state.prompt, run), work)
@@ -207,8 +209,8 @@ def _attention(session, state, progress):
 
 # %% ../../nbs/core/explorer/views.ipynb #7f585a0e
 def sweep(session, task, state, chosen, progress):
-    "The patched metric of some cells [cell], and of the two runs."
-    name, run = pick_engine("auto", session.model)
+    "The patched metric of some cells [cell, prompt], and of the two runs [prompt]."
+    _, run = pick_engine("auto", session.model, task.clean_tokens.shape[1])
     total, done = len(chosen), 0
 
     def tick(n):
@@ -216,28 +218,9 @@ def sweep(session, task, state, chosen, progress):
         done += n
         progress(done, total)
 
-    arguments = (
-        session.model,
-        task.clean_tokens,
-        task.corrupted_tokens,
-        task.positions["END"],
-        task.correct,
-        task.wrong,
-    )
-    if name == "fast":
-        values, clean, corrupted = fast.sweep(
-            *arguments, state.site, chosen, state.direction, state.metric, progress=tick
-        )
-    else:
-        values = run(*arguments, state.site, chosen, state.direction, state.metric, progress=tick)
-        ends = [
-            run_at_end(session.model, t, task.positions["END"])[0] for t in (task.clean_tokens, task.corrupted_tokens)
-        ]
-        clean, corrupted = (
-            METRICS[state.metric](e, task.correct.to(e.device), task.wrong.to(e.device), ends[0]).float().cpu()
-            for e in ends
-        )
-    return values.numpy(), clean.numpy(), corrupted.numpy()
+    pairs, question = Pairs.of(task, state.direction), Question(state.metric)
+    found = run(session.model, pairs, state.site, chosen, question, tick)
+    return tuple(values.numpy() for values in found)
 
 # %% ../../nbs/core/explorer/views.ipynb #7c62963b
 def _both_tokens(session, task):
@@ -313,11 +296,9 @@ class _Paths:
             done += n
             self.progress(min(done, total), total)
 
-        tokens = task.clean_tokens, task.corrupted_tokens
-        read = task.positions["END"], task.correct, task.wrong
-        paths = senders, receivers, state.component, state.through_mlps
-        about = dict(direction=state.direction, progress=tick if total else None)
-        values, clean, corrupted = run_paths(self.session.model, *tokens, *read, *paths, **about)
+        pairs = Pairs.of(task, state.direction)
+        paths = Paths(senders, receivers, state.component, state.through_mlps)
+        values, clean, corrupted = run_paths(self.session.model, pairs, paths, progress=tick if total else None)
         return effect(values.numpy(), clean.numpy(), corrupted.numpy(), state.direction)
 
     def known(self):

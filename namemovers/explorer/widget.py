@@ -154,18 +154,21 @@ class _Application:
     observe: Any
     on_msg: Any
 
-    def __init__(self, session, given=None):
+    def _begin(self, session, given) -> dict:
+        "What is shown first."
         state = session.state(given)
         self.session, self._worker, self._loop = session, _Worker(), _running_loop()
         self._said, self._asked = 0.0, {}
-        super().__init__(
+        return dict(
             meta=about_session(session, True),
             state=state.to_dict(),
             aligned=session.aligned(state),
             figure=session.figure(state),
             head=session.head(state, quick=True),
+            note=self._foreign(given, state),
         )
-        self.note = self._foreign(given, state)
+
+    def _listen(self):
         self.observe(self._changed, "state")
         self.on_msg(self._message)
 
@@ -321,6 +324,10 @@ def widget_class() -> type:
         _esm, _css = ASSETS / "explorer.js", ASSETS / "explorer.css"
         state, meta, aligned, figure, head, progress = (traitlets.Dict().tag(sync=True) for _ in range(6))
         note = traitlets.Unicode().tag(sync=True)
+
+        def __init__(self, session, given=None):
+            super().__init__(**self._begin(session, given))
+            self._listen()
 
     return Explorer
 

@@ -169,8 +169,10 @@ def laid_out(
     tall = fig.layout.height or 450
     tall += _fit_title(fig, canvas, title)
     tall += _fit_x_axis(fig, canvas)
-    if height is not None or aspect is not None:
-        tall = (height if height is not None else inches / aspect) * 96 / scale
+    if aspect is not None:
+        height = inches / aspect
+    if height is not None:
+        tall = height * 96 / scale
     _fit_y_axis(fig, tall)
     paper = dict(paper_bgcolor="white", plot_bgcolor="white", font=dict(family="Inter, sans-serif", color=INK))
     fig.update_layout(width=canvas, height=round(tall), autosize=False, **paper)

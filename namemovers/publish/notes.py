@@ -163,9 +163,10 @@ def _in_pdf(path: Path) -> str | None:
     from pypdf.errors import PyPdfError
 
     try:
-        return dict(PdfReader(path).metadata or {}).get("/namemovers")
+        note = dict(PdfReader(path).metadata or {}).get("/namemovers")
     except PyPdfError as e:
         raise ValueError(f"{str(path)!r} is no PDF that can be read ({e}).") from None
+    return None if note is None else str(note)
 
 
 def _in_png(path: Path) -> str | None:
@@ -176,7 +177,7 @@ def _in_png(path: Path) -> str | None:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()
-            return image.text.get("namemovers")
+            return image.info.get("namemovers")
     except (OSError, SyntaxError):
         raise ValueError(f"{str(path)!r} is no PNG.") from None
 
@@ -209,4 +210,4 @@ def read_provenance(
     note = readers[path.suffix.lower()](path)
     if note is None:
         raise ValueError(f"{str(path)!r} holds no provenance; it was not written by namemovers.publish.")
-    return json.loads(str(note))
+    return json.loads(note)

@@ -1,0 +1,130 @@
+"""The engine on every family of decoders, against plain forward hooks on transformers' own modules."""
+import warnings
+
+import pytest
+import torch
+
+from decoders import ALSO, CONFIGS, EXACT, VOCABULARY, WHERE, patched_logits, random_model
+from namemovers.engine.forward import embed, forward, logits
+from namemovers.engine.ready import ready, why_not
+from namemovers.engine.sweep import run_sets, sweep
+from namemovers.model import load_model
+from namemovers.pairs import Pairs, Question
+from namemovers.sites import HEAD_SITES, STREAM_SITES, Cell, head_axis
+
+END = torch.tensor([13, 12, 13, 11])
+CORRECT, WRONG = torch.tensor([5, 6, 7, 8]), torch.tensor([15, 16, 17, 18])
+
+
+@pytest.fixture(scope="session", params=[*EXACT, *ALSO])
+def family(request, tmp_path_factory):
+    "(name, transformers' model, the same as a TransformerBridge)"
+    from transformers import AutoTokenizer
+    plain = random_model(request.param)
+    folder = tmp_path_factory.mktemp(request.param)
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(load_model("mini").tokenizer.name_or_path).save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return request.param, plain, load_model(folder, device="cpu")
+
+
+def pairs(direction="denoise"):
+    "Four prompts of several lengths whose runs differ at one place or two."
+    clean = torch.randint(3, VOCABULARY, (4, 14), generator=torch.Generator().manual_seed(0))
+    corrupted = clean.clone()
+    corrupted[0, 3], corrupted[1, 5], corrupted[1, 8], corrupted[2, 0] = 7, 9, 10, 5
+    return Pairs(clean, corrupted, END, CORRECT, WRONG, direction)
+
+
+def answers(y):
+    at_end = y[torch.arange(4), END]
+    return (at_end.gather(1, CORRECT[:, None]) - at_end.gather(1, WRONG[:, None]))[:, 0]
+
+
+def test_logits_are_those_of_the_plain_model(family):
+    name, plain, model = family
+    assert why_not(model, 40) is None
+    tokens = torch.randint(3, VOCABULARY, (2, 40), generator=torch.Generator().manual_seed(1))
+    w = ready(model, length=40)
+    ours = logits(w, forward(w, embed(w, tokens)).final)
+    theirs = plain(tokens, use_cache=False).logits
+    assert (ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_every_site_against_plain_hooks(family, direction):
+    name, plain, model = family
+    asked, later = pairs(direction), torch.tensor([4, 7, 9, 11])
+    compared = 0
+    for site in WHERE:
+        heads = range(head_axis(model, site)[1]) if site in HEAD_SITES else [3] if site == "neurons" else [None]
+        todo = [Cell(layer, head, at) for layer in range(model.cfg.n_layers) for head in heads for at in (None, later)]
+        expected = [patched_logits(plain, site, cell, asked.base, asked.donor, model.cfg.d_head) for cell in todo]
+        if expected[0] is None: continue  # the family computes queries, keys and values in one map
+        ours = sweep(model, asked, site, todo)[0]
+        assert (ours - torch.stack([answers(y) for y in expected])).abs().max() < 1e-4, site
+        compared += 1
+    assert compared >= 6
+
+
+def test_patch_of_everything_and_of_nothing(family):
+    name, plain, model = family
+    for direction in ("denoise", "noise"):
+        asked = pairs(direction)
+        own = answers(plain(asked.clean, use_cache=False).logits), answers(plain(asked.corrupted, use_cache=False).logits)
+        values, clean, corrupted = sweep(model, asked, "resid_pre", [Cell(0)])
+        donor = asked.base_first(clean, corrupted)[1]
+        assert (values[0] - donor).abs().max() < 1e-4
+        assert (clean - own[0]).abs().max() < 1e-4 and (corrupted - own[1]).abs().max() < 1e-4
+        nothing = run_sets(model, asked, [[]])[0][0]
+        assert (nothing - asked.base_first(clean, corrupted)[0]).abs().max() < 1e-4
+        alike = Pairs(asked.clean, asked.clean, END, CORRECT, WRONG, direction)
+        for site in ("z", "k", "mlp_out"):
+            assert (sweep(model, alike, site, [Cell(1, 0)])[0][0] - own[0]).abs().max() < 1e-4
+
+
+def test_sets_of_one_are_single_patches(family):
+    name, plain, model = family
+    asked = pairs()
+    for site in (*STREAM_SITES, *HEAD_SITES, "neurons"):
+        if site == "resid_mid" and model.cfg.parallel_attn_mlp: continue
+        todo = [Cell(layer, None if site in STREAM_SITES else 0) for layer in range(model.cfg.n_layers)]
+        single = sweep(model, asked, site, todo)[0]
+        assert (run_sets(model, asked, [[(site, cell)] for cell in todo])[0] - single).abs().max() < 1e-4, site
+
+
+@pytest.mark.parametrize("metric", ["logit_diff", "logit", "prob", "kl"])
+def test_metrics_are_of_the_models_own_logits(family, metric):
+    name, plain, model = family
+    asked, cell = pairs(), Cell(1, 0)
+    y = patched_logits(plain, "z", cell, asked.base, asked.donor, model.cfg.d_head)[torch.arange(4), END]
+    clean = plain(asked.clean, use_cache=False).logits[torch.arange(4), END].log_softmax(-1)
+    expected = {
+        "logit_diff": lambda: y.gather(1, CORRECT[:, None])[:, 0] - y.gather(1, WRONG[:, None])[:, 0],
+        "logit": lambda: y.gather(1, CORRECT[:, None])[:, 0],
+        "prob": lambda: y.softmax(-1).gather(1, CORRECT[:, None])[:, 0],
+        "kl": lambda: (clean.exp() * (clean - y.log_softmax(-1))).sum(-1),
+    }[metric]()
+    ours = sweep(model, asked, "z", [cell], Question(metric))[0][0]
+    assert (ours - expected).abs().max() < 1e-4
+
+
+def test_windows_are_seen(family):
+    "A window that the engine did not know of would be a silent wrong number: the prompts are longer than it."
+    name, plain, model = family
+    w = ready(model)
+    told = [L.window for L in w.layers]
+    config = CONFIGS[name]()
+    expected = getattr(config, "sliding_window", None) or (config.window_size if name == "gptneo" else None)
+    if name == "qwen2": expected = None
+    assert {window for window in told if window is not None} == ({expected} - {None})
+
+
+def test_a_forward_from_the_middle(family):
+    name, plain, model = family
+    w, tokens = ready(model), pairs().clean
+    whole = forward(w, embed(w, tokens), keep=("resid_pre", "k", "v"))
+    for layer in range(w.n_layers):
+        part = forward(w, whole["resid_pre"][layer][:, 6:], layer, whole, 6)
+        assert (part.final - whole.final[:, 6:]).abs().max() < 1e-4
