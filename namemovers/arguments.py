@@ -29,8 +29,12 @@ def short(
     if hasattr(value, "shape") and getattr(value, "shape", ()) != (): return f"{kind} of shape {tuple(value.shape)}"
     plain = isinstance(value, (str, bytes, int, float, complex, bool, type(None), Mapping, Collection, np.generic))
     if not plain and not callable(value) and type(value).__repr__ is object.__repr__: return f"<{kind}>"
-    try: text = repr(value[:limit] + value[-limit:] if isinstance(value, (str, bytes)) and len(value) > 4 * limit else value)
-    except Exception: return f"<{kind}>"
+    if isinstance(value, str) and len(value) > 4 * limit: value = value[:limit] + value[-limit:]
+    if isinstance(value, bytes) and len(value) > 4 * limit: value = value[:limit] + value[-limit:]
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{kind}>"
     if "\n" in text or len(text) > limit and not plain: return f"<{kind}>"
     return text if len(text) <= limit else f"{text[:limit * 2 // 3]} ... {text[-(limit // 4):]}"
 

@@ -181,7 +181,7 @@ class Paths:
 
     def places(
         self,
-        w: Weights,
+        w: Weights, # the model's
     ) -> list[int]: # numbers of the senders: layer * heads + head, or layers
         everyone = {"head": range(w.n_layers * w.n_heads), "mlp": range(w.n_layers), "embed": range(1)}
         if isinstance(self.senders, str): return list(everyone[self.senders])
@@ -189,7 +189,7 @@ class Paths:
 
     def listed(
         self,
-        w: Weights,
+        w: Weights, # the model's
     ) -> list: # the receiving heads (layer, head), none for the logits
         if not isinstance(self.receivers, str): return list(self.receivers)
         if self.receivers == "logits": return []

@@ -67,8 +67,8 @@ def _dequantise(file: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**place)
     model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.float32)
     # it is dequantised, and to be saved as any other
-    model.is_quantized = False
-    model.hf_quantizer = None
+    for name, value in dict(is_quantized=False, hf_quantizer=None).items():
+        setattr(model, name, value)
     if hasattr(model.config, "quantization_config"): del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -8,6 +8,7 @@ __all__ = ['LEVEL', 'head_name', 'prompts_needed', 'normalise', 'q_values', 'sum
 
 # %% ../nbs/core/stats.ipynb #42784f1a
 import warnings
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -185,7 +186,7 @@ def _distance(values, dim):
 def normalise(
     moved,  # what a patch moved: patched less unpatched metric [..., prompt] (array or DataArray)
     distance, # the metric of the run patched from, less that of the run patched into [prompt]
-):          # [..., prompt], as `moved`: 0 where nothing moved, 1 where as much as the runs differ on average
+) -> Any:   # [..., prompt], as `moved`: 0 where nothing moved, 1 where as much as the runs differ on average
     """Effects: the share of the mean distance between two runs that a patch moved. The one rule for all measurements.
 
     A DataArray carries the distances of the prompts, by their mean, as the coordinate `distance`, so that `summarise` lets
@@ -624,8 +625,8 @@ def heads_in_words(
 ) -> str:                   # such as "L9H9 2.31 [2.20, 2.41], L9H6 1.20 [1.01, 1.38]"
     "Heads with their means and intervals in a row; \"none\" where there is none, and where nothing could be judged, why."
     if heads is None:
-        if untested(summary):
-            return untested(summary)
+        if (why := untested(summary)) is not None:
+            return why
         found = summary.significant.astype(bool) & (sign * summary["mean"] > 0)
         heads = top_heads(summary["mean"].where(found), k, sign)
     said = summary if intervals else summary["mean"]
@@ -639,8 +640,8 @@ def differ_in_words(
     unit: str = "",       # of the mean, e.g. "logits"
 ) -> str:                 # such as "8 of 16 heads differ from zero; 3 of them by at least 0.05"
     "How many cells are significant, and how many of those are large: two things. Where nothing could be judged, why."
-    if untested(summary):
-        return untested(summary)
+    if (why := untested(summary)) is not None:
+        return why
     tested = int((summary["n"] > 0).sum())
     sure = summary.significant.astype(bool)
     large = sure & (abs(summary["mean"] - summary.attrs.get("null", 0.0)) >= least)

@@ -288,8 +288,11 @@ def agrees(
     places = [dict(layer=l, head=h) for l, h in heads] if heads is not None else _places(theirs)
     if not places:
         raise Untold("the result has none of the published positions")
-    far = [abs(float(s["mean"].sel(p) - theirs.sel(p))) for p in places]
-    parts = [meets(s.sel(p) if drawn else s["mean"].sel(p), float(theirs.sel(p)) - tolerance, float(theirs.sel(p)) + tolerance) for p in places]
+    found, published = (grid.transpose("layer", over).to_series() for grid in (s["mean"], theirs))
+    keys = [tuple(place.values()) for place in places]
+    far = [abs(found[key] - published[key]) for key in keys]
+    cells = [s.sel(place) for place in places] if drawn else [found[key] for key in keys]
+    parts = [meets(cell, published[key] - tolerance, published[key] + tolerance) for cell, key in zip(cells, keys)]
     worst = places[int(np.argmax(far))]
     where = head_name(*worst.values()) if over == "head" else f"layer {worst['layer']} at {worst['position']}"
     values = f"{estimate(s.sel(worst), 3)}, published {estimate(theirs.sel(worst), 3)}"

@@ -39,20 +39,26 @@ def aside(task, *args):
     return value
 
 
-def check_settings(root: str | Path) -> None:
+def check_settings(root: str | Path) -> str:
     """Load the model and make both tasks: ValueError if the study of a repository cannot run with its settings.
 
     An unknown model is then one clear error and not one in every notebook, and one that has to be downloaded is
-    downloaded once.
+    downloaded once. Returns a sentence where N is too small for any head to be significant, else "".
     """
     from namemovers.data import ioi_task, mrs_task
     from namemovers.model import load_model
     from namemovers.settings import settings
+    from namemovers.stats import prompts_needed
 
     s = settings(root)
     model = load_model(s.model, device=s.device)
     mrs_task(model.tokenizer, n=s.n, seed=s.seed, corruption=s.corruption)
     ioi_task(model.tokenizer, n=s.n, seed=s.seed)
+    heads = model.cfg.n_layers * model.cfg.n_heads
+    needed = prompts_needed(heads)
+    if s.n >= needed:
+        return ""
+    return f"N = {s.n} is too few for any of {heads} heads to be significant: they stay untested. The least is N = {needed}."
 
 
 def build_site(root: str | Path, out: str | Path = "_site") -> Path:

@@ -259,6 +259,7 @@ def _run(
         import nbclient  # noqa: F401  # slow to import, so while the server imports too
 
         say(f"Loading {s.model} and making its prompts ...")
-        aside(check_settings, s.root)
+        if too_few := aside(check_settings, s.root):
+            say(too_few)
         say(f"Ready after {time.monotonic() - start:.0f} s.")
     return asyncio.run(_Study(s, inputs, paths, update, force).all(workers))

@@ -1,6 +1,8 @@
 """Every claim on results made up to be as published, where it must hold, and on noise, where it must not."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -201,6 +203,20 @@ def worlds(tmp_path_factory):
     return found
 
 
+@pytest.fixture
+def published(worlds, tmp_path):
+    "A copy of the results that are as published, to be changed."
+    shutil.copytree(worlds[True][0], tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def about(*names):
+    "The claims that read any of these results, or have one of these ids."
+    found = [c for c in CLAIMS if c.id in names or set(names) & set(c.needs)]
+    assert found
+    return found
+
+
 def test_every_claim_holds_where_everything_is_as_published(worlds):
     ledger = worlds[True][1]
     wrong = ledger[ledger.status != "holds"]
@@ -230,16 +246,16 @@ def test_gpt2s_heads_are_judged_on_gpt2_only(tmp_path):
 
 
 def test_claims_read_what_they_say_they_read(worlds):
+    r = Results(worlds[True][0], n_resamples=99)
     for c in CLAIMS:
-        r = Results(worlds[True][0], n_resamples=99)
+        r.asked.clear()
         c.test(r)
         assert set(r.asked) == set(c.needs), c.id
 
 
-def test_a_missing_result_is_named_and_costs_only_its_own_claims(tmp_path):
-    World(tmp_path)
-    (tmp_path / "survey.nc").unlink()
-    ledger = evaluate(tmp_path, n_resamples=199)
+def test_a_missing_result_is_named_and_costs_only_its_own_claims(published):
+    (published / "survey.nc").unlink()
+    ledger = evaluate(published, about("survey", "mrs_logit_lens", "ioi_roles", "demo_patch_z_head"), n_resamples=199)
     gone = ledger[ledger.status == "not evaluated"]
     assert set(gone.index) == {c.id for c in CLAIMS if "survey" in c.needs} and (gone.figure == "the result survey is missing").all()
 
@@ -250,19 +266,17 @@ def test_an_empty_folder(tmp_path):
     assert ledger.drop("pilot-n1-quoted").figure.str.endswith("is missing").all()
 
 
-def test_results_of_two_models_in_one_folder(tmp_path):
-    World(tmp_path)
-    ds = load("ioi_roles", tmp_path)
-    save(ds.assign_attrs(weights_hash="another"), "ioi_roles", tmp_path)
-    ledger = evaluate(tmp_path, n_resamples=199)
+def test_results_of_two_models_in_one_folder(published):
+    ds = load("ioi_roles", published)
+    save(ds.assign_attrs(weights_hash="another"), "ioi_roles", published)
+    ledger = evaluate(published, about("ioi_roles", "mrs-induction"), n_resamples=199)
     assert "not of the same weights" in ledger.figure["shared-roles"] and ledger.status["shared-roles"] == "not evaluated"
     assert ledger.status["mrs-induction"] == "holds"
 
 
-def test_other_corruptions_are_not_the_pilots(tmp_path):
-    World(tmp_path)
-    save(load("mrs_patch_z_head", tmp_path).assign_attrs(corruption="no_cue"), "mrs_patch_z_head", tmp_path)
-    ledger = evaluate(tmp_path, n_resamples=199)
+def test_other_corruptions_are_not_the_pilots(published):
+    save(load("mrs_patch_z_head", published).assign_attrs(corruption="no_cue"), "mrs_patch_z_head", published)
+    ledger = evaluate(published, about("mrs_patch_z_head"), n_resamples=199)
     for i in ("pilot-patching-positive", "pilot-patching-negative", "pilot-patching-values"):
         assert ledger.status[i] == "not evaluated" and "corruption no_cue" in ledger.figure[i]
 
@@ -493,34 +507,34 @@ def test_a_claim_is_its_function():
 # Results of one study
 
 
-def test_results_of_another_study_are_refused(tmp_path):
+def test_results_of_another_study_are_refused(worlds):
     "A step failed and left what an earlier study had saved."
-    World(tmp_path)
+    folder = worlds[True][0]
     here = Settings("gpt2", N, 0, "switch_subjects")
-    assert (evaluate(tmp_path, n_resamples=199, study=here).status == "holds").all()
+    assert (evaluate(folder, n_resamples=199, study=here).status == "holds").all()
     for change, said in ((dict(n=N + 1), f"n = {N}"), (dict(seed=1), "seed = 0"), (dict(corruption="no_cue"), "corruption = switch_subjects")):
-        ledger = evaluate(tmp_path, n_resamples=199, study=Settings(**dict(model="gpt2", n=N, seed=0, corruption="switch_subjects") | change))
+        other = replace(here, **change)
         of_prompts = {c.id for c in CLAIMS if any(n.startswith("mrs_") and not n.endswith(("_n1", "_one_prompt")) for n in c.needs)}
+        ledger = evaluate(folder, about(*of_prompts, "survey", "copy_scores"), n_resamples=199, study=other)
         refused = ledger[ledger.figure.str.contains("this study has")]
         assert of_prompts <= set(refused.index) and (refused.status == "not evaluated").all(), change
         assert refused.figure.str.contains(said).all() and refused.figure.str.contains("run the step").all()
 
 
 @pytest.mark.parametrize("key, value", [("n", N + 1), ("seed", 1), ("corruption", "no_cue")])
-def test_results_that_do_not_belong_together_are_no_evidence(tmp_path, key, value):
-    World(tmp_path)
-    save(load("mrs_head_attribution", tmp_path).assign_attrs({key: value}), "mrs_head_attribution", tmp_path)
-    ledger = evaluate(tmp_path, n_resamples=199)
+def test_results_that_do_not_belong_together_are_no_evidence(published, key, value):
+    save(load("mrs_head_attribution", published).assign_attrs({key: value}), "mrs_head_attribution", published)
+    ledger = evaluate(published, about("methods-agree", "mrs-silent"), n_resamples=199)
     assert ledger.status["methods-agree"] == "not evaluated" and f"{key} = {value}" in ledger.figure["methods-agree"]
     assert ledger.status["mrs-silent"] == "holds"
 
 
-def test_the_settings_at_hand_are_the_study_where_no_folder_is_given(tmp_path, monkeypatch):
+def test_the_settings_at_hand_are_the_study_where_no_folder_is_given(worlds, tmp_path, monkeypatch):
     (tmp_path / "settings.ini").write_text("[study]\nmodel = gpt2\nn = 7\n")
-    World(tmp_path / "results" / "gpt2")
+    shutil.copytree(worlds[True][0], tmp_path / "results" / "gpt2")
     monkeypatch.chdir(tmp_path)
     for name in ("MODEL", "N", "SEED", "CORRUPTION"): monkeypatch.delenv(name, raising=False)
-    ledger = evaluate(n_resamples=199)
+    ledger = evaluate(claims=about("mrs-done"), n_resamples=199)
     assert ledger.status["mrs-done"] == "not evaluated" and "the settings ask for 7" in ledger.figure["mrs-done"]
     with pytest.raises(ValueError, match="n = 40, but the settings ask for 7"): load_study(["mrs_logit_lens"])
     (tmp_path / "settings.ini").write_text(f"[study]\nmodel = gpt2\nn = {N}\n")
@@ -560,15 +574,47 @@ def test_a_dozen_noisy_prompts_refute_nothing_that_is_true(tmp_path, n):
         assert (ledger.status != "does not hold").all(), ledger.figure.to_dict()
 
 
-def test_few_prompts_of_the_papers_world(tmp_path):
+def test_few_prompts_of_the_papers_world(published):
     "Everything as published, in four prompts: what is of drawn prompts is not evaluated, what is not is."
-    few = World(tmp_path)
+    tmp_path = published
     for path in tmp_path.glob("*.nc"):
         ds = load(path.stem, tmp_path)
         if ds.sizes.get("prompt") == N and not path.stem.startswith("demo_"): save(ds.isel(prompt=slice(4)).assign_attrs(n=4), path.stem, tmp_path)
-    assert few.true
     ledger = evaluate(tmp_path, n_resamples=199)
     assert "does not hold" not in set(ledger.status), ledger[ledger.status == "does not hold"].figure.to_dict()
     drawn = [c.id for c in CLAIMS if c.drawn and any(load(n, tmp_path).sizes.get("prompt") == 4 for n in c.needs)]
     assert len(drawn) > 30 and (ledger.status[drawn] == "not evaluated").all()
     assert ledger.status["demo-z"] == ledger.status["pilot-david"] == ledger.status["paper-copy-score"] == "holds"
+
+
+# Near misses: a value moved to just inside its tolerance, and to just outside, by as much as its interval needs
+
+
+LENS_ = {"stage": -1}
+ONE_HEAD = {"layer": 8, "head": 11}
+IO, S2 = {"position": 0}, {"position": 3}
+MISSES = [
+    ("paper-logit-diff", "ioi_logit_lens", "clean", {}, 0.48, 0.65),
+    ("pilot-logit-diff", "mrs_logit_lens", "clean", {}, 0.23, 0.40),
+    ("paper-probability", "ioi_logit_lens", "probability", LENS_, 0.095, 0.105),
+    ("paper-name-mover-attention", "ioi_attention", "attention", IO, 0.095, 0.105),
+    ("paper-s-inhibition-attention", "ioi_attention", "attention", S2, 0.095, 0.105),
+    ("pilot-patching-values", "mrs_patch_z_head", "effect", ONE_HEAD, 0.039, 0.061),
+    ("pilot-resid-values", "mrs_patch_resid_pre_named_position", "effect", {"layer": 5, "position": 1}, 0.095, 0.105),
+    ("demo-resid", "demo_patch_resid_pre_named_position", "effect", {"layer": 5, "position": 1}, 0.018, 0.022),
+    ("demo-ten-heads", "demo_patch_z_head", "effect", {"layer": 9, "head": 9}, 0.018, 0.022),
+    *[(f"demo-{site}", f"demo_patch_{site}_head", "effect", {"layer": 9, "head": 9}, 0.018, 0.022) for site in DEMO_SITES],
+]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("identity, name, var, where, inside, outside", MISSES, ids=[m[0] for m in MISSES])
+def test_a_near_miss_on_either_side(worlds, tmp_path, identity, name, var, where, inside, outside, sign):
+    shown = []
+    for by in (inside, outside):
+        ds = load(name, worlds[True][0])
+        values = ds[var].copy(deep=True)
+        values[where] = values[where] + sign * by
+        save(ds.assign({var: values}), name, tmp_path)
+        shown.append(evaluate(tmp_path, about(identity), n_resamples=199).status[identity])
+    assert shown == ["holds", "does not hold"]

@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 
 from namemovers.data import ioi_task, mrs_task
-from namemovers.logit_lens import layer_contributions, logit_lens, top_tokens
+from namemovers.logit_lens import layer_contributions, logit_lens, reached, read_contributions, read_lens, top_tokens
 
 N = 6
 
@@ -126,3 +126,38 @@ def test_refuses_parts_that_do_not_sum(tiny, monkeypatch):
     monkeypatch.setattr(module, "_parts", lambda model: parts(model)[:-1])
     with pytest.raises(ValueError, match="sum to another logit difference"):
         logit_lens(tiny, mrs_task(tiny.tokenizer, n=2))
+
+
+# The words, on numbers made up, a little on either side of each threshold
+
+
+def made(diff, contribution=None):
+    """A lens of one prompt: the logit difference by stage, and what the parts of one layer add."""
+    stages = ["embed", *(f"{l} {at}" for l in range(len(diff) // 2) for at in ("mid", "post"))]
+    parts = {"embed": 0.0, "pos_embed": 0.0, "attn 0": diff[-1], "mlp 0": 0.0, "bias": 0.0} | (contribution or {})
+    return xr.Dataset(
+        dict(logit_diff=(("stage", "prompt"), np.array(diff, float)[:, None]), rank=(("stage", "prompt"), np.ones((len(diff), 1), int)),
+             contribution=(("component", "prompt"), np.array(list(parts.values()))[:, None]), clean=("prompt", [sum(parts.values())])),
+        coords=dict(stage=stages, component=list(parts), prompt=[0]))
+
+
+@pytest.mark.parametrize("before, stage", [(0.49, "0 post"), (0.51, "0 mid")])
+def test_the_stage_from_which_half_is_there(before, stage):
+    assert reached(made([0, before, 1.0])) == stage
+
+
+def test_a_stage_that_is_left_again_does_not_count():
+    assert reached(made([0, 0.6, 0.4, 0.7, 1.0])) == "1 mid"
+    assert reached(made([0, 1, 0])) is None and reached(made([0, 1, -1])) is None
+    assert reached(made([0, 0.85, 1.0]), 0.9) == "0 post" and reached(made([0, 0.95, 1.0]), 0.9) == "0 mid"
+
+
+@pytest.mark.parametrize("peak, said", [(1.09, False), (1.11, True)])
+def test_a_peak_is_told_where_it_is_a_tenth_above_the_end(peak, said):
+    assert ("It is highest after layer 0's attention" in read_lens(made([0, peak, 1.0]))) == said
+
+
+@pytest.mark.parametrize("against, said", [(-0.045, False), (-0.06, True)])
+def test_of_one_prompt_parts_of_a_twentieth_are_told(against, said):
+    text = read_contributions(made([0, 0, 1.0], {"mlp 0": against}))
+    assert ("Against it: layer 0's MLP" in text) == said and ("No part is much against it" in text) != said

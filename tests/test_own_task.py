@@ -15,7 +15,7 @@ from namemovers import task_study
 from namemovers.activation_patching import HEAD_SITES, STREAM_SITES, Cell, patch
 from namemovers.attribution_patching import attribute
 from namemovers.copy_scores import task_copy_scores
-from namemovers.data import CUES, IOI_TEMPLATES, NAMES, OBJECTS, PLACES, Task, _runs, align, ioi_task, mrs_task, token_table
+from namemovers.data import CUES, IOI_TEMPLATES, NAMES, OBJECTS, PLACES, Task, align, ioi_task, mrs_task, stretches, token_table
 from namemovers.head_attribution import attention, head_attribution, name_ids, name_projection, subject_positions
 from namemovers.logit_lens import logit_lens
 from namemovers.path_patching import path_patch
@@ -130,7 +130,7 @@ token = st.integers(0, 30)
 def test_what_is_replaced_in_place_lines_up(ids, data):
     """Any tokens replaced by tokens that are not there: always in place."""
     new = [data.draw(st.integers(100, 130)) if data.draw(st.booleans()) else t for t in ids]
-    assert _runs(ids, new) == [((i, i + 1), (i, i + 1)) for i in range(len(ids))]
+    assert stretches(ids, new) == [((i, i + 1), (i, i + 1)) for i in range(len(ids))]
 
 
 @settings(max_examples=150, deadline=None)
@@ -139,7 +139,7 @@ def test_two_names_that_change_places_line_up(ids, data):
     i, j = sorted(data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=2, max_size=2, unique=True)))
     new = list(ids)
     new[i], new[j] = new[j], new[i]
-    assert _runs(ids, new) == [((k, k + 1), (k, k + 1)) for k in range(len(ids))]
+    assert stretches(ids, new) == [((k, k + 1), (k, k + 1)) for k in range(len(ids))]
 
 
 @settings(max_examples=150, deadline=None)
@@ -149,7 +149,7 @@ def test_what_is_shifted_does_not(ids, data):
     i = data.draw(st.integers(0, len(ids) - 5))
     j = data.draw(st.integers(i + 3, len(ids) - 1))
     new = ids[:i] + ids[i + 1 : j + 1] + [99] + ids[j + 1 :]
-    assert len(new) == len(ids) and any(a2 - a1 != b2 - b1 for (a1, a2), (b1, b2) in _runs(ids, new))
+    assert len(new) == len(ids) and any(a2 - a1 != b2 - b1 for (a1, a2), (b1, b2) in stretches(ids, new))
 
 
 def test_it_says_where_they_part(tokenizer):

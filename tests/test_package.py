@@ -294,7 +294,7 @@ def test_ci_runs_what_make_test_runs():
     makefile = (ROOT / "Makefile").read_text()
     assert re.search(r"^test: check\b", makefile, re.M)
     check = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.M)[1]
-    assert "ruff check namemovers tests bench" in check and "mypy" in check
+    assert "ruff check namemovers press recipes tests bench" in check and "mypy" in check
     assert "--cov" in re.search(r"^test:.*\n((?:\t.*\n)+)", makefile, re.M)[1]
 
 
@@ -318,7 +318,7 @@ def test_the_workflow():
 def test_the_library_is_checked_as_a_whole():
     "No module of the library is left out of the types or of the lint."
     tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
-    assert tool["mypy"]["packages"] == ["namemovers"] and tool["mypy"]["check_untyped_defs"] and not tool["mypy"].get("ignore_errors")
+    assert tool["mypy"]["packages"] == ["namemovers", "press"] and tool["mypy"]["check_untyped_defs"] and not tool["mypy"].get("ignore_errors")
     for override in tool["mypy"]["overrides"]:
         if any(m.startswith("namemovers") for m in override["module"]):
             assert set(override) == {"module", "disable_error_code"}

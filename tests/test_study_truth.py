@@ -194,6 +194,15 @@ def test_results_of_another_n_stop_the_page(root, capsys, monkeypatch):
     assert how == {"nbs/claims": "FAILED"} and "n = 3" in failures[0] and "2" in failures[0]
 
 
+@pytest.mark.parametrize("n, few", [("3", True), ("40", False)])
+def test_too_few_prompts_are_said_at_the_start(root, capsys, monkeypatch, n, few):
+    monkeypatch.setenv("N", n)
+    capsys.readouterr()
+    runner.run(root, only=["nbs/01_other.ipynb"])
+    said = [line for line in capsys.readouterr().out.splitlines() if "too few for any of" in line]
+    assert len(said) == few and all(f"N = {n} is" in line and "untested" in line for line in said)
+
+
 # --- two at once, kills ---------------------------------------------------------------------------------------------
 
 

@@ -153,8 +153,10 @@ def graph(
     "The edges of a model. Raises ValueError for an array that does not name all edges of a model."
     if not isinstance(of, xr.Dataset | xr.DataArray):
         return Graph(of.cfg.n_layers, of.cfg.n_heads, bool(of.cfg.parallel_attn_mlp))
-    known = [of.attrs.get(k) for k in ("n_layers", "n_heads", "parallel")]
-    if None not in known: return Graph(int(known[0]), int(known[1]), bool(known[2]))
+    names = ("n_layers", "n_heads", "parallel")
+    if all(name in of.attrs for name in names):
+        n_layers, n_heads, parallel = (int(of.attrs[name]) for name in names)
+        return Graph(n_layers, n_heads, bool(parallel))
     labels = list(of.edge.values) if "edge" in of.coords else []
     heads, layers = (sum(e.startswith(k) and e.endswith("→ logits") for e in labels) for k in ("L", "MLP"))
     found = Graph(layers, heads // max(1, layers), "L0H0 → MLP 0" not in labels)

@@ -71,7 +71,7 @@ def _own_numbers(module, fitted: torch.Tensor, name: str) -> torch.Tensor:
 def read_norm(
     module,   # a module that normalises its last dimension
     d: int,   # that dimension's width
-    device="cpu",
+    device="cpu", # of the numbers that it is tried on
 ) -> Norm:
     "The norm that a module computes. Raises ValueError where it is neither LayerNorm nor RMSNorm."
     inner = getattr(module, "original_component", module)
@@ -115,7 +115,7 @@ class Rotary:
 
     def to(
         self,
-        dtype: torch.dtype,
+        dtype: torch.dtype, # of the angles
     ) -> "Rotary":
         "The same with numbers of another kind."
         return Rotary(lambda n: tuple(t.to(dtype) for t in self.tables(n)))
@@ -226,13 +226,13 @@ class Weights:
     taken: tuple | None = None   # from every logit, as `model.taken_from_logits` gives it; None where it is not known
 
     @property
-    def n_layers(self) -> int: return len(self.layers)
+    def n_layers(self) -> int: return len(self.layers) # layers
 
     @property
-    def d_model(self) -> int: return self.W_E.shape[1]
+    def d_model(self) -> int: return self.W_E.shape[1] # how wide the residual stream is
 
     @property
-    def d_mlp(self) -> int: return self.layers[0].W_in.shape[1]
+    def d_mlp(self) -> int: return self.layers[0].W_in.shape[1] # neurons of a layer
 
     @property
     def group(self) -> int: return self.n_heads // self.n_kv_heads # query heads that share keys and values

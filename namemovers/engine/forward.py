@@ -36,7 +36,7 @@ def exactly(
 
 # %% ../../nbs/core/engine/forward.ipynb #3ec11e77
 def embed(
-    w: Weights,
+    w: Weights,           # the model's
     tokens: torch.Tensor, # [prompt, position]
     start: int = 0,       # the first position wanted
 ) -> torch.Tensor:        # [prompt, position from `start` on, d_model]
@@ -56,8 +56,8 @@ def standardised(
 
 # %% ../../nbs/core/engine/forward.ipynb #7e347849
 def finish(
-    w: Weights,
-    L: Layer,
+    w: Weights,              # the model's
+    L: Layer,                # a layer's weights
     name: str,               # "q", "k" or "v"
     t: torch.Tensor,         # [row, head * d_head]
     positions: torch.Tensor, # [row]
@@ -73,7 +73,7 @@ def finish(
 
 # %% ../../nbs/core/engine/forward.ipynb #eeb7366d
 def of_heads(
-    L: Layer,
+    L: Layer,    # a layer's weights
     heads: list, # numbers of some query heads
 ) -> Layer:
     "A layer as `attention` has to know it when it is given some of the heads only."
@@ -91,7 +91,7 @@ def _masked(scores, L, first_key, queries, keys):
 
 # %% ../../nbs/core/engine/forward.ipynb #8f6c7567
 def attention(
-    L: Layer,
+    L: Layer,               # a layer's weights
     q: torch.Tensor,        # [prompt, head, copy, query, d_head]: the last so many rows
     k: torch.Tensor,        # [prompt, kv_head, copy, row, d_head]
     v: torch.Tensor,        # [prompt, kv_head, copy, row, d_head]
@@ -122,7 +122,7 @@ def attention(
 
 # %% ../../nbs/core/engine/forward.ipynb #93742ad1
 def attention_writes(
-    L: Layer,
+    L: Layer,        # a layer's weights
     z: torch.Tensor, # all heads' outputs [..., head * d_head]
 ) -> torch.Tensor:   # [..., d_model]
     "What attention adds to the stream."
@@ -131,7 +131,7 @@ def attention_writes(
 
 # %% ../../nbs/core/engine/forward.ipynb #41a463d5
 def neurons(
-    L: Layer,
+    L: Layer,        # a layer's weights
     x: torch.Tensor, # the stream that the MLP reads [..., d_model]
 ) -> torch.Tensor:   # [..., neuron]
     "What the MLP's output map reads; of a gated MLP, the product of its two halves."
@@ -142,7 +142,7 @@ def neurons(
 
 # %% ../../nbs/core/engine/forward.ipynb #0457b2ee
 def mlp(
-    L: Layer,
+    L: Layer,        # a layer's weights
     x: torch.Tensor, # the stream that the MLP reads [..., d_model]
 ) -> torch.Tensor:   # [..., d_model]
     "The whole MLP of a layer."
@@ -161,7 +161,7 @@ class Run:
 
 # %% ../../nbs/core/engine/forward.ipynb #1ca988af
 def forward(
-    w: Weights,
+    w: Weights,                 # the model's
     x: torch.Tensor,            # the residual stream entering `layer` [prompt, row, d_model]
     layer: int = 0,             # to begin with
     before: Run | None = None,  # a run that holds `k` and `v` of the positions before `start`
@@ -213,7 +213,7 @@ def _heads_of(w, L, name, h, positions, P):
 
 # %% ../../nbs/core/engine/forward.ipynb #87a62c3b
 def logits(
-    w: Weights,
+    w: Weights,      # the model's
     x: torch.Tensor, # the stream after the last layer [..., d_model]
 ) -> torch.Tensor:   # [..., token]
     "The logits of the whole vocabulary, as the model gives them."

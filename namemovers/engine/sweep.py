@@ -34,7 +34,7 @@ class Block:
 
 # %% ../../nbs/core/engine/sweep.ipynb #8fce8f7e
 def two_runs(
-    w: Weights,
+    w: Weights,             # the model's
     base: torch.Tensor,     # tokens of the run patched into [prompt, position]
     donor: torch.Tensor,    # tokens of the run patched from [prompt, position]
     first: int,             # the position of the first difference
@@ -50,8 +50,8 @@ def two_runs(
 
 # %% ../../nbs/core/engine/sweep.ipynb #47ce2951
 def blocks(
-    w: Weights,
-    pairs: Pairs,
+    w: Weights,            # the model's
+    pairs: Pairs,          # the two runs
     read: Reader,          # is told what the two runs answer
     prompts: torch.Tensor, # which prompts
     keep_base,             # names of activations to keep of the base, as in `forward`
@@ -213,9 +213,9 @@ def _add_attention(L: Layer, x: torch.Tensor, b: Buffers) -> None:
 # %% ../../nbs/core/engine/sweep.ipynb #4bcff0af
 @exactly
 def carry(
-    w: Weights,
+    w: Weights,   # the model's
     groups: list, # of `Group`, sorted by where they enter
-    b: Buffers,
+    b: Buffers, # memory that is used again
 ) -> torch.Tensor: # the stream at END [row, d_model], rows by group, prompt, cell
     "Take groups from where they enter to the read-out."
     full, thin, rows = [], [], 0 # the groups past and before their first attention, and the rows of b.x they take
@@ -419,7 +419,7 @@ def _keeps(w, site):
 
 # %% ../../nbs/core/engine/sweep.ipynb #c07adaf7
 def widths(
-    w: Weights,
+    w: Weights,  # the model's
     length: int, # positions
 ) -> dict[str, int]:
     "Numbers a position takes of each activation; of those not named here, `d_model`."
@@ -428,7 +428,7 @@ def widths(
 
 # %% ../../nbs/core/engine/sweep.ipynb #fca3696d
 def row_bytes(
-    w: Weights,
+    w: Weights,  # the model's
     length: int, # positions
 ) -> int:
     "Bytes of one row of the packed forward, about."
@@ -455,8 +455,8 @@ def _n_heads(w, site):
 
 # %% ../../nbs/core/engine/sweep.ipynb #a053af33
 def check(
-    w: Weights,
-    pairs: Pairs,
+    w: Weights, # the model's
+    pairs: Pairs, # the two runs
     site: str,
     cells: list,
 ) -> None:
