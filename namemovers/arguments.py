@@ -189,7 +189,7 @@ def a_model(
     value: Any, # what was given
 ) -> Any: # the same
     "A model as `load_model` returns it."
-    return thing(name, value, ("cfg", "tokenizer", "__call__"), "model", "one from load_model")
+    return thing(name, value, ("cfg",), "model", "one from load_model")
 
 # %% ../nbs/core/arguments.ipynb #b07c31f4
 def a_task(
@@ -276,13 +276,11 @@ def _several(name, value):
     return [v.item() if getattr(v, "shape", None) == () and hasattr(v, "item") else v for v in listed(name, value)]
 
 def _counts(name, value):
-    "A whole number or several, each at least 0."
+    "A whole number or several."
     if getattr(value, "ndim", 0) > 0: value = np.asarray(value).tolist()
-    if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return whole(name, value, least=0)
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool): return whole(name, value)
     if isinstance(value, range): return value
-    found = [whole(name, v, least=0) for v in listed(name, value, "whole numbers")]
-    if not found: raise ValueError(f"{name}: [] holds no number; give at least one.")
-    return tuple(found)
+    return tuple(whole(name, v) for v in listed(name, value, "whole numbers"))
 
 def _labels(name, value):
     "Texts, or anything with a text, in their order."
@@ -315,8 +313,8 @@ _NAMES: dict = {
     **{name: (functools.partial(whole, least=1), {"int"})
        for name in ("n", "n_resamples", "steps", "batch_size", "memory_budget", "memory", "draws", "top", "width", "depth", "n_reference", "max_batch", "dpi")},
     **{name: (functools.partial(whole, least=0), {"int"}) for name in ("k", "random", "greedy", "digits", "layer", "head")},
-    **{name: (_option, {"str", ""}) for name in ("site", "by", "direction", "metric", "engine", "dtype", "ablation", "method", "order", "what", "dim", "corruption",
-                                             "cue", "cue_subject", "descriptions", "subject", "var", "name", "sender_position", "receiver_position")},
+    **{name: (_option, {"str"}) for name in ("site", "by", "direction", "metric", "engine", "dtype", "ablation", "method", "order", "what", "dim", "corruption",
+                                             "cue", "cue_subject", "descriptions", "subject", "var", "name")},
     **{name: (_words, {""}) for name in ("family", "over", "subjects", "after", "component", "queries")},
     **{name: (_several, {"", "list"}) for name in ("senders", "receivers", "neurons")},
     **{name: (head_pairs, {"list"}) for name in ("heads", "name_movers")},

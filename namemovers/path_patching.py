@@ -366,7 +366,7 @@ def _where(name, position, task):
     if position is None: return None
     if isinstance(position, str):
         if position in task.positions: return task.positions[position]
-        raise ValueError(f"{name}={position!r} is no position of this task: give one of {', '.join(task.positions)}")
+        raise ValueError(f"{name}={short(position)} is no position of this task: give one of {', '.join(task.positions)}")
     try: at = torch.as_tensor(position)
     except (TypeError, ValueError, RuntimeError): at = torch.tensor(0.5)
     whole = not (at.is_floating_point() or at.is_complex() or at.dtype == torch.bool)

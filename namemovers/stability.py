@@ -131,6 +131,7 @@ def stability(
     heads, total = x.shape
     k, p = _settings(heads, k, p)
     sizes, rng = [int(n) for n in np.atleast_1d(sizes)], np.random.default_rng(seed)
+    if not sizes: raise ValueError("sizes: none given; give at least one number of prompts.")
     if not (against in ("same", "all") if isinstance(against, str) else int(against) >= 1):
         raise ValueError(f"against: {against!r} is neither 'same' nor 'all' nor a number of prompts.")
     beside = lambda n: {"same": n, "all": 0}[against] if isinstance(against, str) else int(against)
