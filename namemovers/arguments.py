@@ -196,7 +196,7 @@ def a_task(
     name: str,  # of the argument
     value: Any, # what was given
 ) -> Any: # the same
-    "A `Task`."
+    "A `Task`, or what can stand for one."
     wanted = ("clean_tokens", "corrupted_tokens", "positions", "correct", "wrong")
     return thing(name, value, wanted, "task", "one from mrs_task, ioi_task, Task.from_pairs or Task.from_template")
 

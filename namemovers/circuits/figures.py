@@ -7,6 +7,8 @@ __all__ = ['nodes_in_words', 'draw', 'completeness_figure', 'faithfulness_table'
            'incomplete_in_words', 'minimal_in_words']
 
 # %% ../../nbs/core/circuits/figures.ipynb #912887ff
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -35,8 +37,8 @@ def draw(
     effects: xr.Dataset,    # from `attribute_edges` or `ablate_edges`
     circuit,                # nodes
     k: int = 25,            # edges, the largest
-    title: str | None = None,
-): # a plotly Figure
+    title: str | None = None, # what is shown
+) -> Any: # a plotly figure
     """The heads of a circuit, coloured by the position they act at, with the largest edges among them, MLPs and
     logits."""
     heads = [head_name(*h) for h in heads_of(circuit)]
@@ -55,8 +57,8 @@ def draw(
 @checked
 def completeness_figure(
     ds: xr.Dataset,            # from `completeness`
-    title: str | None = None,
-): # a plotly Figure
+    title: str | None = None, # what is shown
+) -> Any: # a plotly figure
     "F(M∖K) against F(C∖K), a point for each K with its intervals; on the diagonal circuit and model are alike."
     ends = {v: summarise(ds[v]) for v in ("model_without", "without")}
     kinds = list(dict.fromkeys(ds.kind.values.tolist()))
