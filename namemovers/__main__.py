@@ -11,6 +11,7 @@ import signal
 if __name__ == "__main__" and __spec__:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while this imports ends it at once, without a traceback
 
+# %% ../nbs/core/cli.ipynb #6a0d44b1
 import importlib
 import os
 import re
@@ -277,7 +278,10 @@ def patch(
     study = f"{task.upper()} on {s.model}, {len(chosen)} prompts, corruption {chosen.corruption}"
     typer.echo(f"{study}: {metric} {runs}")
     verb = "Restored" if direction == "denoise" else "Lost"
-    _print(f"{verb} by patching {site}", _rows(ds["effect"], "prompt", top, head), "effect")
+    if ds["effect"].notnull().any():
+        _print(f"{verb} by patching {site}", _rows(ds["effect"], "prompt", top, head), "effect")
+    else: # the runs may not differ, so there is no share of their distance
+        _print(f"The patched run, {site}", _rows(ds[metric], "prompt", top, head), metric)
     _save(ds, out)
 
 # %% ../nbs/core/cli.ipynb #4d6a0123

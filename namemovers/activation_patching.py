@@ -31,7 +31,7 @@ from .model import logit_difference, run_at_end, taken_from_logits, weights_hash
 from .pairs import DIRECTIONS, Pairs, Question, progress_bar
 from .results import provenance, stamp
 from .sites import BY, HEAD_SITES, STREAM_SITES, Cell, cells
-from .stats import estimate, head_name, normalise
+from .stats import estimate, head_name, kv_head_name, normalise
 
 # %% ../nbs/02_activation_patching.ipynb #92c21feb
 def _rank(logits, correct): return (logits > logits.gather(1, correct[:, None])).sum(1).float()
@@ -89,9 +89,9 @@ def _overwrite(value, saved, cell, site, prompts):
 
 # %% ../nbs/02_activation_patching.ipynb #3887b6ff
 def _bytes_per_row(cfg, length):
-    "A generous estimate of the activations of one prompt in one forward, most of it the logits of all positions."
-    stream = 2 * cfg.d_vocab + 16 * cfg.d_model + 2 * (cfg.d_mlp or 0)
-    return 4 * (length * stream + 3 * cfg.n_heads * length**2)
+    "A generous estimate of the activations of one prompt in one forward. Logits are of one position."
+    stream = 16 * cfg.d_model + 2 * (cfg.d_mlp or 0)
+    return 4 * (length * stream + 4 * cfg.d_vocab + 3 * cfg.n_heads * length**2)
 
 # %% ../nbs/02_activation_patching.ipynb #14d992ee
 @checked
@@ -457,13 +457,23 @@ def part_table(
     summaries: dict, # site -> summary [layer, head]; z, q, k, v and pattern
     heads,           # (layer, head) pairs
 ) -> pd.DataFrame:   # a row a head; the last column names the part with the largest effect of its own, and any within a tenth of it
-    "What each part of a head does by itself. Grouped-query models have fewer keys and values than heads; what is not there is a dash."
-    def there(site, l, h): return h in summaries[site]["head"]
+    """What each part of a head does by itself.
+
+    Where heads share keys and values, a head's `k` and `v` are those of its group, with the group's name, such as
+    `L9KV1`: they are what all heads of the group read."""
+    n_heads = summaries["z"].sizes["head"]
+    def place(site, l, h):
+        shared = "kv_head" in summaries[site]["mean"].dims
+        return dict(layer=l, kv_head=h * summaries[site].sizes["kv_head"] // n_heads) if shared else dict(layer=l, head=h)
+    def said(site, at):
+        text = estimate(summaries[site], **at)
+        return f"{text} ({kv_head_name(**at)})" if "kv_head" in at else text
     rows = []
     for l, h in heads:
-        parts = {site: abs(float(summaries[site]["mean"].sel(layer=l, head=h))) for site in ("q", "k", "v", "pattern") if there(site, l, h)}
-        rows.append({"head": head_name(l, h), **{site: estimate(summaries[site], layer=l, head=h) if there(site, l, h) else "–" for site in HEAD_SITES},
-                     "largest part": ", ".join(site for site, v in parts.items() if v >= 0.9 * max(parts.values()))})
+        where = {site: place(site, l, h) for site in HEAD_SITES}
+        parts = {site: abs(float(summaries[site]["mean"].sel(at))) for site, at in where.items() if site != "z"}
+        largest = ", ".join(site for site, v in parts.items() if v >= 0.9 * max(parts.values()))
+        rows.append({"head": head_name(l, h), **{site: said(site, at) for site, at in where.items()}, "largest part": largest})
     return pd.DataFrame(rows)
 
 # %% ../nbs/02_activation_patching.ipynb #3bc4c595

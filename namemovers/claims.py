@@ -169,7 +169,8 @@ def _serves(r, task, role):
         raise Untold(reason)
     def most(h):
         sizes = np.nan_to_num(abs(at(causal, h).value.values))
-        return evidence_in_words(roles, *h, [causal.evidence.values[int(sizes.argmax())]])
+        layer, head = h
+        return evidence_in_words(roles, layer, head, [causal.evidence.values[int(sizes.argmax())]])
     said = "; ".join(f"{head_name(*h)} {most(h)}" for h in serving or others) or "none"
     figure = f"{len(serving)} of {len(found)} heads with the pattern help" + (": " if serving else ", largest effects: ") + said
     if movers:

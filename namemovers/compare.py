@@ -35,7 +35,7 @@ def unlike_the_study(
     "Compare a result with the settings: its number of prompts, its seed, and for MRS its corruption."
     if attrs.get("task") not in (*TASKS, "mrs, ioi"):
         return ""  # measured on other prompts than the study's, such as random tokens
-    asked = {"seed": study.seed}
+    asked: dict = {"seed": study.seed}
     if not name.endswith(OWN_N):
         asked["n"] = study.n
     if attrs["task"] == "mrs":

@@ -422,7 +422,7 @@ class Task:
     def answer(self, i: int = 0, wrong: bool = False) -> str:
         "The right (or wrong) answer to prompt `i` as text, with its leading space."
         (i,) = selected("i", whole("i", i), len(self))
-        return token_as_text(self.tokenizer, (self.wrong if wrong else self.correct)[i])
+        return token_as_text(self.tokenizer, int((self.wrong if wrong else self.correct)[i]))
 
     @checked
     def subset(self, index) -> Task:

@@ -121,7 +121,7 @@ def _check_tokens(model, tokens, what):
     if longest > cfg.n_ctx:
         raise ValueError(f"{what}: a prompt has {longest} tokens with BOS, and this model's context holds {cfg.n_ctx}: shorten the prompts.")
     if largest >= cfg.d_vocab or int(tokens.min()) < 0:
-        raise ValueError(f"{what}: token {largest} is not one of the model's {cfg.d_vocab}; make the prompts with model.tokenizer.")
+        raise ValueError(f"{what}: token {largest if largest >= cfg.d_vocab else int(tokens.min())} is not one of the model's {cfg.d_vocab}; make the prompts with model.tokenizer.")
 
 def _check_task(model, task, what):
     "Raise ValueError if a task is not one for this model."

@@ -172,7 +172,7 @@ def top_tokens(
 def baseline(
     ds: xr.Dataset, # from `logit_lens`
 ) -> pd.DataFrame:
-    "Does the model do the task? A table of measure, value, interval (bootstrap for means, Wilson for shares) and n."
+    "Does the model do the task? A table of measure, value, interval (of `summarise` for means, Wilson's for shares) and n."
     import pandas as pd
     last = ds.isel(stage=-1)
     rows = [("logit difference, clean prompts", summarise(ds["clean"])), ("logit difference, corrupted prompts", summarise(ds["corrupted"])),

@@ -18,6 +18,7 @@ import warnings
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -191,7 +192,7 @@ def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     return factor * scale * mean, factor * constant
 
 # %% ../nbs/core/model.ipynb #3b86f925
-def _read_plain(folder: Path) -> tuple:
+def _read_plain(folder: Path) -> Any:
     "transformers' own model of a folder in float32, and what it says about the keys."
     from transformers import AutoConfig, AutoModelForCausalLM
     config = AutoConfig.from_pretrained(folder, output_attentions=True, trust_remote_code=False)
@@ -327,7 +328,8 @@ def weights_hash(
 
     Of a model from `load_model` that nobody edited: the hash of the files it came from. Otherwise that of its tensors."""
     tensors = _hash_tensors(model)
-    return model.cfg.weights_hash if getattr(model.cfg, "tensors_hash", None) == tensors else tensors
+    as_loaded = getattr(model.cfg, "tensors_hash", None) == tensors
+    return str(getattr(model.cfg, "weights_hash", tensors)) if as_loaded else tensors
 
 # %% ../nbs/core/model.ipynb #a51e0c02
 @guarded
@@ -345,11 +347,14 @@ def run_at_end(
     rows, end = torch.arange(len(tokens), device=device), end.to(device)
     # an activation that is the same for all prompts, as of position embeddings, may have one row
     row_at_end = lambda x: x.expand(len(tokens), *x.shape[1:])[rows.to(x.device), end.to(x.device)]
+    def only_end(value, hook): return row_at_end(value)[:, None]
     def keep(name):  # by the name asked for: one hook point can have several
         def hook(value, hook): kept[name] = row_at_end(value)
         return hook
-    logits = model.run_with_hooks(tokens.to(device), fwd_hooks=[*hooks, *((n, keep(n)) for n in names)], return_type="logits")
-    return row_at_end(logits), kept
+    # the unembedding is given END alone: logits of all positions are most of a run's memory, and nobody reads them
+    read = [*hooks, *((n, keep(n)) for n in names), ("unembed.hook_in", only_end)]
+    logits = model.run_with_hooks(tokens.to(device), fwd_hooks=read, return_type="logits")
+    return logits[:, 0], kept
 
 # %% ../nbs/core/model.ipynb #80284132
 @checked
@@ -360,7 +365,7 @@ def taken_from_logits(
     is the one that the model's own code gives. None for a model that somebody else folded, where it is not known."""
     kept = getattr(model, "taken_from_logits", None)
     if kept is not None:
-        return tuple(t.to(model.W_U) for t in kept) # type: ignore[return-value]
+        return tuple(t.to(model.W_U) for t in kept)
     if model.compatibility_mode: return None
     return torch.zeros_like(model.W_U[:, 0]), torch.zeros_like(model.W_U[0, 0])
 

@@ -215,8 +215,8 @@ class _Sweep:
         targets = defaultdict(list)
         for i, (layer, head) in enumerate(listed): targets[layer].append((head, i))
         out = w.W_E.new_full((len(paths.parts), len(places), len(listed) if paths.apart else 1, len(pairs)), torch.nan)
-        at = [None if t is None else t.to(out.device) for t in (paths.sender_at, paths.receiver_at)]
-        return cls(w, paths, places, targets, *at, Reader(w, pairs, question.metric), Buffers(w, max_rows), out)
+        sender_at, receiver_at = (None if t is None else t.to(out.device) for t in (paths.sender_at, paths.receiver_at))
+        return cls(w, paths, places, targets, sender_at, receiver_at, Reader(w, pairs, question.metric), Buffers(w, max_rows), out)
 
     def layer_of(self, sender): return sender // self.w.n_heads if self.paths.kind == "head" else sender
 

@@ -25,7 +25,7 @@ import xarray as xr
 from IPython.display import HTML
 
 from .arguments import a_result, checked, short
-from .stats import head_name, summarise, untested
+from .stats import head_name, kv_head_name, summarise, untested
 
 # %% ../nbs/core/plots.ipynb #fff1bdee
 GREY = "#797979"                                    # contrast 4.3 on white and on #111
@@ -147,7 +147,8 @@ def _hover(s: xr.Dataset, at: dict, name: str) -> str:
 
 def _axis(s: xr.Dataset, dim: Hashable) -> str:
     "What an axis is called: the coordinate's long_name where it has one."
-    return html.escape(str(s[dim].attrs.get("long_name", str(dim).replace("_", " "))) if dim in s.coords else str(dim).replace("_", " "), quote=False)
+    usual = "key-value head" if dim == "kv_head" else str(dim).replace("_", " ")
+    return html.escape(str(s[dim].attrs.get("long_name", usual)) if dim in s.coords else usual, quote=False)
 
 def _faint(colour: str, share: float) -> str:
     return "rgba({},{},{},{})".format(*(int(colour[i:i + 2], 16) for i in (1, 3, 5)), share)
@@ -181,8 +182,8 @@ def heatmap(
     s = s.transpose(rows, cols)
     z = s["mean"].values.astype(float)
     y_names, x_names = _labels(s, rows), _labels(s, cols, labels)
-    heads = (rows, cols) == ("layer", "head")
-    text = [[_hover(s.isel({rows: i, cols: j}), {}, head_name(int(y_names[i]), int(x_names[j])) if heads else f"{rows} {y_names[i]}, {x_names[j]}") for j in range(z.shape[1])] for i in range(z.shape[0])]
+    named = {("layer", "head"): head_name, ("layer", "kv_head"): kv_head_name}.get((str(rows), str(cols)))
+    text = [[_hover(s.isel({rows: i, cols: j}), {}, named(int(y_names[i]), int(x_names[j])) if named else f"{rows} {y_names[i]}, {x_names[j]}") for j in range(z.shape[1])] for i in range(z.shape[0])]
     marks = np.where(s["significant"].values.astype(bool), "•", "")
     top = limit or (np.nanmax(np.abs(z)) if np.isfinite(z).any() else 1) or 1
     crowded = z.shape[1] > 14

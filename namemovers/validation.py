@@ -125,7 +125,7 @@ def _copies(which): return lambda c: c.once("copies", lambda: copy_scores(c.mode
 def _looks(which):
     "The score at the period where a head does worst."
     def values(c):
-        v = c.once("patterns", lambda: pattern_scores(c.model, periods=(7, 16), n=6))[which]
+        v = c.once("patterns", lambda: pattern_scores(c.model, periods=(7, 16)))[which]
         return v.isel(period=v.mean("sequence").argmin("period")).drop_vars("period")
     return values
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from .kernels import can_fork, server
@@ -10,9 +11,11 @@ from .kernels import can_fork, server
 def _answer(pipe, env, task, args):
     os.environ.update(env)
     try:
-        pipe.send((task(*args), None))
+        answer = task(*args), None
     except (ValueError, OSError, ImportError) as e:
-        pipe.send((None, str(e)))
+        answer = None, str(e)
+    with suppress(BrokenPipeError):  # who asked may have been interrupted
+        pipe.send(answer)
 
 
 def aside(task, *args):

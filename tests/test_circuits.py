@@ -582,7 +582,10 @@ def test_bad_input(tiny, unequal):
 def test_edges_have_the_same_curve(tiny, unequal):
     from namemovers.circuits import attribute_edges, graph, run_edges, top_edges
     task, reference = unequal
+    first = run_edges(tiny, task, {"none": []}, ablation="mean", reference=reference)
+    task = the_right_way_round(task, first.clean, first.ablated)
     scores = attribute_edges(tiny, task, ablation="mean", reference=reference)
+    assert scores.effect.notnull().all()
     run, order = AblatedEdges(tiny, task, reference=reference), edge_ranking(scores)
     ds = curve(tiny, task, {"EAP": order}, shares=(0, 0.1, 1), random=2, run=run)
     assert len(order) == len(graph(tiny)) and set(order) == set(run.universe)
@@ -592,6 +595,16 @@ def test_edges_have_the_same_curve(tiny, unequal):
     np.testing.assert_allclose(ds.model, own.clean, atol=2e-5)
     np.testing.assert_allclose(ds.empty, own.ablated, atol=2e-5)
     assert edge_ranking(scores, signed=True)[-1] == str(scores.edge.values[np.argmin(scores.effect.mean("prompt").values)])
+
+
+def test_effects_that_are_not_there_rank_nothing(tiny, unequal):
+    "All NaN, any order is that of the names."
+    from namemovers.circuits import attribute_edges, top_edges
+    task, reference = unequal
+    scores = attribute_edges(tiny, task, ablation="mean", reference=reference)
+    scores["effect"] = scores.effect * np.nan
+    for rank in (lambda: edge_ranking(scores), lambda: top_edges(scores, 3), lambda: top_edges(scores.effect, 3, greedy=True)):
+        with pytest.raises(ValueError, match="no edge has an effect to rank by"): rank()
 
 
 def test_curves_as_mib_runs_them(tiny, unequal):

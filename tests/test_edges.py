@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import with_mean
+from conftest import told_apart, with_mean
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from dataclasses import replace
@@ -33,7 +33,9 @@ def a_task(model, seed=0, n=6, length=9):  # noqa: F811
     """Random prompts of two lengths and two templates; one pair differs everywhere, one nowhere."""
     clean, corrupted, read_at, correct, wrong = prompts(model, seed, n, length)
     corrupted[:, 0] = clean[:, 0] = 1  # BOS
-    return Task("random", ["?"] * n, ["?"] * n, clean, corrupted, read_at + 1, correct, wrong, {"END": read_at}, "random", seed, ["a", "b"] * (n // 2) + ["a"] * (n % 2), [{}] * n)
+    kinds = ["a", "b"] * (n // 2) + ["a"] * (n % 2)
+    task = Task("random", ["?"] * n, ["?"] * n, clean, corrupted, read_at + 1, correct, wrong, {"END": read_at}, "random", seed, kinds, [{}] * n)
+    return told_apart(model, task)
 
 
 # An independent reference: every input of the model is given to TransformerLens in a run of its own.
@@ -144,14 +146,19 @@ def test_other_metrics(model, metric):  # noqa: F811
 
 @pytest.mark.parametrize("ablation", ABLATIONS)
 def test_all_edges_and_no_edge(model, ablation):  # noqa: F811
-    task, g = a_task(model), graph(model)
+    task, g = a_task(model, n=20), graph(model)
     ds = run_edges(model, task, {"all": np.ones(len(g), bool), "none": []}, ablation)
     for name, tokens in (("clean", task.clean_tokens), ("corrupted", task.corrupted_tokens)):
         with torch.no_grad():
             assert abs(ds[name] - logit_diff(task, model(tokens))).max() < 1e-5
     assert abs(ds.logit_diff.sel(circuit="all") - ds.clean).max() < 1e-5 and abs(ds.logit_diff.sel(circuit="none") - ds.ablated).max() < 1e-5
-    assert abs(ds.effect.sel(circuit="all").mean()) < 1e-4 and abs(ds.effect.sel(circuit="none").mean() - 1) < 1e-4
+    for circuit, share in (("all", 0), ("none", 1)):
+        moved = (ds.logit_diff.sel(circuit=circuit) - ds.clean).mean() / (ds.ablated - ds.clean).mean()
+        assert abs(moved - share) < 1e-4
+        told = ds.effect.sel(circuit=circuit)  # NaN where the distance of the runs may be zero
+        assert told.isnull().all() or abs(told.mean() - share) < 1e-4
     if ablation == "resample":
+        assert ds.effect.notnull().all()
         assert abs(ds.ablated - ds.corrupted).max() < 1e-5
         other = run_edges(model, task, {"all": np.ones(len(g), bool), "none": []}, direction="denoise")
         assert abs(other.logit_diff.sel(circuit="all") - ds.corrupted).max() < 1e-5 and abs(other.ablated - ds.clean).max() < 1e-5
@@ -203,12 +210,14 @@ def test_a_head_without_readers_is_a_head_patched(model):  # noqa: F811
 
 
 def test_single_edges_are_circuits_without_one(model):  # noqa: F811
-    task, g = a_task(model), graph(model)
+    task, g = a_task(model, n=20), graph(model)
     chosen = [g.edges[i] for i in range(3, len(g), 17)]
     one = ablate_edges(model, task, chosen)
     circuits = run_edges(model, task, {str(e): [f for f in g.edges if f != e] for e in chosen})
     assert list(one.edge.values) == [str(e) for e in chosen] and list(one.sender.values) == [e.sender for e in chosen]
-    assert abs(one.logit_diff.values - circuits.logit_diff.values).max() < 1e-5 and abs(one.effect.values - circuits.effect.values).max() < 1e-4
+    assert abs(one.logit_diff.values - circuits.logit_diff.values).max() < 1e-5
+    np.testing.assert_allclose(one.effect.values, circuits.effect.values, atol=1e-4)
+    assert not np.isnan(one.effect.values).any()
     for ablation in ("mean", "zero"):
         a, b = (run(model, task, what, ablation).logit_diff.values for run, what in ((ablate_edges, chosen), (run_edges, {str(e): [f for f in g.edges if f != e] for e in chosen})))
         assert abs(a - b).max() < 1e-5

@@ -128,3 +128,56 @@ def test_a_forward_from_the_middle(family):
     for layer in range(w.n_layers):
         part = forward(w, whole["resid_pre"][layer][:, 6:], layer, whole, 6)
         assert (part.final - whole.final[:, 6:]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"], indirect=True)
+def test_shared_keys_and_values_have_names_of_their_own(family, tmp_path):
+    from namemovers.activation_patching import part_table, patch
+    from namemovers.data import ioi_task
+    from namemovers.plots import heatmap
+    from namemovers.results import load, save
+    from namemovers.stats import head_name, heads_in_words, kv_head_name, summarise, top_heads
+    import dataclasses
+    name, plain, model = family
+    asked = pairs()
+    task = ioi_task(load_model("mini").tokenizer, n=4)
+    task = dataclasses.replace(task, clean_tokens=asked.clean, corrupted_tokens=asked.corrupted, correct=CORRECT, wrong=WRONG,
+                               positions={"END": END}, lengths=END + 1, tokenizer=model.tokenizer)
+    n_kv = head_axis(model, "k")[1]
+    found = {site: patch(model, task, site) for site in HEAD_SITES}
+    for site in "kv":
+        ds = found[site]
+        assert ds.effect.dims == ("layer", "kv_head", "prompt") and ds.sizes["kv_head"] == n_kv < model.cfg.n_heads
+        save(ds, f"{name}_{site}", tmp_path)
+        assert load(f"{name}_{site}", tmp_path).effect.identical(ds.effect)
+        s = summarise(ds.logit_diff)
+        layer, head = top_heads(s, 1)[0]
+        assert heads_in_words(s, [(layer, head)]).startswith(kv_head_name(layer, head) + " ")
+        fig = heatmap(s)
+        assert "key-value head" in fig.layout.xaxis.title.text and "L0KV0" in str(fig.data[0].customdata[0][0])
+        by_position = patch(model, task, site, by="head_position")
+        assert by_position.effect.dims == ("layer", "kv_head", "position", "prompt")
+    assert kv_head_name(9, 1) == "L9KV1" and head_name(9, 1) == "L9H1"
+    summaries = {site: summarise(ds.logit_diff) for site, ds in found.items()}
+    table = part_table(summaries, [(1, 0), (1, 3)])
+    group = model.cfg.n_heads // n_kv
+    for row, head in enumerate((0, 3)):
+        at = head // group
+        mean = float(summaries["k"]["mean"].sel(layer=1, kv_head=at))
+        assert table["k"][row].endswith(f"(L1KV{at})")
+        assert table["k"][row].startswith(f"{mean:.2f}".replace("-", "−"))
+    assert not (table == "–").any().any()
+
+
+def test_the_unembedding_sees_one_position(family):
+    "Logits of all positions would be most of a run's memory."
+    from namemovers.model import run_at_end
+    name, plain, model = family
+    tokens, seen = pairs().clean, []
+    def look(value, hook):
+        seen.append(tuple(value.shape))
+    expected = model(tokens)[torch.arange(4), END]
+    logits, kept = run_at_end(model, tokens, END, ["ln_final.hook_out"], hooks=[("unembed.hook_out", look)])
+    assert seen == [(4, 1, expected.shape[-1])]
+    assert kept["ln_final.hook_out"].shape == (4, model.cfg.d_model)
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)

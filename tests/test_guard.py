@@ -274,6 +274,14 @@ def test_both_engines_refuse_long_prompts_alike(model, task, engine):
     with pytest.raises(ValueError, match="129 tokens.*128"): patch(model, long(task), "z", engine=engine)
 
 
+def test_the_longest_prompt_and_the_last_token_are_allowed(model):
+    rows = torch.full((1, 128), model.cfg.d_vocab - 1)
+    guard(model, tokens=rows)
+    with pytest.raises(ValueError, match="129 tokens"): guard(model, tokens=rows[:, :1].expand(-1, 129))
+    with pytest.raises(ValueError, match="not one of"): guard(model, tokens=rows[:, :5] + 1)
+    with pytest.raises(ValueError, match="not one of"): guard(model, tokens=rows[:, :5] * 0 - 1)
+
+
 def test_what_is_no_model(task):
     for wrong in (None, 3, torch.nn.Linear(2, 2)):
         with pytest.raises(TypeError, match="load_model"): logit_lens.logit_lens(wrong, task)

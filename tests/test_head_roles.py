@@ -86,8 +86,8 @@ def test_heads_at_a_fixed_distance(built):
 
 
 def test_a_fixed_distance_is_no_induction_head(built):
-    task = mrs_task(built.tokenizer, n=4, templates="one_each")
-    found = roles(built, task, patterns=pattern_scores(built, periods=(5, 7, 11), n=6), copies=copy_scores(built, ["Mary", "John", "Tom"], n=9))
+    task = mrs_task(built.tokenizer, n=16, templates="one_each")
+    found = roles(built, task, patterns=pattern_scores(built, periods=(5, 7, 11), n=14), copies=copy_scores(built, ["Mary", "John", "Tom"], n=9))
     assert found.role.sel(layer=0, head=0).item() == "previous token" and found.confidence.sel(layer=0, head=0).item() == "clear"
     assert found.role.sel(layer=0, head=1).item() == "none"
 
@@ -474,7 +474,7 @@ def test_role_map(mini_roles):
 def test_planted(name):
     "A circuit written into weights is read off by thresholds that were set before; decoys look the part on random tokens, and do not matter."
     model, known = load_model(name, device="cpu"), known_roles(name)
-    patterns, copies = pattern_scores(model, n=9), copy_scores(model)
+    patterns, copies = pattern_scores(model, n=16), copy_scores(model)
     for task, other in (("ioi", {"recency", "cue"}), ("mrs", {"S-inhibition"})):
         found = roles(model, TASKS[task](model.tokenizer, n=16, seed=2), patterns=patterns, copies=copies)
         for (l, h), part in known.items():

@@ -237,14 +237,20 @@ def test_damaged_files_are_named(folder, file, content):
     assert file in complaint(folder)
 
 
-def test_a_model_that_the_wrapper_gets_wrong(folder, monkeypatch):
+@pytest.mark.parametrize("spoil", [
+    lambda bridge: bridge.blocks[1].mlp.out.weight.data.mul_(1.1),
+    lambda bridge: bridge.embed.weight.data[1:].mul_(1.1),  # a prompt of one token again and again would not see it
+    lambda bridge: bridge.pos_embed.weight.data[10:].mul_(1.5),
+    lambda bridge: bridge.blocks[0].attn.q.weight.data.mul_(1.5),
+], ids=["an MLP", "tokens", "positions", "queries"])
+def test_a_model_that_the_wrapper_gets_wrong(folder, monkeypatch, spoil):
     from transformer_lens.model_bridge import TransformerBridge
 
     right = TransformerBridge.enable_compatibility_mode
 
     def wrong(self, *a, **k):
         right(self, *a, **k)
-        self.blocks[1].mlp.out.weight.data.mul_(1.1)
+        spoil(self)
 
     monkeypatch.setattr(TransformerBridge, "enable_compatibility_mode", wrong)
     assert "differ by up to" in complaint(folder)

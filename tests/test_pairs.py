@@ -1,4 +1,6 @@
 """Pairs of runs: direction, grouping, and what is refused."""
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, strategies as st
@@ -18,6 +20,22 @@ def test_denoising_patches_into_the_corrupted_run():
     assert denoise.donor.tolist() == noise.base.tolist() == [[1, 2]]
     assert denoise.clean_first(base="b", donor="d") == ("d", "b")
     assert noise.clean_first(base="b", donor="d") == ("b", "d")
+
+
+def test_pairs_have_the_fields_of_a_task():
+    task = SimpleNamespace(clean_tokens=torch.tensor([[1, 2]]), corrupted_tokens=torch.tensor([[1, 3]]), correct=torch.tensor([4]),
+                           wrong=torch.tensor([5]), positions={"END": torch.tensor([1])})
+    pairs = Pairs.of(task, "noise")
+    found = {name: getattr(pairs, name).tolist() for name in ("clean", "corrupted", "end", "correct", "wrong")}
+    assert found == {"clean": [[1, 2]], "corrupted": [[1, 3]], "end": [1], "correct": [4], "wrong": [5]} and pairs.direction == "noise"
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_base_first_is_the_order_of_base_and_donor(direction):
+    pairs = pairs_of([[1, 2]], [[1, 3]], [1], direction)
+    base, donor = pairs.base_first(pairs.clean, pairs.corrupted)
+    assert base is pairs.base and donor is pairs.donor
+    assert pairs.clean_first(base, donor) == (pairs.clean, pairs.corrupted)
 
 
 @given(st.lists(st.tuples(st.lists(st.booleans(), min_size=5, max_size=5), st.integers(0, 4)), min_size=1, max_size=8))

@@ -112,7 +112,7 @@ def test_controls_are_silent_and_would_not_be_if_there_were_something(monkeypatc
         return s.assign(significant=s.p <= 0.05)
 
     monkeypatch.setattr(validation, "summarise", careless)  # and the bounds see it
-    heard = controls(models=1, draws=16, n=12, progress=False, shuffles=200)["any"]
+    heard = controls(models=1, draws=16, n=24, progress=False, shuffles=200)["any"]
     assert (heard.sel(control="shuffled answers").sum("study") > 2 * binom.ppf(0.999, 200, 0.05)).all()
     assert (heard.sel(control="random model, answers by lot").sum("study") > binom.ppf(0.999, 16, 0.05)).any()
     monkeypatch.setattr(validation, "summarise", summarise)

@@ -11,7 +11,7 @@ import itertools
 import re
 import warnings
 import weakref
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def reference_task(
     there is one. Of MRS only the cue word in the source is another one, so that the cue at the end was never said
     before. Words that the task fixes or draws from a list of its own are drawn from the words that it holds. Raises
     ValueError for another task, and for a template without a cue word in its source."""
-    make: Callable | None = {"ioi": ioi_task, "mrs": mrs_task}.get(task.name)
+    make: Any = {"ioi": ioi_task, "mrs": mrs_task}.get(task.name)
     shipped = {"ioi": IOI_TEMPLATES, "mrs": MRS_TEMPLATES}.get(task.name, {})
     titles = list(dict.fromkeys(task.templates))
     remedy = "give reference=, a Task whose corrupted prompts are the reference"

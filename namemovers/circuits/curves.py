@@ -8,6 +8,7 @@ __all__ = ['SHARES', 'ENOUGH', 'faithfulness', 'random_circuits', 'curve', 'trad
 
 # %% ../../nbs/core/circuits/curves.ipynb #6f19474d
 import itertools
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -16,6 +17,7 @@ from scipy import stats
 from ..arguments import checked
 from ..activation_patching import which_logit
 from .ablation import in_words
+from .edge_estimates import edge_strengths
 from .edge_graph import connected, graph
 from .edges import run_edges
 from .node_runs import Ablated
@@ -40,7 +42,7 @@ def faithfulness(
     Intervals are those of `summarise`, over prompts: circuit, model and empty circuit vary together. None for one or
     two prompts. That of the gap is the interval of F(M) - F(C) without its sign, from 0 on where it holds 0. A share
     is NaN, with a warning that says why, where what it is a share of may be zero (`normalise`)."""
-    values, how = ds[ds.attrs["metric"]], dict(confidence=confidence, n_resamples=n_resamples, seed=seed)
+    values, how = ds[ds.attrs["metric"]], dict[str, Any](confidence=confidence, n_resamples=n_resamples, seed=seed)
     gap = summarise(ds.model - values, **how)
     inside, ends = (gap.low <= 0) & (gap.high >= 0), (abs(gap.low), abs(gap.high))
     low, high = xr.where(inside, 0., np.minimum(*ends)), np.maximum(*ends)
@@ -161,14 +163,14 @@ def area(
     (`area_name`)."""
     by, shares, n = _by_ranking(ds), ds.share.values, ds.sizes["prompt"]
     moved = (by - ds.empty).reduce(np.trapezoid, "share", x=shares) # [ranking, prompt]: the integral is of what moved
-    how = dict(confidence=confidence, n_resamples=n_resamples, seed=seed)
+    how = dict[str, Any](confidence=confidence, n_resamples=n_resamples, seed=seed)
     cpr = summarise(normalise(moved, ds.model - ds.empty), **how)
     known, cmd = bool(cpr["mean"].notnull().any()), []
     for name in by.ranking.values:
         v = ds.random if name == "random" else ds[ds.attrs["metric"]].sel(ranking=[name])
         f = _far_from_one(v.values, ds.model.values, ds.empty.values, shares)
         cmd.append((float(f(np.arange(n))), *_bootstrap(f, n, **how)) if known else (np.nan,) * 3)
-    parts = [[cpr[k].values for k in ("mean", "low", "high")], np.array(cmd).T]
+    parts: list = [[cpr[k].values for k in ("mean", "low", "high")], np.array(cmd).T]
     cube = np.stack(parts, -1) # [value, low, high; ranking; area]
     return xr.Dataset({k: (("ranking", "area"), v) for k, v in zip(("value", "low", "high"), cube)},
                       coords={"ranking": by.ranking.values, "area": ["CPR", "CMD"]},
@@ -252,12 +254,11 @@ def edge_ranking(
     signed: bool = False,  # by the effect itself; False: by its absolute value
 ) -> list[str]:            # labels of all edges, the most important first
     """Edges by what they do: by effect; or, of ACDC, those it kept and then those it cut, each by how much worse the
-    metric was when they were tried."""
+    metric was when they were tried. Raises ValueError where no edge has an effect to rank by."""
     if "rise" in scores: # tested edges with their rise; the others were never read by anything
         rise = dict(zip(scores.tested.values.tolist(), scores.rise.values))
         size = np.array([rise.get(e, -np.inf) for e in scores.edge.values.tolist()])
         order = np.lexsort((-size, ~scores.circuit.values.astype(bool)))
     else:
-        mean = scores.effect.mean("prompt").values
-        order = np.argsort(-np.nan_to_num(mean if signed else np.abs(mean), nan=-np.inf), kind="stable")
+        order = np.argsort(-edge_strengths(scores.effect, signed), kind="stable")
     return [str(e) for e in scores.edge.values[order]]

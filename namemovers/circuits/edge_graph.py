@@ -154,7 +154,8 @@ def graph(
     if not isinstance(of, xr.Dataset | xr.DataArray):
         return Graph(of.cfg.n_layers, of.cfg.n_heads, bool(of.cfg.parallel_attn_mlp))
     names = ("n_layers", "n_heads", "parallel")
-    if all(name in of.attrs for name in names):
+    told = isinstance(of, xr.Dataset) or "edge" not in of.dims # an array of some edges says its model too
+    if told and all(name in of.attrs for name in names):
         n_layers, n_heads, parallel = (int(of.attrs[name]) for name in names)
         return Graph(n_layers, n_heads, bool(parallel))
     labels = list(of.edge.values) if "edge" in of.coords else []

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/core/circuits/edge_runs.ipynb #f67f2485
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ class Job:
         self.ablation = ablation
         self.pairs = pairs = pairs.to(w.W_E.device)
         self.foreign = say_foreign(task, reference, ablation, stacklevel=4)
-        self.given = None
+        self.given: Any = None
         if ablation != "resample":
             reference = task if reference is None else reference
             self.given = exactly(Replacement)(w, task, ablation, reference, memory_budget=memory_budget)

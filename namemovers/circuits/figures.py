@@ -7,10 +7,9 @@ __all__ = ['nodes_in_words', 'draw', 'completeness_figure', 'faithfulness_table'
            'incomplete_in_words', 'minimal_in_words']
 
 # %% ../../nbs/core/circuits/figures.ipynb #912887ff
-from typing import Any
-
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import xarray as xr
 
 from ..arguments import checked
@@ -37,8 +36,8 @@ def draw(
     effects: xr.Dataset,    # from `attribute_edges` or `ablate_edges`
     circuit,                # nodes
     k: int = 25,            # edges, the largest
-    title: str | None = None, # what is shown
-) -> Any: # a plotly figure
+    title: str | None = None, # of the figure
+) -> go.Figure:
     """The heads of a circuit, coloured by the position they act at, with the largest edges among them, MLPs and
     logits."""
     heads = [head_name(*h) for h in heads_of(circuit)]
@@ -57,8 +56,8 @@ def draw(
 @checked
 def completeness_figure(
     ds: xr.Dataset,            # from `completeness`
-    title: str | None = None, # what is shown
-) -> Any: # a plotly figure
+    title: str | None = None,  # of the figure
+) -> go.Figure:
     "F(M∖K) against F(C∖K), a point for each K with its intervals; on the diagonal circuit and model are alike."
     ends = {v: summarise(ds[v]) for v in ("model_without", "without")}
     kinds = list(dict.fromkeys(ds.kind.values.tolist()))

@@ -137,7 +137,7 @@ def neurons(
     "What the MLP's output map reads; of a gated MLP, the product of its two halves."
     h = standardised(L.ln2, x)
     act = ACTIVATIONS[L.activation]
-    if L.W_gate is None: return act(h @ L.W_in + L.b_in)
+    if L.W_gate is None or L.b_gate is None: return act(h @ L.W_in + L.b_in)
     return act(h @ L.W_gate + L.b_gate) * (h @ L.W_in + L.b_in)
 
 # %% ../../nbs/core/engine/forward.ipynb #0457b2ee

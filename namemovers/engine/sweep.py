@@ -193,7 +193,7 @@ def _hidden(L: Layer, h: torch.Tensor, b: Buffers) -> torch.Tensor:
     "What the MLP's output map reads [row, neuron], in `b.hidden`."
     inward = torch.addmm(L.b_in, h, L.W_in, out=b.hidden[:len(h)])
     if L.W_gate is None: return _activate(L.activation, inward)
-    gate = torch.addmm(L.b_gate, h, L.W_gate, out=b.gate[:len(h)]) # type: ignore[index]
+    gate = torch.addmm(L.b_gate, h, L.W_gate, out=b.gate[:len(h)]) # type: ignore[index, arg-type]
     return inward.mul_(_activate(L.activation, gate))
 
 # %% ../../nbs/core/engine/sweep.ipynb #bbbbc4bb
