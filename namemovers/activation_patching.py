@@ -242,7 +242,7 @@ def _fell_back(reason): # cached: Python's own memory of what it warned of is cl
     warnings.warn(f"Patching runs on the slower hooks engine, because for the fast one {reason}.", stacklevel=4)
 
 # %% ../nbs/02_activation_patching.ipynb #bc18e7c9
-def _fingerprint(model, task, *arguments):
+def result_fingerprint(model, task, *arguments):
     "What a result belongs to: the model's weights, the prompts and the question asked."
     digest = hashlib.sha256(repr((weights_hash(model), *arguments)).encode())
     for t in (task.clean_tokens, task.corrupted_tokens, task.correct, task.wrong, *task.positions.values()):
@@ -410,7 +410,7 @@ def patch(
         if checkpoint is None: values, clean, corrupted = sweep_of(todo)
         else:
             own = _baselines(model, pairs, question)
-            fingerprint = _fingerprint(model, task, name, dtype, site, by, [(c.layer, c.head) for c in todo], direction, metric)
+            fingerprint = result_fingerprint(model, task, name, dtype, site, by, [(c.layer, c.head) for c in todo], direction, metric)
             with Checkpoint(checkpoint, fingerprint) as kept:
                 values, clean, corrupted = _by_layer(sweep_of, todo, own, kept, bar.update)
     _check_finite({"clean": clean, "corrupted": corrupted}, metric)

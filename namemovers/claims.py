@@ -17,7 +17,7 @@ from .arguments import checked
 from .activation_patching import handover, patch
 from .circuits import faithfulness
 from .compare import not_one_study
-from .data import Task, encode, _next_token, name_token
+from .data import Task, encode, next_token, name_token
 from .guard import guarded
 from .head_roles import evidence_in_words, heads_of_role, worst_period
 from .published import IOI_HEADS, MRS_HEADS, SOURCES, is_gpt2_small, pilot_prompts, published_figure, published_grid
@@ -582,7 +582,7 @@ def measure_published(
 def _pilots_answers(model):
     "What the model says to the pilot's prompts."
     pilot = pilot_prompts()
-    p = _next_token(model, encode(model.tokenizer, list(pilot.prompt)))
+    p = next_token(model, encode(model.tokenizer, list(pilot.prompt)))
     said = [model.tokenizer.encode(t, add_special_tokens=False) for t in pilot.token]
     own = [float(row[ids[0]]) if len(ids) == 1 else np.nan for row, ids in zip(p, said)]
     top = p.max(-1)

@@ -1053,8 +1053,8 @@ SURVEY = {
        for name, cue in (("cue", "present"), ("no cue", "absent")) for a, b in ((1, 0), (1, 1), (1, 2), (2, 3), (3, 3))},
 }
 
-# %% ../nbs/00_data.ipynb #605946f3
-def _next_token(model, rows, batch=16):
+# %% ../nbs/00_data.ipynb #392d61af
+def next_token(model, rows, batch=16):
     "Probabilities [prompt, vocabulary] of the next token after each row of ids."
     out = []
     for i in range(0, len(rows), batch):
@@ -1064,6 +1064,7 @@ def _next_token(model, rows, batch=16):
         out.append(last.float().softmax(-1).cpu())
     return torch.cat(out)
 
+# %% ../nbs/00_data.ipynb #605946f3
 @checked
 @guarded
 def predictions(
@@ -1073,7 +1074,7 @@ def predictions(
 )->pd.DataFrame: # columns prompt, rank (from 1), token, probability
     "The most probable next tokens of each prompt."
     prompts = _texts(prompts, "prompts")
-    top = _next_token(model, encode(model.tokenizer, prompts)).topk(k)
+    top = next_token(model, encode(model.tokenizer, prompts)).topk(k)
     return pd.DataFrame([(prompt, r + 1, token_as_text(model.tokenizer, top.indices[i, r]), float(top.values[i, r]))
                          for i, prompt in enumerate(prompts) for r in range(k)], columns=["prompt", "rank", "token", "probability"])
 
@@ -1114,7 +1115,7 @@ def survey(
         drawn = _draw_prompts([(template, pools, alias)], n, np.random.default_rng([seed, f]))
         subjects = _subjects(keys)
         texts = [_fill(literals, [values[k] for k in keys]) for _, values in drawn]
-        p = _next_token(model, encode(tokenizer, texts))
+        p = next_token(model, encode(tokenizer, texts))
         ids = torch.tensor([[name_token(tokenizer, values[k]) for k in subjects] for _, values in drawn])
         kinds = np.array([KINDS.index(k) for k in _kinds(len(subjects))])
         own, best = p.gather(1, ids).numpy(), p.argmax(-1)

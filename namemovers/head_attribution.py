@@ -135,6 +135,17 @@ def agreement(
     frame = pd.DataFrame(dict(head=[f"L{l}H{h}" for l, h in a.cell.values], attribution=a["mean"].values, patching=p["mean"].values, verdict=verdict, size=np.maximum(*share)))
     return frame[frame.verdict != "neither"].sort_values("size", ascending=False).drop(columns="size").reset_index(drop=True)
 
+# %% ../nbs/03_head_attribution.ipynb #e4faea50
+def attention_rows(model, tokens, end, hooks):
+    "Attention from END: [layer, prompt, head, key]."
+    kept = []
+
+    def hook(x, hook):
+        kept.append(x[torch.arange(len(end), device=x.device), :, end.to(x.device)])
+
+    model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=[(n, hook) for n in hooks], return_type=None)
+    return torch.stack(kept)
+
 # %% ../nbs/03_head_attribution.ipynb #d353492e
 @checked
 @guarded
@@ -153,24 +164,12 @@ def attention(
     hooks, parts = [f"blocks.{l}.attn.hook_pattern" for l in range(L)], []
     for i in _batches(len(task), batch_size):
         at = torch.stack([p[i] for p in named.values()], dim=1)  # [prompt, named position]
-        rows = _attention_rows(model, task.clean_tokens[i], named["END"][i], hooks)  # [layer, prompt, head, key]
+        rows = attention_rows(model, task.clean_tokens[i], named["END"][i], hooks)  # [layer, prompt, head, key]
         index = at.to(rows.device)[None, :, None, :].expand(L, -1, rows.shape[2], -1)
         parts.append(rows.gather(-1, index).permute(0, 2, 3, 1).float().cpu().numpy())
     ds = xr.Dataset({"attention": (("layer", "head", "position", "prompt"), np.concatenate(parts, axis=-1))},
                     coords=dict(**_coords(model, task), position=list(named)), attrs=provenance(model, task, measurement="attention"))
     return ds.merge(_pattern(model, task, hooks), combine_attrs="override") if len(task) == 1 else ds
-
-
-def _attention_rows(model, tokens, end, hooks):
-    "Attention from END: [layer, prompt, head, key]."
-    kept = []
-
-    def hook(x, hook):
-        kept.append(x[torch.arange(len(end), device=x.device), :, end.to(x.device)])
-
-    model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=[(n, hook) for n in hooks], return_type=None)
-    return torch.stack(kept)
-
 
 def _pattern(model, task, hooks):
     "The whole pattern of a task's only prompt."
@@ -234,7 +233,7 @@ def name_projection(
     ids, parts = name_ids(model.tokenizer, task, names), []
     for i in _batches(len(task), batch_size):
         _, at_end = run_at_end(model, task.clean_tokens[i], end[i], z + ["ln_final.hook_scale"])
-        rows = _attention_rows(model, task.clean_tokens[i], end[i], pattern)
+        rows = attention_rows(model, task.clean_tokens[i], end[i], pattern)
         at = torch.stack([task.positions[n][i] for n in names], dim=1).to(rows.device)
         d = answer_direction(model, ids[i])  # [prompt, name, d_model]
         parts.append((rows.gather(-1, at[None, :, None, :].expand(L, -1, rows.shape[2], -1)).permute(0, 2, 3, 1).float().cpu().numpy(),

@@ -31,7 +31,7 @@ from .engine.forward import embed, forward
 from .engine.ready import Reader, ready
 from .engine.sweep import run_sets, sweep
 from .guard import guarded
-from .head_attribution import _attention_rows, head_attribution
+from .head_attribution import attention_rows, head_attribution
 from .model import model_folder
 from .pairs import Pairs, Question
 from .path_patching import Paths, path_patch, run_paths
@@ -170,7 +170,7 @@ def attention_scores(
     hooks = [f"blocks.{l}.attn.hook_pattern" for l in range(model.cfg.n_layers)]
     at, parts = torch.stack(list(places.values()), dim=1), []
     for i in torch.arange(len(task)).split(batch_size):
-        rows = torch.stack([_attention_rows(model, task.clean_tokens[i], from_where[q][i], hooks) for q in queries]).detach().float().cpu()  # [query, layer, prompt, head, key]
+        rows = torch.stack([attention_rows(model, task.clean_tokens[i], from_where[q][i], hooks) for q in queries]).detach().float().cpu()  # [query, layer, prompt, head, key]
         found = rows.gather(-1, at[i][None, None, :, None, :].expand(*rows.shape[:4], -1))
         later = torch.stack([at[i] > from_where[q][i, None] for q in queries])  # [query, prompt, position]
         parts.append(found.masked_fill(later[:, None, :, None, :], torch.nan).permute(1, 3, 0, 4, 2).numpy())

@@ -147,7 +147,7 @@ def model_folder(
 
 # %% ../nbs/core/model.ipynb #d502b0c6
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     "Hold back log messages, warnings and progress bars of the libraries underneath."
     from transformers.utils import logging as hf
     bars = hf.is_progress_bar_enabled()
@@ -265,7 +265,7 @@ def load_model(
     name = str(name)
     device = _device(device)
     folder = model_folder(name, offline)
-    with session(device.type), _quiet():
+    with session(device.type), quiet():
         try: _read_tokenizer(folder)
         except Exception as e:
             raise ValueError(f"The model {name!r} cannot be loaded: its tokenizer files, such as tokenizer.json, cannot be read "

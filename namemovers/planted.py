@@ -456,8 +456,8 @@ def build(
     except OSError as e:
         raise ValueError(f"folder {str(place)!r} cannot be written ({e.strerror}); give another one, or set NAMEMOVERS_CACHE to a folder of yours.") from None
     try:
-        from namemovers.model import _quiet
-        with _quiet(): _write(part / "new", p)
+        from namemovers.model import quiet
+        with quiet(): _write(part / "new", p)
         with suppress(FileNotFoundError): os.replace(place, part / "old") # another process may have put a sound one there
         try: os.replace(part / "new", place)
         except OSError:

@@ -26,6 +26,7 @@ def head_name(
     "How a head is written: `L9H6`."
     return f"L{int(layer)}H{int(head)}"
 
+@checked
 def kv_head_name(
     layer: int,   # from 0
     kv_head: int, # from 0

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from . import plots
 from .arguments import checked
 from .engine.ready import why_not
-from .activation_patching import _fingerprint, patch, say_positions
+from .activation_patching import result_fingerprint, patch, say_positions
 from .copy_scores import task_copy_scores
 from .guard import guarded
 from .head_attribution import attention, head_attribution, leading_heads, subject_positions
@@ -208,7 +208,7 @@ _FIGURES = {
 def _stamp(model, task, name):
     "What a result depends on, as a hash."
     versions = {k: v for k, v in provenance(model).items() if k.endswith("_version")}
-    return _fingerprint(model, task, name, list(task.positions), getattr(task, "subjects", None), versions)
+    return result_fingerprint(model, task, name, list(task.positions), getattr(task, "subjects", None), versions)
 
 def _finished(name, folder, stamp):
     "A saved result, if it is whole and depends on the same; else None."

@@ -29,7 +29,7 @@ from .copy_scores import copy_scores
 from .data import Task, ioi_task, mrs_task
 from .head_attribution import head_attribution
 from .head_roles import MATTERS, THRESHOLDS, attention_scores, backup, pattern_scores, s_inhibition, signal_tasks
-from .model import _quiet, load_model
+from .model import quiet, load_model
 from .path_patching import path_patch
 from .results import provenance
 from .stats import head_name, summarise, untested
@@ -327,7 +327,7 @@ def random_checkpoint(
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=planted.N_CTX, n_embd=planted.D_MODEL, n_layer=planted.N_LAYERS, n_head=planted.N_HEADS, bos_token_id=0, eos_token_id=0))
     torch.random.set_rng_state(rng)
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return Path(folder)

@@ -48,13 +48,7 @@ CIRCLES = {
 }
 
 # (module, "other.name"): a name with a leading underscore, of another module
-FOREIGN_PRIVATES = {
-    ("claims", "data._next_token"),
-    ("head_roles", "head_attribution._attention_rows"),
-    ("planted", "model._quiet"),
-    ("task_study", "activation_patching._fingerprint"),
-    ("validation", "model._quiet"),
-}
+FOREIGN_PRIVATES: set[tuple[str, str]] = set()
 
 # modules that import `press` or `recipes`
 GUESTS: set[str] = set()

@@ -1,4 +1,5 @@
 "The same settings give the same results, to the last bit, in two processes (with different hash seeds, one thread)."
+
 import os
 import subprocess
 import sys
@@ -49,8 +50,14 @@ print("survey", digest(survey(model, n=3, seed=3)))
 def run(hash_seed, folder):
     settings = {k: v for k, v in os.environ.items() if k not in ("MODEL", "N", "SEED", "CORRUPTION", "DEVICE")}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=folder, capture_output=True, text=True, timeout=600,
-                          env=settings | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": path})
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=settings | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": path},
+    )
     assert not done.returncode, done.stderr[-2000:]
     return dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
 

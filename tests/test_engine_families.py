@@ -1,4 +1,5 @@
 """The engine on every family of decoders, against plain forward hooks on transformers' own modules."""
+
 import warnings
 
 import pytest
@@ -20,6 +21,7 @@ CORRECT, WRONG = torch.tensor([5, 6, 7, 8]), torch.tensor([15, 16, 17, 18])
 def family(request, tmp_path_factory):
     "(name, transformers' model, the same as a TransformerBridge)"
     from transformers import AutoTokenizer
+
     plain = random_model(request.param)
     folder = tmp_path_factory.mktemp(request.param)
     plain.save_pretrained(folder)
@@ -61,7 +63,8 @@ def test_every_site_against_plain_hooks(family, direction):
         heads = range(head_axis(model, site)[1]) if site in HEAD_SITES else [3] if site == "neurons" else [None]
         todo = [Cell(layer, head, at) for layer in range(model.cfg.n_layers) for head in heads for at in (None, later)]
         expected = [patched_logits(plain, site, cell, asked.base, asked.donor, model.cfg.d_head) for cell in todo]
-        if expected[0] is None: continue  # the family computes queries, keys and values in one map
+        if expected[0] is None:
+            continue  # the family computes queries, keys and values in one map
         ours = sweep(model, asked, site, todo)[0]
         assert (ours - torch.stack([answers(y) for y in expected])).abs().max() < 1e-4, site
         compared += 1
@@ -72,7 +75,10 @@ def test_patch_of_everything_and_of_nothing(family):
     name, plain, model = family
     for direction in ("denoise", "noise"):
         asked = pairs(direction)
-        own = answers(plain(asked.clean, use_cache=False).logits), answers(plain(asked.corrupted, use_cache=False).logits)
+        own = (
+            answers(plain(asked.clean, use_cache=False).logits),
+            answers(plain(asked.corrupted, use_cache=False).logits),
+        )
         values, clean, corrupted = sweep(model, asked, "resid_pre", [Cell(0)])
         donor = asked.base_first(clean, corrupted)[1]
         assert (values[0] - donor).abs().max() < 1e-4
@@ -88,7 +94,8 @@ def test_sets_of_one_are_single_patches(family):
     name, plain, model = family
     asked = pairs()
     for site in (*STREAM_SITES, *HEAD_SITES, "neurons"):
-        if site == "resid_mid" and model.cfg.parallel_attn_mlp: continue
+        if site == "resid_mid" and model.cfg.parallel_attn_mlp:
+            continue
         todo = [Cell(layer, None if site in STREAM_SITES else 0) for layer in range(model.cfg.n_layers)]
         single = sweep(model, asked, site, todo)[0]
         assert (run_sets(model, asked, [[(site, cell)] for cell in todo])[0] - single).abs().max() < 1e-4, site
@@ -117,7 +124,8 @@ def test_windows_are_seen(family):
     told = [L.window for L in w.layers]
     config = CONFIGS[name]()
     expected = getattr(config, "sliding_window", None) or (config.window_size if name == "gptneo" else None)
-    if name == "qwen2": expected = None
+    if name == "qwen2":
+        expected = None
     assert {window for window in told if window is not None} == ({expected} - {None})
 
 
@@ -138,11 +146,20 @@ def test_shared_keys_and_values_have_names_of_their_own(family, tmp_path):
     from namemovers.results import load, save
     from namemovers.stats import head_name, heads_in_words, kv_head_name, summarise, top_heads
     import dataclasses
+
     name, plain, model = family
     asked = pairs()
     task = ioi_task(load_model("mini").tokenizer, n=4)
-    task = dataclasses.replace(task, clean_tokens=asked.clean, corrupted_tokens=asked.corrupted, correct=CORRECT, wrong=WRONG,
-                               positions={"END": END}, lengths=END + 1, tokenizer=model.tokenizer)
+    task = dataclasses.replace(
+        task,
+        clean_tokens=asked.clean,
+        corrupted_tokens=asked.corrupted,
+        correct=CORRECT,
+        wrong=WRONG,
+        positions={"END": END},
+        lengths=END + 1,
+        tokenizer=model.tokenizer,
+    )
     n_kv = head_axis(model, "k")[1]
     found = {site: patch(model, task, site) for site in HEAD_SITES}
     for site in "kv":
@@ -172,10 +189,13 @@ def test_shared_keys_and_values_have_names_of_their_own(family, tmp_path):
 def test_the_unembedding_sees_one_position(family):
     "Logits of all positions would be most of a run's memory."
     from namemovers.model import run_at_end
+
     name, plain, model = family
     tokens, seen = pairs().clean, []
+
     def look(value, hook):
         seen.append(tuple(value.shape))
+
     expected = model(tokens)[torch.arange(4), END]
     logits, kept = run_at_end(model, tokens, END, ["ln_final.hook_out"], hooks=[("unembed.hook_out", look)])
     assert seen == [(4, 1, expected.shape[-1])]

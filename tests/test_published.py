@@ -48,25 +48,41 @@ def test_ioi_head_grids(site):
     np.testing.assert_allclose(grid.values, np.where(abs(values) >= 0.005, values, 0), atol=0.00051)
 
 
-@pytest.mark.parametrize("what, n, key", [("z", 50, "head_z_effect_n50"), ("z", 1, "head_z_effect_n1_relative"), ("head_attribution", 50, "head_direct_logit_attribution_relative")])
+@pytest.mark.parametrize(
+    "what, n, key",
+    [
+        ("z", 50, "head_z_effect_n50"),
+        ("z", 1, "head_z_effect_n1_relative"),
+        ("head_attribution", 50, "head_direct_logit_attribution_relative"),
+    ],
+)
 def test_mrs_head_grids(what, n, key):
     grid = published_grid("mrs", what, n)
     np.testing.assert_allclose(grid.values, reference("gpt2_mrs_pilot.json")["grids"][key]["values"], atol=0.0051)
     assert grid.attrs["relative"] == int("relative" in key)
-    if grid.attrs["relative"]: assert float(abs(grid).max()) == 1
+    if grid.attrs["relative"]:
+        assert float(abs(grid).max()) == 1
 
 
-@pytest.mark.parametrize("task, n, places", [
-    ("mrs", 1, {"S3": 16, "S3+1": 17, "S3+2": 18, "S4": 21, "S4+1": 22, "END": 28}),
-    ("mrs", 50, {"S3": 16, "S3+1": 17, "S3+2": 18, "S4": 21, "S4+1": 22, "END": 28}),
-    ("ioi", 8, {"S2": 10, "S2+1": 11, "END": 14}),
-])
+@pytest.mark.parametrize(
+    "task, n, places",
+    [
+        ("mrs", 1, {"S3": 16, "S3+1": 17, "S3+2": 18, "S4": 21, "S4+1": 22, "END": 28}),
+        ("mrs", 50, {"S3": 16, "S3+1": 17, "S3+2": 18, "S4": 21, "S4+1": 22, "END": 28}),
+        ("ioi", 8, {"S2": 10, "S2+1": 11, "END": 14}),
+    ],
+)
 def test_residual_stream(task, n, places):
-    if task == "ioi": values = np.array(reference("gpt2_ioi_activation_patching.json")["values"]["resid_pre"])
-    else: values = np.array(reference("gpt2_mrs_pilot.json")["grids"][f"resid_pre_effect_n{n}"]["values"])
+    if task == "ioi":
+        values = np.array(reference("gpt2_ioi_activation_patching.json")["values"]["resid_pre"])
+    else:
+        values = np.array(reference("gpt2_mrs_pilot.json")["grids"][f"resid_pre_effect_n{n}"]["values"])
     grid = published_grid(task, "resid_pre", n)
     assert set(grid.position.values) == set(places)
-    for name, place in places.items(): np.testing.assert_allclose(grid.sel(position=name).values, values[:, place], atol=0.0051 if task == "mrs" else 0.00051)
+    for name, place in places.items():
+        np.testing.assert_allclose(
+            grid.sel(position=name).values, values[:, place], atol=0.0051 if task == "mrs" else 0.00051
+        )
     rest = np.delete(values, list(places.values()), axis=1)
     assert abs(rest).max() <= (0.03 if task == "mrs" else 0.005)  # as the page says
 
@@ -77,13 +93,17 @@ def test_prompts():
     assert len(mine) == len(prompts) == 28
     for row, theirs in zip(mine.itertuples(), prompts):
         tops = [(t["token"], t["prob"]) for t in theirs["top"]]
-        assert row.prompt == theirs["prompt"] and (row.token, row.probability) == tops[0] and list(row.others) == tops[1:]
+        assert row.prompt == theirs["prompt"]
+        assert (row.token, row.probability) == tops[0]
+        assert list(row.others) == tops[1:]
         assert row.kind == {"not a subject": "none"}.get(theirs["category"], theirs["category"])
 
 
 def test_kinds_follow_from_the_prompts():
     for row in pilot_prompts().itertuples():
-        named = row.token.strip() in row.prompt and row.token.strip()[0].isupper() and row.token.strip() not in ("King",)
+        named = (
+            row.token.strip() in row.prompt and row.token.strip()[0].isupper() and row.token.strip() not in ("King",)
+        )
         assert named == (row.kind != "none"), row
 
 
@@ -91,22 +111,36 @@ def test_figures():
     assert published_figure("mrs", "logit_diff") == reference("gpt2_mrs_pilot.json")["mean_logit_difference_n50"]
     assert published_figure("ioi", "accuracy") == 0.993 and published_figure("ioi", "faithfulness") == 0.87
     table = published_figures()
-    assert set(table.source) <= set(SOURCES.values()) and not table.duplicated(["task", "name"]).any() and set(published_figures("mrs").task) == {"mrs"}
+    assert set(table.source) <= set(SOURCES.values())
+    assert not table.duplicated(["task", "name"]).any()
+    assert set(published_figures("mrs").task) == {"mrs"}
 
 
 def test_heads():
-    assert sum(len(h) for h in IOI_HEADS.values()) == 26 and ioi_role(10, 7) == "negative name mover" and ioi_role(0, 0) == ""
+    assert sum(len(h) for h in IOI_HEADS.values()) == 26
+    assert ioi_role(10, 7) == "negative name mover"
+    assert ioi_role(0, 0) == ""
     table = published_heads()
-    assert table.loc["L8H11", "mrs_patching"] == "+1" and table.loc["L9H9", "ioi"] == "name mover" and not table.index.duplicated().any()
-    assert {tuple(r) for r in table.query("mrs_attribution != '' or mrs_patching != ''")[["layer", "head"]].values} == {h for heads in MRS_HEADS.values() for h in heads}
+    assert table.loc["L8H11", "mrs_patching"] == "+1"
+    assert table.loc["L9H9", "ioi"] == "name mover"
+    assert not table.index.duplicated().any()
+    assert {tuple(r) for r in table.query("mrs_attribution != '' or mrs_patching != ''")[["layer", "head"]].values} == {
+        h for heads in MRS_HEADS.values() for h in heads
+    }
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: published_grid("mrs", "pattern"), "no published grid 'pattern'"), (lambda: published_grid("mrs", "z", 7), "n = 7"),
-    (lambda: published_grid("xyz", "z"), "'xyz' is unknown"), (lambda: published_figure("mrs", "faithfulness"), "no published figure"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: published_grid("mrs", "pattern"), "no published grid 'pattern'"),
+        (lambda: published_grid("mrs", "z", 7), "n = 7"),
+        (lambda: published_grid("xyz", "z"), "'xyz' is unknown"),
+        (lambda: published_figure("mrs", "faithfulness"), "no published figure"),
+    ],
+)
 def test_errors(call, message):
-    with pytest.raises(ValueError, match=message): call()
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 # Is it GPT-2 small?
@@ -183,7 +217,8 @@ def test_what_a_model_says_is_read_at_the_end_of_the_prompt(mini):
     torch.testing.assert_close(published._next_token(mini, prompt), expected.detach())
 
 
-# An independent copy: typed from Wang et al. 2022 (arXiv 2211.00593, figure 2 and section 3) and from the pilot's notes.
+# An independent copy: typed from Wang et al. 2022 (arXiv 2211.00593, figure 2 and section 3) and from the pilot's
+# notes.
 
 PAPER = """
 name movers: 9.9 9.6 10.0
@@ -214,12 +249,20 @@ def test_the_order_that_the_paper_gives():
 
 def test_the_figures_of_the_paper_and_the_pilot():
     typed = {
-        ("ioi", "logit_diff"): 3.56, ("ioi", "accuracy"): 0.993, ("ioi", "probability"): 0.49,
-        ("ioi", "name_mover_copy_score"): 0.95, ("ioi", "average_copy_score"): 0.20,
-        ("ioi", "negative_copy_score"): 0.98, ("ioi", "average_negative_copy_score"): 0.12,
-        ("ioi", "name_mover_attention"): 0.59, ("ioi", "s_inhibition_attention"): 0.51,
-        ("ioi", "attention_output_correlation"): 0.81, ("ioi", "faithfulness"): 0.87, ("ioi", "faithfulness_gap"): 0.46,
-        ("mrs", "logit_diff"): 3.56, ("mrs", "probability"): 0.900,
+        ("ioi", "logit_diff"): 3.56,
+        ("ioi", "accuracy"): 0.993,
+        ("ioi", "probability"): 0.49,
+        ("ioi", "name_mover_copy_score"): 0.95,
+        ("ioi", "average_copy_score"): 0.20,
+        ("ioi", "negative_copy_score"): 0.98,
+        ("ioi", "average_negative_copy_score"): 0.12,
+        ("ioi", "name_mover_attention"): 0.59,
+        ("ioi", "s_inhibition_attention"): 0.51,
+        ("ioi", "attention_output_correlation"): 0.81,
+        ("ioi", "faithfulness"): 0.87,
+        ("ioi", "faithfulness_gap"): 0.46,
+        ("mrs", "logit_diff"): 3.56,
+        ("mrs", "probability"): 0.900,
     }
     table = published_figures()
     assert {(r.task, r["name"]): r.value for _, r in table.iterrows()} == typed
@@ -246,7 +289,9 @@ def cited():
         for path in (ROOT / folder).rglob("*.ipynb"):
             cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
             for cell in cells:
-                found |= set(re.findall(r"arXiv[:.\s/]*(?:abs/)?(\d{4}\.\d{4,5})", "".join(cell["source"]), re.IGNORECASE))
+                found |= set(
+                    re.findall(r"arXiv[:.\s/]*(?:abs/)?(\d{4}\.\d{4,5})", "".join(cell["source"]), re.IGNORECASE)
+                )
     return found
 
 

@@ -1,4 +1,5 @@
-"""The runner against what goes wrong in a long study: results that are lost, stale or mixed, disks, kills, two at once."""
+"""The runner against what goes wrong in a long study: results that are lost, stale or mixed, disks, kills, two at
+once."""
 
 import errno
 import json
@@ -57,7 +58,9 @@ def study(root, capsys, **kw):
     """What a study did: notebook -> how it ended, and its failures."""
     capsys.readouterr()
     failures = [str(f) for f in runner.run(root, **kw)]
-    lines = [line.split("] ", 1)[1].split(None, 1) for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    lines = [
+        line.split("] ", 1)[1].split(None, 1) for line in capsys.readouterr().out.splitlines() if line.startswith("[")
+    ]
     how = {name: "ran" if what[0].isdigit() else what.split()[0].rstrip(":") for name, what in lines}
     return how, failures
 
@@ -106,7 +109,9 @@ def test_a_clone_that_is_moved_runs_nothing_again(root, tmp_path, capsys, monkey
     root.rename(moved)
     monkeypatch.chdir(moved)
     assert study(moved, capsys) == (NONE, [])
-    assert not [p for p in (moved / "results").rglob("*.ipynb") if str(tmp_path) in json.dumps(nbformat.read(p, 4).metadata)]
+    assert not [
+        p for p in (moved / "results").rglob("*.ipynb") if str(tmp_path) in json.dumps(nbformat.read(p, 4).metadata)
+    ]
 
 
 def test_a_model_s_folder_counts_by_what_is_in_it(root, tmp_path, capsys, monkeypatch, tiny_folder):
@@ -123,7 +128,17 @@ def test_a_model_s_folder_counts_by_what_is_in_it(root, tmp_path, capsys, monkey
     assert study(root, capsys) == (ALL, [])
 
 
-@pytest.mark.parametrize("harm", [b"", b"{", b"[]", b'{"metadata": []}', b'{"metadata": {"namemovers": []}}', b'{"metadata": {"namemovers": {"inputs": 3, "read": 1}}}'])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"metadata": []}',
+        b'{"metadata": {"namemovers": []}}',
+        b'{"metadata": {"namemovers": {"inputs": 3, "read": 1}}}',
+    ],
+)
 def test_a_damaged_copy_is_made_again(root, capsys, harm):
     study(root, capsys)
     (root / "results/tiny/notebooks/nbs/01_other.ipynb").write_bytes(harm)
@@ -216,7 +231,13 @@ time.sleep(600)
 
 def start(root, *args, **env):
     return subprocess.Popen(
-        [*STUDY, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=root, env={**AWAY, **env}
+        [*STUDY, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=root,
+        env={**AWAY, **env},
     )
 
 
@@ -248,7 +269,10 @@ def test_two_studies_at_once(root, capsys):
 
 def test_killed_at_any_moment(root, capsys):
     """Whatever was going on: the next study ends as if nothing had been, and nothing of the dead is left."""
-    write(root / "nbs/01_other.ipynb", *[SAVES.format(value=i, name=f"mrs_other_{i}") + "\nimport time; time.sleep(0.05)" for i in range(20)])
+    write(
+        root / "nbs/01_other.ipynb",
+        *[SAVES.format(value=i, name=f"mrs_other_{i}") + "\nimport time; time.sleep(0.05)" for i in range(20)],
+    )
     results = root / "results/tiny"
     rng = random.Random(0)
     began = time.monotonic()
@@ -318,12 +342,15 @@ save(xr.Dataset({"x": ("prompt", np.random.default_rng(0).normal(size=1_000_000)
 def test_a_full_disk_is_one_sentence(root, mounted):
     mounted(root / "results/tiny", "-t", "tmpfs", "-o", "size=1m", "tmpfs")
     write(root / "nbs/01_other.ipynb", BIG)
-    # One at a time: otherwise it may as well be the other notebook's copy that does not fit while the big one is written.
+    # One at a time: otherwise it may as well be the other notebook's copy that does not fit while the big one is
+    # written.
     one = ["--workers", "1", "nbs/00_step.ipynb", "nbs/01_other.ipynb"]
     done = subprocess.run([*STUDY, *one], capture_output=True, text=True, cwd=root, env=AWAY)
     told = [line for line in (done.stdout + done.stderr).splitlines() if "disk is full" in line]
     assert done.returncode == 1 and told and "mrs_big.nc" in told[0] and "free some space" in told[0]
-    assert "Traceback" not in done.stdout + done.stderr and "h5py" not in done.stdout + done.stderr, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr and "h5py" not in done.stdout + done.stderr, (
+        done.stdout + done.stderr
+    )
     assert (root / "results/tiny/mrs_step.nc").is_file() and not list((root / "results").rglob("*.part"))
 
 

@@ -130,6 +130,7 @@ def attribute_edges(
                       approximation=order)
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #e5d9a1c4
+@checked
 def edge_strengths(
     scores: xr.DataArray, # effects [edge], or [edge, prompt]
     signed: bool = False, # the effect itself; False: its size
