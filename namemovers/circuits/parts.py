@@ -92,13 +92,13 @@ def masks_of(circuits, task, n_layers, n_heads, mlps) -> torch.Tensor: # bool [c
     masks = torch.zeros(len(circuits), n_layers, n_heads + 1, len(names), dtype=torch.bool)
     for mask, circuit in zip(masks, circuits):
         for at in circuit:
-            layer, head, position = checked(at, names, n_layers, n_heads, mlps)
+            layer, head, position = checked_node(at, names, n_layers, n_heads, mlps)
             mask[layer, n_heads if head is None else head, names[position]] = True
     if not mlps: masks[:, :, n_heads] = True
     return masks
 
 # %% ../../nbs/core/circuits/parts.ipynb #4ccc3057
-def checked(at, positions, n_layers, n_heads, mlps) -> Node:
+def checked_node(at, positions, n_layers, n_heads, mlps) -> Node:
     "A node that exists; else ValueError."
     try: found = Node(*at)
     except TypeError: raise ValueError(f"circuits: {at!r} is no node; write Node(layer, head, position)") from None
