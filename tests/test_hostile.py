@@ -182,6 +182,11 @@ def _module(name):
     return importlib.import_module(f"namemovers.{name}")
 
 
+def _scored(ds):
+    "With an effect for each edge, which a model that knows nothing has none of."
+    return ds.assign(effect=ds.effect.copy(data=np.random.default_rng(0).normal(size=ds.effect.shape)))
+
+
 _make(
     survey=lambda w: data.survey(w.model, n=1, families={"pilot": data.MRS_TEMPLATES["pilot"]}),
     lens=lambda w: _module("logit_lens").logit_lens(w.model, w.task),
@@ -189,7 +194,7 @@ _make(
     summary=lambda w: _module("stats").summarise(w.grid, n_resamples=99),
     circuit=lambda w: _module("circuits").everywhere([(0, 1), (1, 2)], w.task),
     run_of_circuits=lambda w: _module("circuits").run_circuits(w.model, w.task, {"one": w.circuit()}, ablation="zero"),
-    edge_scores=lambda w: _module("circuits.edge_estimates").attribute_edges(w.model, w.task, progress=False),
+    edge_scores=lambda w: _scored(_module("circuits.edge_estimates").attribute_edges(w.model, w.task, progress=False)),
     edges=lambda w: {"two": _module("circuits.edge_estimates").top_edges(w.edge_scores(), 2)},
     saved=lambda w: (_module("results").save(w.row.to_dataset(name="effect"), "saved", w.folder), w.folder)[1],
 )
