@@ -221,7 +221,7 @@ def _of_class(names, said):
 # %% ../nbs/core/arguments.ipynb #b8d2f6e3
 def a_result(
     *variables: str, # what it must hold
-    dims: tuple = (), # dimensions that it must have
+    dims: tuple = (), # dimensions that it must have; a tuple among them: one of these
     by_name: bool = False, # whether it may be a dict name -> result as well
 ) -> Callable: # the check
     "A check that a value is a Dataset (or, without variables, a DataArray too) with what a function reads of it."
@@ -233,8 +233,11 @@ def a_result(
         if not kinds or variables and "Dataset" not in kinds:
             wanted = "an xarray.Dataset" if variables else "an xarray.Dataset or DataArray"
             raise ValueError(f"{name}: {short(value)} is no result; give {wanted}.")
-        lacking = [v for v in variables if v not in value] + [d for d in dims if d not in value.dims]
-        if lacking: raise ValueError(f"{name}: this result has no {lacking[0]!r}; give one from the function that measures it.")
+        lacking = [repr(v) for v in variables if v not in value]
+        for one in dims:
+            either = (one,) if isinstance(one, str) else one
+            if not set(either) & set(value.dims): lacking.append(" or ".join(map(repr, either)))
+        if lacking: raise ValueError(f"{name}: this result has no {lacking[0]}; give one from the function that measures it.")
         return value
     return check
 

@@ -456,7 +456,7 @@ def proportion(
     return xr.Dataset(out, attrs={**values.attrs, "variable": str(values.name or "share"), "confidence": confidence})
 
 # %% ../nbs/core/stats.ipynb #9350b510
-@checked(summary=a_result(dims=("layer", "head")))
+@checked(summary=a_result(dims=("layer", ("head", "kv_head"))))
 def top_heads(
     summary: xr.Dataset | xr.DataArray, # [layer, head]: a summary, or a mean
     k: int = 10,                        # how many
@@ -625,7 +625,7 @@ def estimate(
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
 
 # %% ../nbs/core/stats.ipynb #8c7b70d3
-@checked(summary=a_result("mean", "significant"), heads=lambda name, value: None if value is None else head_pairs(name, value))
+@checked(summary=a_result("mean"), heads=lambda name, value: None if value is None else head_pairs(name, value))
 def heads_in_words(
     summary: xr.Dataset,    # [layer, head], from `summarise`
     heads=None,             # (layer, head) pairs; by default the significant ones of one sign, the largest first
