@@ -61,7 +61,8 @@ def check_settings(root: str | Path) -> str:
     needed = prompts_needed(heads)
     if s.n >= needed:
         return ""
-    return f"N = {s.n} is too few for any of {heads} heads to be significant: they stay untested. The least is N = {needed}."
+    few = f"N = {s.n} is too few for any of {heads} heads to be significant"
+    return f"{few}: they stay untested. The least is N = {needed}."
 
 
 def build_site(root: str | Path, out: str | Path = "_site") -> Path:

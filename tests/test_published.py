@@ -124,9 +124,8 @@ def test_heads():
     assert table.loc["L8H11", "mrs_patching"] == "+1"
     assert table.loc["L9H9", "ioi"] == "name mover"
     assert not table.index.duplicated().any()
-    assert {tuple(r) for r in table.query("mrs_attribution != '' or mrs_patching != ''")[["layer", "head"]].values} == {
-        h for heads in MRS_HEADS.values() for h in heads
-    }
+    named = table.query("mrs_attribution != '' or mrs_patching != ''")
+    assert {tuple(r) for r in named[["layer", "head"]].values} == {h for heads in MRS_HEADS.values() for h in heads}
 
 
 @pytest.mark.parametrize(

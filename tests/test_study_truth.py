@@ -25,7 +25,8 @@ STUDY = [sys.executable, "-m", "namemovers", "study"]
 SAVES = """
 import numpy as np, xarray as xr
 from namemovers.results import save
-save(xr.Dataset({{"x": ("prompt", np.arange(3.0) + {value})}}, attrs=dict(model="tiny", task="mrs", n=3, seed=0, corruption="switch_subjects")), {name!r})
+about = dict(model="tiny", task="mrs", n=3, seed=0, corruption="switch_subjects")
+save(xr.Dataset({{"x": ("prompt", np.arange(3.0) + {value})}}, attrs=about), {name!r})
 """
 READS = "from namemovers.results import load\nprint(float(load({name!r}).x.sum()))"
 
@@ -335,7 +336,8 @@ def mounted(root):
 BIG = """
 import numpy as np, xarray as xr
 from namemovers.results import save
-save(xr.Dataset({"x": ("prompt", np.random.default_rng(0).normal(size=1_000_000))}, attrs=dict(model="tiny")), "mrs_big")
+values = np.random.default_rng(0).normal(size=1_000_000)
+save(xr.Dataset({"x": ("prompt", values)}, attrs=dict(model="tiny")), "mrs_big")
 """
 
 

@@ -210,7 +210,10 @@ def test_no_shipped_name_fits():
     for tok in (llama([w for w in WORDS if w not in NAMES]), metaspace("never", [])):
         with pytest.raises(
             ValueError,
-            match=r"names: none of the 136 shipped names is one token .*\(.* is \d+: \[.*give names that are, with names=",
+            match=(
+                r"names: none of the 136 shipped names is one token .*\(.* is \d+: "
+                r"\[.*give names that are, with names="
+            ),
         ) as caught:
             mrs_task(tok, n=2)
         assert "lower n" not in str(caught.value)
