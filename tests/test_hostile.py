@@ -1,4 +1,5 @@
-"""Hostile arguments: whatever is given for one argument of a public function, the answer is a result or one sentence that names it."""
+"""Hostile arguments: whatever is given for one argument of a public function, the answer is a result or one sentence
+that names it."""
 
 import importlib
 import inspect
@@ -17,13 +18,31 @@ from namemovers import data
 
 # what nobody should give, made anew for each call (a generator is used up)
 HOSTILE = {
-    "None": lambda: None, "-1": lambda: -1, "0": lambda: 0, "2.5": lambda: 2.5, "nan": lambda: float("nan"), "inf": lambda: 1e400, "True": lambda: True,
-    "empty text": lambda: "", "a text": lambda: "no such thing", "a long text": lambda: "x" * 10_000, "[]": list, "[None]": lambda: [None], "{}": dict,
-    "{None: None}": lambda: {None: None}, "an object": object, "a generator": lambda: (v for v in (1, None, "a")), "an array": lambda: np.zeros((2, 3)),
-    "a tensor": lambda: torch.ones(2), "a function": lambda: len, "a DataArray": lambda: xr.DataArray([1.0, 2.0], dims="x"), "a Dataset": lambda: xr.Dataset({"a": 1}),
+    "None": lambda: None,
+    "-1": lambda: -1,
+    "0": lambda: 0,
+    "2.5": lambda: 2.5,
+    "nan": lambda: float("nan"),
+    "inf": lambda: 1e400,
+    "True": lambda: True,
+    "empty text": lambda: "",
+    "a text": lambda: "no such thing",
+    "a long text": lambda: "x" * 10_000,
+    "[]": list,
+    "[None]": lambda: [None],
+    "{}": dict,
+    "{None: None}": lambda: {None: None},
+    "an object": object,
+    "a generator": lambda: (v for v in (1, None, "a")),
+    "an array": lambda: np.zeros((2, 3)),
+    "a tensor": lambda: torch.ones(2),
+    "a function": lambda: len,
+    "a DataArray": lambda: xr.DataArray([1.0, 2.0], dims="x"),
+    "a Dataset": lambda: xr.Dataset({"a": 1}),
 }
 
-# Of the shared sort, tensors in and tensors out, called for every block of a sweep: `patch` and its like have checked what reaches them.
+# Of the shared sort, tensors in and tensors out, called for every block of a sweep: `patch` and its like have checked
+# what reaches them.
 INNER = {"engine", "pairs"}
 # Programs of their own, which take paths and notebooks of this repository.
 PROGRAMS = {"site", "study", "mini_model", "_modidx", "__main__"}
@@ -36,7 +55,12 @@ class World:
         self.model, self.tokenizer, self.folder = model, model.tokenizer, folder
         self.task = data.mrs_task(model.tokenizer, n=3)
         rng = np.random.default_rng(0)
-        grid = xr.DataArray(rng.normal(size=(3, 4, 6)), dims=("layer", "head", "prompt"), coords={"layer": range(3), "head": range(4), "prompt": range(6)}, name="effect")
+        grid = xr.DataArray(
+            rng.normal(size=(3, 4, 6)),
+            dims=("layer", "head", "prompt"),
+            coords={"layer": range(3), "head": range(4), "prompt": range(6)},
+            name="effect",
+        )
         self.grid, self.row = grid, grid[0, 0]
 
 
@@ -50,23 +74,38 @@ def functions():
     found = {}
     for info in pkgutil.walk_packages(namemovers.__path__, "namemovers."):
         name = info.name.removeprefix("namemovers.")
-        if name in INNER | PROGRAMS or name.split(".")[0] in INNER | PROGRAMS: continue
+        if name in INNER | PROGRAMS or name.split(".")[0] in INNER | PROGRAMS:
+            continue
         module = importlib.import_module(info.name)
         for public in module.__all__:
             value = getattr(module, public)
-            if inspect.isfunction(value) and value.__module__ == module.__name__: found[f"{name}.{public}"] = value
+            if inspect.isfunction(value) and value.__module__ == module.__name__:
+                found[f"{name}.{public}"] = value
             if inspect.isclass(value) and value.__module__ == module.__name__:
                 for k, f in vars(value).items():
-                    if k[0] != "_" and inspect.isfunction(f): found[f"{name}.{public}.{k}"] = f
+                    if k[0] != "_" and inspect.isfunction(f):
+                        found[f"{name}.{public}.{k}"] = f
     return found
 
 
 def from_template(w):
-    return dict(template="{A} met {B}. {B} called", words=dict(A=data.NAMES[:5], B=data.NAMES[:5]), answers=("A", "B"), corrupt=("A", "B"), tokenizer=w.tokenizer, n=2)
+    return dict(
+        template="{A} met {B}. {B} called",
+        words=dict(A=data.NAMES[:5], B=data.NAMES[:5]),
+        answers=("A", "B"),
+        corrupt=("A", "B"),
+        tokenizer=w.tokenizer,
+        n=2,
+    )
 
 
 def from_pairs(w):
-    return dict(clean=["Mary met John. So Mary"], corrupted=["Mary met Paul. So Mary"], answers=(" Mary", " John"), tokenizer=w.tokenizer)
+    return dict(
+        clean=["Mary met John. So Mary"],
+        corrupted=["Mary met Paul. So Mary"],
+        answers=(" Mary", " John"),
+        tokenizer=w.tokenizer,
+    )
 
 
 # function -> arguments that work; what is not given has its default
@@ -139,7 +178,9 @@ EXAMPLES = {
     "circuits.parts.everywhere": lambda w: dict(heads=[(0, 1)], task=w.task),
     "circuits.parts.heads_of": lambda w: dict(circuit=w.circuit()),
     "circuits.ablation.reference_task": lambda w: dict(task=w.task, n=5),
-    "circuits.node_runs.run_circuits": lambda w: dict(model=w.model, task=w.task, circuits={"one": w.circuit()}, ablation="zero"),
+    "circuits.node_runs.run_circuits": lambda w: dict(
+        model=w.model, task=w.task, circuits={"one": w.circuit()}, ablation="zero"
+    ),
     "circuits.curves.faithfulness": lambda w: dict(ds=w.run_of_circuits(), n_resamples=9),
     "circuits.curves.random_circuits": lambda w: dict(universe=w.circuit(), size=1, n=2),
     "circuits.criteria.overlap": lambda w: dict(a=w.circuit(), b=w.circuit(), universe=w.circuit()),
@@ -166,9 +207,12 @@ EXAMPLES = {
 
 def _cached(f):
     "A method of the world that is computed once."
+
     def inner(self):
-        if f.__name__ not in self.__dict__.setdefault("_kept", {}): self._kept[f.__name__] = f(self)
+        if f.__name__ not in self.__dict__.setdefault("_kept", {}):
+            self._kept[f.__name__] = f(self)
         return self._kept[f.__name__]
+
     return inner
 
 
@@ -203,12 +247,17 @@ _make(
 def example(world, name):
     "The function, and arguments with which it works."
     made = EXAMPLES[name]
-    if isinstance(made, tuple): return made[0], made[1](world)
+    if isinstance(made, tuple):
+        return made[0], made[1](world)
     return functions()[name], made(world)
 
 
 def parameters(function):
-    return [p.name for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls") and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.name not in ("self", "cls") and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
 
 
 def complaint(function, given, parameter, value):
@@ -220,10 +269,14 @@ def complaint(function, given, parameter, value):
             function(**given | {parameter: value})
     except (ValueError, TypeError, FileNotFoundError, ImportError, IndexError) as e:
         said = str(e)
-        if not re.search(rf"\b{parameter}\b", said): return f"{type(e).__name__} without the argument's name: {said[:200]}"
-        if time.perf_counter() - start > 3: return f"{type(e).__name__} after {time.perf_counter() - start:.0f} s: {said[:200]}"
-        if "\n" in said or len(said) > 1000: return f"{type(e).__name__} of {len(said)} characters: {said[:200]}"
-    except Exception as e: return f"{type(e).__name__}: {str(e)[:200]}"
+        if not re.search(rf"\b{parameter}\b", said):
+            return f"{type(e).__name__} without the argument's name: {said[:200]}"
+        if time.perf_counter() - start > 3:
+            return f"{type(e).__name__} after {time.perf_counter() - start:.0f} s: {said[:200]}"
+        if "\n" in said or len(said) > 1000:
+            return f"{type(e).__name__} of {len(said)} characters: {said[:200]}"
+    except Exception as e:
+        return f"{type(e).__name__}: {str(e)[:200]}"
     return None
 
 
@@ -278,8 +331,13 @@ def test_hostile_arguments_are_named(world, name, monkeypatch):
         function(**given)  # the example itself works
     wrong = {}
     for parameter in parameters(function):
-        found = {what: c for what, make in HOSTILE.items() if (c := complaint(function, example(world, name)[1], parameter, make()))}
-        if found: wrong[parameter] = found
+        found = {
+            what: c
+            for what, make in HOSTILE.items()
+            if (c := complaint(function, example(world, name)[1], parameter, make()))
+        }
+        if found:
+            wrong[parameter] = found
     assert {p: w for p, w in wrong.items() if (name, p) not in NOT_YET} == {}
     assert not [p for f, p in NOT_YET if f == name and p not in wrong], "take it off the list"
 
@@ -287,13 +345,19 @@ def test_hostile_arguments_are_named(world, name, monkeypatch):
 # Functions that begin with the shared checks, but whose example would take results of a whole study.
 NO_EXAMPLE = {name for name in functions() if name not in EXAMPLES and getattr(functions()[name], "checked", False)}
 # Those that have checks of their own, or take what the library made.
-OWN = re.compile(r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis)|.*\.run_\w+|validation\.methods|results\.provenance|settings\.settings"
-                 r"|plots\.(visible|token_|summary_of|unit_of|number)|copy_scores\.(name_ranks|after_first)|data\.(encode|stretches)|model\.(shipped|run_at|answer_d|logit_d)"
-                 r"|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit")
+OWN = re.compile(
+    r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis)|.*\.run_\w+|validation\.methods|results\.provenance|settings\.settings"
+    r"|plots\.(visible|token_|summary_of|unit_of|number)|copy_scores\.(name_ranks|after_first)|data\.(encode|stretches)|model\.(shipped|run_at|answer_d|logit_d)"
+    r"|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit"
+)
 
 
 def test_every_public_function_is_checked():
-    unchecked = [name for name, f in functions().items() if name not in EXAMPLES and not getattr(f, "checked", False) and not OWN.match(name)]
+    unchecked = [
+        name
+        for name, f in functions().items()
+        if name not in EXAMPLES and not getattr(f, "checked", False) and not OWN.match(name)
+    ]
     assert not unchecked, f"{unchecked}: put @checked before them, and an example here"
     assert not [name for name in EXAMPLES if not isinstance(EXAMPLES[name], tuple) and name not in functions()]
 
@@ -301,12 +365,34 @@ def test_every_public_function_is_checked():
 @pytest.mark.parametrize("name", sorted(NO_EXAMPLE))
 def test_what_is_no_model_task_or_result_is_refused_at_once(name):
     function = functions()[name]
-    refusing = {"model": "a text", "task": "[]", "ds": "None", "n": "2.5", "seed": "-1", "confidence": "nan", "tokenizer": "2.5", "title": "-1", "progress": "a text"}
+    refusing = {
+        "model": "a text",
+        "task": "[]",
+        "ds": "None",
+        "n": "2.5",
+        "seed": "-1",
+        "confidence": "nan",
+        "tokenizer": "2.5",
+        "title": "-1",
+        "progress": "a text",
+    }
     signature = inspect.signature(function)
-    given = {p.name: None for p in signature.parameters.values() if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    typed = {k: v for k, v in refusing.items() if k in signature.parameters and (k in ("model", "tokenizer") or signature.parameters[k].annotation is not inspect.Parameter.empty)}
+    given = {
+        p.name: None
+        for p in signature.parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+    typed = {
+        k: v
+        for k, v in refusing.items()
+        if k in signature.parameters
+        and (k in ("model", "tokenizer") or signature.parameters[k].annotation is not inspect.Parameter.empty)
+    }
     for parameter, what in typed.items():
-        if parameter in given: given[parameter] = HOSTILE[what]()
+        if parameter in given:
+            given[parameter] = HOSTILE[what]()
     first = next((p for p in signature.parameters if p in typed and p in given), None)
-    if first is None: return
-    with pytest.raises(ValueError, match="^\\w+: "): function(**given)
+    if first is None:
+        return
+    with pytest.raises(ValueError, match="^\\w+: "):
+        function(**given)
