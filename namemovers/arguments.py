@@ -108,9 +108,9 @@ def listed(
     value: Any,          # what was given: a list, a tuple, an array, a generator; no text and no dict
     what: str = "values", # what it holds
 ) -> list: # of them
-    "Several things in their order. A generator is used up here, once."
+    "Several things in their order; a list is returned itself. A generator is used up here, once."
     ordered = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
-    if ordered and getattr(value, "shape", None) != (): return list(value)
+    if ordered and getattr(value, "shape", None) != (): return value if isinstance(value, list) else list(value)
     raise ValueError(f"{name}: {short(value)} is no list of {what}; give one.")
 
 # %% ../nbs/core/arguments.ipynb #1142954c
@@ -293,7 +293,7 @@ def _table(name, value):
     "A dict, whose keys are texts."
     if type(value).__name__ == "Dataset": raise ValueError(f"{name}: {short(value)} is no dict; give a dict name -> value.")
     if bad := [k for k in mapping(name, value) if not isinstance(k, str)]: raise ValueError(f"{name}: the key {short(bad[0])} is no text; give a dict name -> value.")
-    return dict(value)
+    return value if isinstance(value, dict) else dict(value)
 
 def _callable(name, value):
     if callable(value): return value
