@@ -13,7 +13,6 @@ from typing import NamedTuple
 import torch
 
 from ..arguments import checked
-from ..stats import head_name
 
 # %% ../../nbs/core/circuits/parts.ipynb #f5726ba6
 OTHER = "other" # the position of all tokens without a name
@@ -26,7 +25,7 @@ class Node(NamedTuple):
     position: str    # a named position of the task, or "other"
 
     def __str__(self):
-        part = f"MLP{self.layer}" if self.head is None else head_name(self.layer, self.head)
+        part = f"MLP{self.layer}" if self.head is None else f"L{self.layer}H{self.head}"
         return f"{part}@{self.position}"
 
 # %% ../../nbs/core/circuits/parts.ipynb #62dcb79a
