@@ -33,22 +33,26 @@ LONG = (
 #: module -> the tests that belong to it, and which of them (as pytest's -k says)
 TESTS = {
     "attribution_patching": ("test_attribution_patching.py", ""),
-    "circuits.ablation": ("test_circuits.py", ""),
+    "circuits.ablation": ("test_circuits.py", "agrees or random or reference or own_tasks or everywhere or bad_input"),
     "circuits.curves": ("test_circuits.py", "curve or areas or random or mib or faithful or bad_input or size"),
     "circuits.edge_estimates": (
         "test_edges.py",
-        "gradient or finite or integrated or top_edges or estimates or bad_input",
+        "every_estimate or gradient or integrated or top_edges or bad_input",
     ),
     "circuits.edge_graph": ("test_edges.py", "graph or connected or top_edges or path_patched or kept or bad_input"),
-    "circuits.node_runs": ("test_circuits.py", ""),
-    "circuits.scores": ("test_circuits.py", ""),
-    "compare": ("test_compare.py test_study_truth.py", "compare or study or table or one_study or heads"),
-    "copy_scores": ("test_copy_scores.py", ""),
-    "head_attribution": ("test_head_attribution.py", ""),
-    "head_roles": ("test_head_roles.py", ""),
-    "path_patching": ("test_path_patching.py test_engine.py", "path or direct_effects or receivers or sender"),
-    "planted": ("test_planted.py", ""),
-    "published": ("test_published.py", ""),
+    "circuits.node_runs": ("test_circuits.py", "agrees or all_nodes or metrics or company or two_names or last_layer"),
+    "circuits.scores": ("test_circuits.py", "gate or by_position or two_scores or ranking or silenced or pruned"),
+    "compare": ("test_compare.py test_study_truth.py test_results.py", "compar or one_study or table or heads"),
+    "copy_scores": ("test_copy_scores.py", "(definition and tiny) or unfolded or every_name or at_end or bad"),
+    "head_attribution": ("test_head_attribution.py", "not mini"),
+    "head_roles": (
+        "test_head_roles.py",
+        "distance or definition or attention_scores or variants or cue or hooks or levels or small or may_be_zero or"
+        " threshold or matter or worst or bad_input or enough",
+    ),
+    "path_patching": ("test_path_patching.py", "not planted"),
+    "planted": ("test_planted.py", "truth or tasks or templates or signs or bad or folding or unknown or fewer"),
+    "published": ("test_published.py", "not mini"),
 }
 
 COMPARISONS = {
