@@ -408,7 +408,6 @@ def patch(
     # "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
     engine: str = "auto",
     memory_budget: int = 2**30,           # bytes of activations at a time, about
-    screen: int | None = None, # compute exactly only the `screen` cells that look largest; see `patch_screened`
     progress: bool | None = None,         # a progress bar: True, False, or None for only on a terminal
     checkpoint: str | Path | None = None, # a file that keeps finished layers, so that an interrupted run resumes
     # for site="neurons": which MLP neurons, after the activation function, as (layer, neuron)
@@ -433,14 +432,6 @@ def patch(
     prompt, and a checkpoint that is damaged or belongs to something else. RuntimeError where another process writes it.
     """
     by = check_patch(model, task, site, by, direction, metric, engine, dtype)
-    if screen is not None:
-        if engine == "hooks":
-            raise ValueError(f"screen={screen!r} needs the fast engine: leave out engine='hooks', or screen")
-        from namemovers.attribution_patching import patch_screened # which builds on this module
-        if dtype != "float32": raise ValueError(f"dtype={dtype!r} does not go with screen={screen!r}: leave out one")
-        if checkpoint is not None:
-            raise ValueError(f"checkpoint={str(checkpoint)!r} does not go with screen={screen!r}: leave out one")
-        return patch_screened(model, task, site, by, direction, metric, screen, memory_budget, neurons)
     todo, axes = cells(model, task, site, by, neurons)
     name, run = pick_engine(engine, model, task.clean_tokens.shape[1])
     if dtype != "float32" and name != "fast":
