@@ -313,3 +313,57 @@ def test_values_that_are_not_what_the_matrices_say_are_refused(tiny, monkeypatch
     for measure in (lambda: task_copy_scores(tiny, task), lambda: copy_scores(tiny, NAMES_5, n=15)):
         with pytest.raises(ValueError, match="values of layer 0"):
             measure()
+
+
+# ---- through the head's own width
+
+
+def both_ways(model, monkeypatch, n=80, memory=2**28, d_head=None, seed=0):
+    """Ranks of two names a sample, through the head's own width and through the stream's; how often the first was."""
+    from namemovers import copy_scores as module
+
+    g = torch.Generator().manual_seed(seed)
+    v = torch.randn(n, d_head or model.cfg.d_head, generator=g)
+    v[3] = 0  # a head that writes nothing
+    ids = torch.randint(0, model.cfg.d_vocab, (n, 2), generator=g)
+    made, toward = [], module._toward_tokens
+
+    def spy(*given):
+        made.append(toward(*given))
+        return made[-1]
+
+    monkeypatch.setattr(module, "_toward_tokens", spy)
+    ours = module.head_ranks(v, model.W_O[1, 2], ids, model, memory)
+    theirs = [r[0] for r in module.name_ranks((v @ model.W_O[1, 2])[None], ids, model)]
+    return ours, theirs, made
+
+
+@pytest.mark.parametrize("memory", [2**28, 2**22])  # all samples at once, and one at a time
+def test_through_the_width_of_the_head(tiny, monkeypatch, memory):
+    ours, theirs, made = both_ways(tiny, monkeypatch, memory=memory)
+    assert len(made) == 1 and made[0] is not None
+    for a, b in zip(ours, theirs):
+        assert a.shape == b.shape == (80, 2) and np.abs(a - b).max() <= 1 and (a != b).mean() < 0.02
+        assert (a >= 0).all() and a.max() < tiny.cfg.d_vocab and len(np.unique(a)) > 50
+
+
+def test_norms_that_scale_alone_and_norms_of_another_kind(tiny, monkeypatch):
+    class Root(torch.nn.Module):  # RMSNorm: the mean stays
+        def forward(self, x):
+            return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    class Bent(torch.nn.Module):  # no scale of the stream
+        def forward(self, x):
+            return torch.tanh(x)
+
+    for norm, narrow in ((Root(), True), (Bent(), False)):
+        with monkeypatch.context() as m:
+            m.setitem(tiny._modules, "ln_final", norm)
+            ours, theirs, made = both_ways(tiny, m)
+        assert (made[0] is not None) == narrow
+        assert all(np.abs(a - b).max() <= 1 and (a != b).mean() < 0.02 for a, b in zip(ours, theirs))
+
+
+def test_few_samples_go_through_the_stream(tiny, monkeypatch):
+    ours, theirs, made = both_ways(tiny, monkeypatch, n=8)
+    assert not made and all((a == b).all() for a, b in zip(ours, theirs))
