@@ -252,15 +252,30 @@ NEAR: list[Near] = [
     Near("paper-negative-copy-score", "copy_scores", mean_of("negative_copy_score", **at_head((10, 7))), 0.921, 0.918),
     Near("paper-average-negative-copy-score", "copy_scores", average_of("negative_copy_score"), 0.169, 0.171),
     Near("paper-average-negative-copy-score", "copy_scores", average_of("negative_copy_score"), 0.071, 0.069),
-    Near("paper-attention-output", "ioi_name_projection",
-         number("correlation", "low", "high", **at_head((9, 9))), 0.811, 0.809),
+    Near(
+        "paper-attention-output",
+        "ioi_name_projection",
+        number("correlation", "low", "high", **at_head((9, 9))),
+        0.811,
+        0.809,
+    ),
     Near("paper-s-inhibition", "ioi_roles", evidence("s_inhibition", (0, 0)), 0.245, 0.275, (0.265,)),
     Near("paper-into-values", "ioi_paths", lambda ds, x: ds["mean"].__setitem__(2, x), 0.39, 0.41),
     Near("paper-induction-heads", "pattern_scores", rivals("induction", IOI_HEADS["induction"]), 0.79, 0.81),
-    Near("paper-duplicate-token-heads", "pattern_scores",
-         rivals("duplicate_token", IOI_HEADS["duplicate token"]), 0.79, 0.81),
-    Near("paper-previous-token-heads", "pattern_scores",
-         rivals("previous_token", IOI_HEADS["previous token"]), 0.79, 0.81),
+    Near(
+        "paper-duplicate-token-heads",
+        "pattern_scores",
+        rivals("duplicate_token", IOI_HEADS["duplicate token"]),
+        0.79,
+        0.81,
+    ),
+    Near(
+        "paper-previous-token-heads",
+        "pattern_scores",
+        rivals("previous_token", IOI_HEADS["previous token"]),
+        0.79,
+        0.81,
+    ),
     Near("paper-backups", "ioi_roles", evidence("backup", (11, 9)), 0.011, -0.001, (0.005,)),
     Near("paper-circuit", "ioi_circuit", times_the_model("the paper's, of GPT-2 small"), 0.969, 0.971),
     Near("paper-circuit", "ioi_circuit", times_the_model("the paper's, of GPT-2 small"), 0.771, 0.769),
@@ -280,17 +295,27 @@ NEAR: list[Near] = [
     Near("ioi-small-circuit", "ioi_circuit", number("size", circuit="pruned"), 50, 51),
     *(
         Near(claim, "pilot_prompts", probability_off(row), sign * inside, sign * outside)
-        for claim, row, inside, outside in (("pilot-david", 0, 0.0049, 0.0051), ("pilot-prompts-as-published", 7, 0.0099, 0.0101))
+        for claim, row, inside, outside in (
+            ("pilot-david", 0, 0.0049, 0.0051),
+            ("pilot-prompts-as-published", 7, 0.0099, 0.0101),
+        )
         for sign in (1, -1)
     ),
     Near("pilot-prompts-as-published", "pilot_prompts", first_token, 1, 0),
     *of_the_first("pilot-attribution-positive", "mrs_head_attribution", "attribution", HEADS_FOR, (0, 0), 0.003),
-    *of_the_first("pilot-attribution-negative", "mrs_head_attribution", "attribution", HEADS_AGAINST, (0, 0), 0.003, -1),
+    *of_the_first(
+        "pilot-attribution-negative", "mrs_head_attribution", "attribution", HEADS_AGAINST, (0, 0), 0.003, -1
+    ),
     *of_the_first("pilot-patching-positive", "mrs_patch_z_head", "effect", MOVING, (0, 0), 0.003),
     *of_the_first("pilot-patching-negative", "mrs_patch_z_head", "effect", HURTING, (0, 0), 0.003, -1),
     *(
-        Near("pilot-patching-n1", "mrs_patch_z_head_n1",
-             lambda ds, x: ds["effect"].__setitem__((3, 3), 0.5 * (float(PILOT_N1[3, 3]) + x)), sign * 0.049, sign * 0.051)
+        Near(
+            "pilot-patching-n1",
+            "mrs_patch_z_head_n1",
+            lambda ds, x: ds["effect"].__setitem__((3, 3), 0.5 * (float(PILOT_N1[3, 3]) + x)),
+            sign * 0.049,
+            sign * 0.051,
+        )
         for sign in (1, -1)
     ),
     Near("pilot-s4-then-end", GRID, mean_of("effect", layer=7, position="S4"), 0.903, 0.897),
@@ -322,9 +347,18 @@ NEAR: list[Near] = [
     *served("mrs", "induction"),
     Near("mrs-name-movers", "copy_scores", mean_of("copy_score", **at_head((9, 9))), 0.503, 0.497),
     Near("mrs-passed-on", "mrs_roles", only((4, 11), "recency", of=[(4, 11), (8, 3)]), 0.051, 0.049),
-    *(Near(f"{task}-late", f"{task}_logit_lens", mean_of("logit_diff", **LENS_HALF), 1.77, 1.79) for task in ("mrs", "ioi")),
     *(
-        Near(f"{task}-silent", f"{task}_patch_z_head+{task}_paths_logits", mean_of("effect", **at_head((9, 9))), 0.097, 0.103)
+        Near(f"{task}-late", f"{task}_logit_lens", mean_of("logit_diff", **LENS_HALF), 1.77, 1.79)
+        for task in ("mrs", "ioi")
+    ),
+    *(
+        Near(
+            f"{task}-silent",
+            f"{task}_patch_z_head+{task}_paths_logits",
+            mean_of("effect", **at_head((9, 9))),
+            0.097,
+            0.103,
+        )
         for task in ("mrs", "ioi")
     ),
     Near("ioi-writers-copy", "copy_scores", mean_of("copy_score", **at_head((9, 6))), 0.503, 0.497),
@@ -337,10 +371,15 @@ NEAR: list[Near] = [
     Near("ioi-circuit-does-mrs", "circuit_overlap", times_the_model("ioi heads", on="mrs"), 0.901, 0.899),
     Near("mrs-circuit-does-ioi", "circuit_overlap", times_the_model("mrs heads", on="ioi"), 0.901, 0.899),
     Near("circuits-differ", "circuit_overlap", two_searches, 0.899, 0.901),
-    Near("validation-finds", "validation",
-         mean_of("auroc", method="direct logit attribution (IOI)", question="what it can see"), 0.951, 0.949),
+    Near(
+        "validation-finds",
+        "validation",
+        mean_of("auroc", method="direct logit attribution (IOI)", question="what it can see"),
+        0.951,
+        0.949,
+    ),
     Near("validation-silence", "validation_controls", loud_studies, 1, 3, (2,)),
-]  # fmt: skip
+]
 #: judged by a rank correlation and its interval, which is replaced; and by the pilot's own grids
 RANKED, QUOTED = ("methods-agree", "shared-attribution", "shared-patching"), ("pilot-n1-quoted",)
 
