@@ -150,6 +150,7 @@ class World:
                 )
             ),
             GRID,
+            n=1,
         )
 
     def make_copies(self):
