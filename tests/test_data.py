@@ -242,7 +242,11 @@ def test_a_task_is_the_same_in_two_processes(tiny_folder):
 
     here = {"t": AutoTokenizer.from_pretrained(str(tiny_folder))}
     exec(TWO_TASKS, here)
-    code = f"import sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1])\n{TWO_TASKS}\nprint(out)"
+    code = (
+        "import sys; from transformers import AutoTokenizer\n"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        f"{TWO_TASKS}\nprint(out)"
+    )
     there = subprocess.run(
         [sys.executable, "-c", code, str(tiny_folder)],
         capture_output=True,
@@ -410,10 +414,9 @@ def test_fillings_are_counted_exactly():
 def test_prompts_that_come_out_alike_are_no_endless_search():
     # many ways to fill the template, few different texts
     words = {"X": ["a" * k for k in range(1, 40)], "Y": ["a" * k for k in range(1, 40)]}
+    names = {"S1": "Bob", "S2": "John"}
     assert "only" in seconds(
-        lambda: mrs_task(
-            ANY, n=500, names={"S1": "Bob", "S2": "John"}, templates="{S1} met {S2}, {X}{Y}. So", words=words
-        )
+        lambda: mrs_task(ANY, n=500, names=names, templates="{S1} met {S2}, {X}{Y}. So", words=words)
     )
 
 
