@@ -75,12 +75,12 @@ def _writing(path):
                       "and has room; the blocks that are finished stay") from None
 
 # %% ../nbs/core/store.ipynb #fcf84a19
-def _opened(path: Path) -> zarr.Group:
+def _opened(path: Path) -> Any:
     "The root of a store, made where there is none. Raises ValueError for what is no store, and OSError where none can be made."
     if path.exists() and not (path / "zarr.json").is_file() and (path.is_file() or any(path.iterdir())):
         raise _bad(path, "is something else than a store", "give the path of a store, or one that does not exist")
     with _writing(path):
-        try: root = zarr.open_group(path, mode="a", zarr_format=3)
+        try: root: Any = zarr.open_group(path, mode="a", zarr_format=3)
         except OSError: raise
         except Exception as e: # whatever the reader makes of a file that is none
             raise _bad(path, f"cannot be read ({str(e)[:80]})", "delete it, or give another path") from None
@@ -116,7 +116,7 @@ class Kept:
             except Timeout:
                 raise RuntimeError(f"store={str(self.path)!r}: another process writes the same sweep there: "
                                    "wait for it, or give another path") from None
-        try: self.root = _opened(self.path)
+        try: self.root: Any = _opened(self.path)
         except BaseException:
             self.__exit__()
             raise
@@ -143,7 +143,7 @@ class Kept:
         "Make room for a sweep."
         with _writing(self.path):
             group = self.root.create_group(self.name)
-            checked = dict(dtype="float32", compressors=[Crc32cCodec()], fill_value=np.nan, config={"write_empty_chunks": True})
+            checked: dict = dict(dtype="float32", compressors=[Crc32cCodec()], fill_value=np.nan, config={"write_empty_chunks": True})
             group.create_array("values", shape=(grid.cells, grid.prompts), chunks=(grid.block_cells, grid.block_prompts),
                                dimension_names=("cell", "prompt"), **checked)
             group.create_array("alone", shape=(2, grid.prompts), chunks=(2, grid.block_prompts),
@@ -167,7 +167,7 @@ class Kept:
                        f"delete {self.path / self.name}, and this sweep begins anew") from None
 
     def _file(self, block):
-        grid = self.grid
+        grid = Grid(**self.root[self.name].attrs["grid"])
         i, j = block[0].start // grid.block_cells, block[1].start // grid.block_prompts
         return self.path / self.name / "values" / "c" / str(i) / str(j)
 
@@ -243,7 +243,7 @@ def in_blocks(
     "A sweep, block by block: what is kept is not computed again, and the rest is computed here or by the client's workers."
     grid = kept.grid if kept is not None else None
     if grid is None: grid = sized(lambda c, p: measure(model, *arguments(c, p)), cells, prompts, together, SECONDS)
-    if kept is not None:
+    if kept is not None and seen is not None:
         if kept.grid is None: kept.begin(grid, seen)
         else: kept.check(seen)
     values, alone = torch.full((cells, prompts), torch.nan), torch.full((2, prompts), torch.nan)

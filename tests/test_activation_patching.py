@@ -386,7 +386,7 @@ class Stopped:
 
 
 def interrupted(monkeypatch, model, task, path, engine, calls, **more):
-    "A sweep with a store, a prompt of a layer a block, that is interrupted after so many calls of the engine; the first is a try."
+    "A sweep with a store, interrupted after so many calls of the engine: one to try, then one for a prompt in a layer."
     import namemovers.activation_patching as ap
 
     with monkeypatch.context() as m:

@@ -2,13 +2,11 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,7 +67,9 @@ def test_blocks_are_sized_by_time(monkeypatch, seconds, wanted):
 # --- the same numbers
 
 
-@pytest.mark.parametrize("site,by", [("z", None), ("resid_pre", None), ("v", "head_position"), ("resid_mid", "named_position")])
+@pytest.mark.parametrize(
+    "site,by", [("z", None), ("resid_pre", None), ("v", "head_position"), ("resid_mid", "named_position")]
+)
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_block_by_block_is_all_at_once(tiny, task, tmp_path, small, site, by, direction):
     arguments = dict(by=by, direction=direction)
@@ -84,11 +84,17 @@ def test_parts_of_a_sweep_are_the_sweep(tiny, task, engine):
     whole = patch(tiny, task, "z", engine=engine)
     L, H = tiny.cfg.n_layers, tiny.cfg.n_heads
     parts = [patch(tiny, task, "z", engine=engine, layers=[l]) for l in range(L)]
-    close(xr.concat([p[["logit_diff"]] for p in parts], "layer").assign(clean=whole.clean, corrupted=whole.corrupted), whole)
+    close(
+        xr.concat([p[["logit_diff"]] for p in parts], "layer").assign(clean=whole.clean, corrupted=whole.corrupted),
+        whole,
+    )
     some = patch(tiny, task, "z", engine=engine, layers=[L - 1, 0], heads=[H - 1, 1])
     assert some.layer.values.tolist() == [0, L - 1] and some["head"].values.tolist() == [1, H - 1]
     close(some, whole.sel(layer=some.layer, head=some["head"]))
-    close(patch(tiny, task, "resid_pre", engine=engine, layers=[1]), patch(tiny, task, "resid_pre", engine=engine).sel(layer=[1]))
+    close(
+        patch(tiny, task, "resid_pre", engine=engine, layers=[1]),
+        patch(tiny, task, "resid_pre", engine=engine).sel(layer=[1]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,7 +160,11 @@ def test_paths_are_kept_too(tiny, task, tmp_path, small, monkeypatch):
 
 
 def chunks(path):
-    return sorted(p for p in path.rglob("*") if p.is_file() and p.parent.parent.name == "c" and p.parent.parent.parent.name == "values")
+    return sorted(
+        p
+        for p in path.rglob("*")
+        if p.is_file() and p.parent.parent.name == "c" and p.parent.parent.parent.name == "values"
+    )
 
 
 def test_a_damaged_block_is_named_and_the_others_stay(tiny, task, tmp_path, small):
@@ -266,13 +276,16 @@ SCRIPT = textwrap.dedent("""
         kills += 1
     os.truncate(log, 0)
     after = patch(model, task, "z", store=path)
-    print(json.dumps(dict(kills=kills, gap=float(abs(after.logit_diff - before.logit_diff).max()), again=len(open(log).readlines()))))
+    gap = float(abs(after.logit_diff - before.logit_diff).max())
+    print(json.dumps(dict(kills=kills, gap=gap, again=len(open(log).readlines()))))
 """)
 
 
 def in_a_process(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, *map(str, arguments)], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *map(str, arguments)], capture_output=True, text=True, env=environment
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip().splitlines()[-1]
 
