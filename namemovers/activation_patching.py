@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 from transformer_lens.utilities import get_act_name
 
+from .arguments import checked
 from .engine.ready import DTYPES, why_not
 from .engine.sweep import sweep
 from .guard import guarded
@@ -60,6 +61,7 @@ def which_logit(model, metric) -> dict:
     return {"logit": "the model's own" if taken_from_logits(model) else "less the mean over the vocabulary"}
 
 # %% ../nbs/02_activation_patching.ipynb #d64e4da5
+@checked
 def hook_point(
     site: str,  # as in `patch`
     layer: int, # counted from 0
@@ -88,6 +90,7 @@ def _bytes_per_row(cfg, length):
     return 4 * (length * stream + 4 * cfg.d_vocab + 3 * cfg.n_heads * length**2)
 
 # %% ../nbs/02_activation_patching.ipynb #14d992ee
+@checked
 def unreached(
     model,         # a `TransformerBridge` in evaluation mode
     site: str,     # as in `patch`
@@ -216,6 +219,7 @@ def check_patch(model, task, site, by, direction, metric, engine, dtype="float32
     return by
 
 # %% ../nbs/02_activation_patching.ipynb #028d3e2e
+@checked
 def pick_engine(
     engine: str,     # "auto", "fast" or "hooks"
     model,           # the model to run
@@ -278,6 +282,7 @@ def _in_blocks(model, task, pairs, site, by, todo, question, engine, dtype, stor
         return run(kept=kept, seen=torch.stack(baselines(model, pairs, question)))
 
 # %% ../nbs/02_activation_patching.ipynb #a1d2b4da
+@checked
 @guarded
 def patch(
     model,                         # a `TransformerBridge` in evaluation mode, from `load_model`
