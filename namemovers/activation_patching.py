@@ -7,7 +7,7 @@ __all__ = ['METRICS', 'hook_point', 'unreached', 'run_hooks', 'effect', 'pick_en
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -298,8 +298,8 @@ def patch(
     store: str | Path | None = None, # where finished blocks are kept, so that an interrupted run goes on
     client = None,                 # a `dask.distributed.Client`, whose workers compute the blocks
     neurons: list | None = None,   # for site="neurons": which MLP neurons, after the activation function, as (layer, neuron)
-    layers: list | None = None,    # only these layers; the parts of a sweep put together are the sweep
-    heads: list | None = None,     # only these heads of each layer; for shared keys and values, kv_heads
+    layers: Sequence | None = None, # only these layers; the parts of a sweep put together are the sweep
+    heads: Sequence | None = None, # only these heads of each layer; for shared keys and values, kv_heads
     dtype: str = "float32",        # "bfloat16": weights and activations with two to three digits, faster on some GPUs
 ) -> xr.Dataset:
     """Activation patching: put one activation of the source run into the target run, everywhere in turn, and measure.

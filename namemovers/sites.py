@@ -6,6 +6,7 @@
 __all__ = ['STREAM_SITES', 'HEAD_SITES', 'BY', 'Cell', 'n_kv_heads', 'head_axis', 'cells']
 
 # %% ../nbs/core/sites.ipynb #49fc240f
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -83,8 +84,8 @@ def cells(
     site: str,          # a key of `BY`
     by: str,            # one of `BY[site]`
     neurons: list | None = None, # for `neurons`: which, as (layer, neuron)
-    layers: list | None = None,  # only these; None: all
-    heads: list | None = None,   # only these of each layer (for shared keys and values the kv_heads); None: all
+    layers: Sequence | None = None, # only these; None: all
+    heads: Sequence | None = None, # only these of each layer (for shared keys and values the kv_heads); None: all
 ) -> tuple[list[Cell], dict[str, list]]: # the cells, layers slowest, and the axes they span {dimension: coordinate}
     "The cells of one sweep. Raises ValueError for layers, heads or neurons that do not exist or are named twice."
     if site == "neurons" and not (layers is None and heads is None):
