@@ -93,7 +93,9 @@ def cells(
     if heads is not None and "head" not in by:
         raise ValueError(f"heads={heads!r} goes with the parts of heads, but site={site!r} has none: leave it out")
     if (site == "neurons") != (neurons is not None):
-        raise ValueError(f"neurons={neurons!r} goes with site='neurons', and that with a list of (layer, neuron), but site={site!r}")
+        raise ValueError(
+            f"neurons={neurons!r} goes with site='neurons', and that with a list of (layer, neuron), but site={site!r}"
+        )
     if site == "neurons": return _neuron_cells(model, neurons)
     n, length = task.clean_tokens.shape
     axes = {"layer": _chosen("layers", layers, model.cfg.n_layers)}
