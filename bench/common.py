@@ -1,4 +1,5 @@
-"""What the benchmarks share: a random model of GPT-2 small's shape, prompts of three shapes, operations counted, times taken."""
+"""What the benchmarks share: a random model of GPT-2 small's shape, prompts of three shapes, operations counted,
+times taken."""
 
 import os
 import platform
@@ -27,18 +28,31 @@ SHAPES = {
 
 
 def random_checkpoint(folder, n_layers=12, n_heads=12, width=768, vocabulary=50257, positions=1024):
-    """GPT-2's architecture with random weights: the work is that of the trained model. Its tokenizer is only there to load."""
+    """GPT-2's architecture with random weights: the work is that of the trained model. Its tokenizer is only there
+    to load."""
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=positions, n_embd=width, n_layer=n_layers, n_head=n_heads, bos_token_id=0, eos_token_id=0))
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=positions,
+            n_embd=width,
+            n_layer=n_layers,
+            n_head=n_heads,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
     with torch.no_grad():
         for p in model.parameters():
             if p.dim() > 1:
                 p.mul_(2)  # as drawn, the logit differences would be tiny
     model.save_pretrained(folder)
     shipped = Path(__file__).parents[1] / "namemovers" / "mini" / "tokenizer.json"
-    PreTrainedTokenizerFast(tokenizer_file=str(shipped), bos_token="<|endoftext|>", eos_token="<|endoftext|>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(shipped), bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+    ).save_pretrained(folder)
     return folder
 
 
@@ -68,8 +82,10 @@ def sweep_of(model, arguments, site, todo):
 def cells(model, by, n, length):
     at = [torch.full((n,), p) for p in range(length)]
     layers, heads = range(model.cfg.n_layers), range(model.cfg.n_heads)
-    if by == "position": return [Cell(l, None, p) for l in layers for p in at]
-    if by == "head": return [Cell(l, h) for l in layers for h in heads]
+    if by == "position":
+        return [Cell(l, None, p) for l in layers for p in at]
+    if by == "head":
+        return [Cell(l, h) for l in layers for h in heads]
     return [Cell(l, h, p) for l in layers for h in heads for p in at]
 
 
@@ -79,19 +95,25 @@ def needed(cfg, site, by, n, length, first):
     A multiplication and an addition count as two; LayerNorm, softmax and GELU are left out."""
     d, wide, layers, heads = cfg.d_model, cfg.d_mlp, cfg.n_layers, cfg.n_heads
     kv, q, o, mlp = 4 * d * d, 2 * d * d, 2 * d * d, 4 * d * wide
-    attention = lambda start, rows: sum(4 * d * (start + i + 1) for i in range(rows))  # rows of queries, each over what is before it
+    # rows of queries, each over what is before it
+    attention = lambda start, rows: sum(4 * d * (start + i + 1) for i in range(rows))
 
     def onward(layer, start):  # layers from `layer` on, all rows from `start` changed
         rows = length - start
-        return sum(rows * (kv + q + o + mlp) + attention(start, rows) if l < layers - 1 else
-                   rows * kv + q + o + mlp + attention(length - 1, 1) for l in range(layer, layers))
+        return sum(
+            rows * (kv + q + o + mlp) + attention(start, rows)
+            if l < layers - 1
+            else rows * kv + q + o + mlp + attention(length - 1, 1)
+            for l in range(layer, layers)
+        )
 
     total = onward(0, 0) + onward(0, first)  # the base run; the donor run after what both share
     for l in range(layers):
         last, rows = l == layers - 1, length - first
         if by == "position":
             for p in range(first, length):
-                if last and site != "resid_pre" and p < length - 1: continue
+                if last and site != "resid_pre" and p < length - 1:
+                    continue
                 after = onward(l + 1, p)
                 if site == "resid_pre":  # queries, keys and values of the patched row are the other run's
                     r = 1 if last else length - p
@@ -100,30 +122,40 @@ def needed(cfg, site, by, n, length, first):
                     total += (mlp if site in ("attn_out", "resid_mid") else 0) + after
         elif by == "head":
             r = 1 if last else rows
-            if site != "z": total += attention(length - r, r)  # of all heads of the layer together
+            if site != "z":
+                total += attention(length - r, r)  # of all heads of the layer together
             total += heads * (r * (2 * d * d // heads + mlp) + onward(l + 1, first))
         elif by == "head_position":
             for p in range(first, length):
-                if last and p < length - 1: continue
+                if last and p < length - 1:
+                    continue
                 total += heads * (2 * d * d // heads + mlp + onward(l + 1, p))
     return n * total
 
 
 def needed_paths(cfg, receivers, n, length, first, senders=None):
-    """The same for paths from every head, or from `senders` heads (layer, head) alone: into the logits one vector each, into later heads' queries everything after the receiver."""
+    """The same for paths from every head, or from `senders` heads (layer, head) alone: into the logits one vector
+    each, into later heads' queries everything after the receiver."""
     d, wide, layers, heads = cfg.d_model, cfg.d_mlp, cfg.n_layers, cfg.n_heads
     rows = length - first
     kv, q, o, mlp = 4 * d * d, 2 * d * d, 2 * d * d, 4 * d * wide
     attention = lambda start, r: sum(4 * d * (start + i + 1) for i in range(r))
-    whole = lambda layer, start: sum((length - start) * (kv + q + o + mlp) + attention(start, length - start) if l < layers - 1 else
-                                     (length - start) * kv + q + o + mlp + attention(length - 1, 1) for l in range(layer, layers))
+    whole = lambda layer, start: sum(
+        (length - start) * (kv + q + o + mlp) + attention(start, length - start)
+        if l < layers - 1
+        else (length - start) * kv + q + o + mlp + attention(length - 1, 1)
+        for l in range(layer, layers)
+    )
     total = whole(0, 0) + whole(0, first)
     write = 2 * d * d // heads
-    if receivers == "logits": return n * (total + layers * heads * write)
+    if receivers == "logits":
+        return n * (total + layers * heads * write)
     senders = [(l, h) for l in range(layers) for h in range(heads)] if senders is None else senders
     for m in range(1, layers):
         r = 1 if m == layers - 1 else rows
-        total += sum(l < m for l, _ in senders) * (r * (write + q) + attention(length - r, r) + heads * (r * (write + mlp) + whole(m + 1, first)))
+        total += sum(l < m for l, _ in senders) * (
+            r * (write + q) + attention(length - r, r) + heads * (r * (write + mlp) + whole(m + 1, first))
+        )
     return n * total
 
 
@@ -140,10 +172,12 @@ clock = time.perf_counter  # `use_clock("cpu")` for a machine that others use to
 
 
 def use_clock(name):
-    """Wall time, or the processor time of this process: fair to both sides on a busy machine, if they use one thread."""
+    """Wall time, or the processor time of this process: fair to both sides on a busy machine, if they use one
+    thread."""
     global clock
     clock = {"wall": time.perf_counter, "cpu": time.process_time}[name]
-    if name == "cpu": torch.set_num_threads(1)
+    if name == "cpu":
+        torch.set_num_threads(1)
 
 
 def seconds(f):
@@ -153,8 +187,10 @@ def seconds(f):
 
 
 def pairs(ours, theirs, repeats, enough=60):
-    """Run both in turn, `repeats` times or until `enough` seconds have gone by. Each returns (seconds of its sample scaled to
-    the whole, values). Medians over the pairs: seconds of ours, of theirs, their ratio, the multiplication rate; and the number of pairs."""
+    """Run both in turn, `repeats` times or until `enough` seconds have gone by.
+
+    Each returns (seconds of its sample scaled to the whole, values).
+    Medians over the pairs: seconds of ours, of theirs, their ratio, the multiplication rate; the number of pairs."""
     rows, start = [], time.perf_counter()
     while not rows or (len(rows) < repeats and time.perf_counter() - start < enough):
         peak = matmul_rate()
@@ -165,5 +201,23 @@ def pairs(ours, theirs, repeats, enough=60):
 
 
 def machine():
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor()) if Path("/proc/cpuinfo").exists() else platform.processor()
-    return {"cpu": model, "threads": torch.get_num_threads(), "clock": "wall" if clock is time.perf_counter else "cpu", "torch": torch.__version__, "transformer_lens": version("transformer_lens"), "platform": platform.platform()}
+    model = (
+        next(
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
+            platform.processor(),
+        )
+        if Path("/proc/cpuinfo").exists()
+        else platform.processor()
+    )
+    return {
+        "cpu": model,
+        "threads": torch.get_num_threads(),
+        "clock": "wall" if clock is time.perf_counter else "cpu",
+        "torch": torch.__version__,
+        "transformer_lens": version("transformer_lens"),
+        "platform": platform.platform(),
+    }

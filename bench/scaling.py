@@ -1,8 +1,10 @@
-"""How a sweep's time grows with the number of prompts, their length, and the number of layers: ours, and TransformerLens's from a sample.
+"""How a sweep's time grows with the number of prompts, their length, and the number of layers: ours, and
+TransformerLens's from a sample.
 
     python bench/scaling.py
 
-A model of a third of GPT-2 small's width (256, 4 heads, 6 layers unless layers vary), the first difference two thirds into the prompt.
+A model of a third of GPT-2 small's width (256, 4 heads, 6 layers unless layers vary), the first difference two thirds
+into the prompt.
 Prints a table and writes bench/results/scaling.json.
 """
 
@@ -22,7 +24,13 @@ def measure(model, n, length, sample, repeats, sweeps=("z by head", "resid_pre b
     for sweep in sweeps:
         site, by = SWEEPS[sweep]
         todo = cells(model, by, n, length)
-        taken = sorted((seconds(lambda: sweep_of(model, arguments, site, todo))[0], lens(model, site, by, todo, *arguments, sample)[0]) for _ in range(repeats))
+        taken = sorted(
+            (
+                seconds(lambda: sweep_of(model, arguments, site, todo))[0],
+                lens(model, site, by, todo, *arguments, sample)[0],
+            )
+            for _ in range(repeats)
+        )
         rows[sweep] = taken[len(taken) // 2]
     return rows
 
@@ -30,7 +38,9 @@ def measure(model, n, length, sample, repeats, sweeps=("z by head", "resid_pre b
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time of one thread, for a busy machine")
+    parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time of one thread, for a busy machine"
+    )
     parser.add_argument("--sample", type=float, default=1.0, help="seconds of TransformerLens a measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", default=str(common.RESULTS / "scaling.json"))
@@ -45,12 +55,20 @@ def main():
         for sweep, (ours, theirs) in found.items():
             rows.append({"axis": axis, "value": value, "sweep": sweep, "ours_seconds": ours, "theirs_seconds": theirs})
             print(f"{axis:8} {value:4} {sweep:24} {ours:8.2f}s {theirs:9.1f}s {theirs / ours:6.1f}x", flush=True)
-        with open(args.out, "w") as f: json.dump({"machine": machine(), "arguments": {k: v for k, v in vars(args).items() if k != "out"}, "rows": rows}, f, indent=1)
+        with open(args.out, "w") as f:
+            json.dump(
+                {"machine": machine(), "arguments": {k: v for k, v in vars(args).items() if k != "out"}, "rows": rows},
+                f,
+                indent=1,
+            )
 
     measure(model, 1, 16, 0.1, 1)  # the first run is slower
-    for n in (1, 5, 20, 50, 200): note("prompts", n, measure(model, n, 24, args.sample, args.repeats))
-    for length in (16, 32, 64, 128, 256): note("tokens", length, measure(model, 2, length, args.sample, args.repeats))
-    for layers in (2, 4, 8, 16, 24): note("layers", layers, measure(random_model(n_layers=layers, **usual), 5, 24, args.sample, args.repeats))
+    for n in (1, 5, 20, 50, 200):
+        note("prompts", n, measure(model, n, 24, args.sample, args.repeats))
+    for length in (16, 32, 64, 128, 256):
+        note("tokens", length, measure(model, 2, length, args.sample, args.repeats))
+    for layers in (2, 4, 8, 16, 24):
+        note("layers", layers, measure(random_model(n_layers=layers, **usual), 5, 24, args.sample, args.repeats))
 
 
 if __name__ == "__main__":

@@ -19,9 +19,12 @@ from namemovers.model import load_model
 
 
 def sweeps(task, engine, model):
-    for site in STREAM_SITES: patch(model, task, site, by="named_position", engine=engine)
-    for site in HEAD_SITES: patch(model, task, site, by="head", engine=engine)
-    for site in ("resid_pre", "z"): patch(model, task, site, by=BY[site][0], engine=engine, direction="noise")
+    for site in STREAM_SITES:
+        patch(model, task, site, by="named_position", engine=engine)
+    for site in HEAD_SITES:
+        patch(model, task, site, by="head", engine=engine)
+    for site in ("resid_pre", "z"):
+        patch(model, task, site, by=BY[site][0], engine=engine, direction="noise")
 
 
 def main():
@@ -34,15 +37,31 @@ def main():
     torch.set_num_threads(args.threads)
     model = load_model("mini", device="cpu")
     tasks = [make(model.tokenizer, n=args.n) for make in (mrs_task, ioi_task)]
-    for engine in ("fast", "hooks"): patch(model, tasks[1][:2], "z", engine=engine)  # the first runs are slower
+    for engine in ("fast", "hooks"):
+        patch(model, tasks[1][:2], "z", engine=engine)  # the first runs are slower
     pairs = []
     for _ in range(args.repeats):
         taken = {engine: seconds(lambda: [sweeps(t, engine, model) for t in tasks])[0] for engine in ("hooks", "fast")}
         pairs.append((taken["fast"], taken["hooks"], taken["hooks"] / taken["fast"]))
     fast, hooks, ratio = (statistics.median(column) for column in zip(*pairs))
-    print(f"{2 * (len(STREAM_SITES) + len(HEAD_SITES) + 2)} sweeps: fast {fast:.1f} s, hooks {hooks:.1f} s, {ratio:.1f} times")
+    print(
+        f"{2 * (len(STREAM_SITES) + len(HEAD_SITES) + 2)} sweeps: "
+        f"fast {fast:.1f} s, hooks {hooks:.1f} s, {ratio:.1f} times"
+    )
     with open(args.out, "w") as f:
-        json.dump({"machine": machine(), "n": args.n, "sweeps": 2 * (len(STREAM_SITES) + len(HEAD_SITES) + 2), "ours_seconds": fast, "theirs_seconds": hooks, "ratio": ratio, "repeats": args.repeats}, f, indent=1)
+        json.dump(
+            {
+                "machine": machine(),
+                "n": args.n,
+                "sweeps": 2 * (len(STREAM_SITES) + len(HEAD_SITES) + 2),
+                "ours_seconds": fast,
+                "theirs_seconds": hooks,
+                "ratio": ratio,
+                "repeats": args.repeats,
+            },
+            f,
+            indent=1,
+        )
 
 
 if __name__ == "__main__":

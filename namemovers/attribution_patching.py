@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 import xarray as xr
 
+from .arguments import checked
 from .activation_patching import check_patch, label, which_logit, with_effect
 from .engine.forward import embed, forward
 from .engine.ready import Reader, ready
@@ -81,6 +82,7 @@ def run_attribution(
     return out.cpu(), *read.alone.cpu()
 
 # %% ../nbs/core/attribution_patching.ipynb #c1c63884
+@checked
 @guarded
 def attribute(
     model,                       # a `TransformerBridge` in evaluation mode
@@ -112,15 +114,18 @@ def attribute(
 # %% ../nbs/core/attribution_patching.ipynb #483f8f36
 PILOT = 3 # prompts in which a screen patches every cell
 
-def _pilot(model, pairs, site, cells, question):
-    "The size of every cell's effect [cell] in a few of the prompts, far from one another, patched exactly."
+def _pilot(model, pairs, site, cells, question, there):
+    """The size of every cell's effect [cell] in a few of the prompts, far from one another, patched exactly: the mean over
+    those of them that have the place, as `there` [cell, prompt] says."""
     some = torch.linspace(0, len(pairs) - 1, min(PILOT, len(pairs))).round().long().unique()
     names = ("clean", "corrupted", "end", "correct", "wrong")
     few = replace(pairs, **{name: getattr(pairs, name)[some.to(pairs.clean.device)] for name in names})
     here = [c if c.position is None else c._replace(position=c.position[some.to(c.position.device)]) for c in cells]
     values, clean, corrupted = sweep(model, few, site, here, question)
-    return (values - few.base_first(clean, corrupted)[0]).mean(1).abs().nan_to_num(-1)
+    moved = values - few.base_first(clean, corrupted)[0]                              # [cell, prompt]
+    return moved.where(there[:, some], torch.nan).nanmean(1).abs().nan_to_num(-1)
 
+@checked
 @guarded
 def patch_screened(
     model,                       # this and what has no other comment: as in `patch`
@@ -147,7 +152,7 @@ def patch_screened(
     values = torch.from_numpy(ds[metric].values.reshape(len(todo), -1).copy())          # [cell, prompt]
     estimated = (values - torch.from_numpy(alone.values)).nanmean(1).abs().nan_to_num(-1) # [cell]
     pairs, question = Pairs.of(task, direction), Question(metric, memory_budget)
-    size = torch.maximum(estimated, _pilot(model, pairs, site, todo, question))          # [cell]
+    size = torch.maximum(estimated, _pilot(model, pairs, site, todo, question, ~values.isnan()))          # [cell]
     best = size.topk(min(screen, len(todo))).indices
     values[best] = sweep(model, pairs, site, [todo[i] for i in best], question)[0]
     exact = torch.zeros(len(todo), dtype=torch.bool)

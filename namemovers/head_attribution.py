@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 from plotly.subplots import make_subplots
+from .arguments import checked, a_result
 from .data import name_token
 from .engine.direct import along, at_end, directions, norms_after
 from .engine.ready import ready, why_not
@@ -68,6 +69,7 @@ def _attributed(w, tokens, end, good, bad):
     return out | dict(before_cap=whole, logit_diff=y[0] - y[1])
 
 # %% ../nbs/03_head_attribution.ipynb #405b22d0
+@checked
 @guarded
 def head_attribution(
     model, # TransformerBridge, from `load_model`
@@ -117,6 +119,7 @@ def attributed(
     return result["before_cap"] if "before_cap" in result else result.logit_diff
 
 # %% ../nbs/03_head_attribution.ipynb #fb9426b2
+@checked(result=a_result("attribution"))
 def components(
     result: xr.Dataset, # from `head_attribution`
 ) -> xr.DataArray: # [component, prompt], in logits
@@ -137,6 +140,7 @@ def leading_heads(
     return [h for sign in (1, -1) for h in top_heads(mean.where(sign * mean > 0), k, sign)]
 
 # %% ../nbs/03_head_attribution.ipynb #0150b55f
+@checked
 def agreement(
     attribution: xr.Dataset, # summary of attribution from `stats.summarise`: mean, significant [layer, head]
     patching: xr.Dataset, # summary of the head patching effect [layer, head]
@@ -170,6 +174,7 @@ def attention_rows(model, tokens, end, hooks):
     return torch.stack(kept)
 
 # %% ../nbs/03_head_attribution.ipynb #d353492e
+@checked
 @guarded
 def attention(
     model, # TransformerBridge in compatibility mode
@@ -229,6 +234,7 @@ def name_ids(
     return torch.tensor([[said[t] for t in row] for row in seen.tolist()])
 
 # %% ../nbs/03_head_attribution.ipynb #63cce3f4
+@checked
 @guarded
 def name_projection(
     model, # TransformerBridge
@@ -267,6 +273,7 @@ def name_projection(
     return ds.assign_attrs(provenance(model, task, measurement="name_projection", **norms_after(w, frozen=True), **found.attrs))
 
 # %% ../nbs/03_head_attribution.ipynb #6d11895c
+@checked
 def name_figure(
     projection: xr.Dataset, # from `name_projection`
     heads: list, # of (layer, head), a panel each

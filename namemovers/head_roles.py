@@ -23,6 +23,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from .arguments import checked
 from .activation_patching import Cell, patch
 from .copy_scores import copy_scores
 from .data import CUES, NAMES, Task, name_token, word_ids
@@ -52,6 +53,7 @@ def _repeated_rows(vocabulary, special, bos, period, offsets, generator):
         rows.append(torch.cat([torch.tensor([bos]), before, block, block, after]))
     return torch.stack(rows)
 
+@checked
 @guarded
 def pattern_scores(
     model, # TransformerBridge
@@ -106,6 +108,7 @@ def pattern_scores(
                       attrs=provenance(model, measurement="pattern_scores", n=n, seed=seed))
 
 # %% ../nbs/06_head_roles.ipynb #49ae802d
+@checked
 def worst_period(
     scores: xr.DataArray, # of `pattern_scores`, [layer, head, period, sequence]
 ) -> xr.Dataset: # summary [layer, head]; the coordinate `period` says which it is
@@ -145,6 +148,7 @@ def _places(task):
         if (at >= 0).all(): places["cue_word before"] = at
     return places
 
+@checked
 @guarded
 def attention_scores(
     model, # TransformerBridge
@@ -207,6 +211,7 @@ def _as(tokenizer, token, at):
     "A name's token as it stands at position `at`: the first token of a text has no space."
     return name_token(tokenizer, tokenizer.decode([int(token)]).strip(), start=int(at) == 1)
 
+@checked
 def signal_tasks(
     task, # Task: mrs or ioi
 ) -> dict: # variant -> Task whose corrupted prompts are that variant; the keys of `SIGNALS` but "clean"
@@ -241,6 +246,7 @@ def signal_tasks(
     text = lambda rows: [tok.decode(r[1:n]) for r, n in zip(rows, task.lengths.tolist())]
     return {name: replace(task, corrupted_tokens=rows, corrupted=text(rows), corruption=name) for name, rows in made.items()}
 
+@checked
 def other_cue(
     task, # Task: mrs
 ) -> Task: # its corrupted prompts are the clean ones with another cue word in the source
@@ -266,6 +272,7 @@ def _heads_of(model, heads, name):
             raise ValueError(f"{name}: the model has no head ({l}, {h}), only {model.cfg.n_layers} layers of {model.cfg.n_heads}; give others.")
     return heads
 
+@checked
 @guarded
 def s_inhibition(
     model, # TransformerBridge that the fast engine is right about
@@ -289,6 +296,7 @@ def s_inhibition(
     return ds.assign_attrs(measurement="s_inhibition")
 
 # %% ../nbs/06_head_roles.ipynb #aaf67b37
+@checked
 @guarded
 def signals(
     model, # TransformerBridge that the fast engine is right about
@@ -351,6 +359,7 @@ def signals(
     return ds if together else ds.assign_coords(layer=np.arange(L), head=np.arange(H))
 
 # %% ../nbs/06_head_roles.ipynb #a2e227a2
+@checked
 @guarded
 def backup(
     model, # TransformerBridge that the fast engine is right about
@@ -495,6 +504,7 @@ def _role_levels(found, thresholds):
         levels.append(np.min(parts, 0) if asked and len(measured) == len(asked) else np.zeros(found.value.shape[1:], int))
     return np.stack(levels)
 
+@checked
 @guarded
 def role_evidence(
     model, # TransformerBridge that the fast engine is right about
@@ -582,6 +592,7 @@ def _in_words(mask):
     return said
 
 # %% ../nbs/06_head_roles.ipynb #cedce681
+@checked
 def classify(
     evidence: xr.Dataset,      # from `role_evidence`
     thresholds=THRESHOLDS,     # of `Threshold`
@@ -636,6 +647,7 @@ def classify(
     return evidence.merge(found, combine_attrs="override").assign(added).assign_coords(candidate=list(ROLES)).assign_attrs(attrs)
 
 # %% ../nbs/06_head_roles.ipynb #a66942a5
+@checked
 @guarded
 def roles(
     model, # TransformerBridge that the fast engine is right about
@@ -646,6 +658,7 @@ def roles(
     "The role of every head in a task: `role_evidence`, then `classify`."
     return classify(role_evidence(model, task, thresholds=thresholds, **measured), thresholds)
 
+@checked
 def heads_of_role(
     result: xr.Dataset, # from `roles`
     role: str, # one of `ROLES`, "unclear" or "none"
@@ -658,6 +671,7 @@ def heads_of_role(
     return [(int(l), int(h)) for l, h in np.argwhere(mask)]
 
 # %% ../nbs/06_head_roles.ipynb #fa3b98dc
+@checked
 def evidence_in_words(
     result: xr.Dataset, # from `roles`
     layer: int,         # of the head
@@ -679,6 +693,7 @@ def evidence_in_words(
     return "; ".join(one(e) for e in names if not np.isnan(at.value.sel(evidence=e)))
 
 # %% ../nbs/06_head_roles.ipynb #e8992061
+@checked
 def effect_in_words(
     result: xr.Dataset, # from `roles`
     layer: int,         # of the head
@@ -689,6 +704,7 @@ def effect_in_words(
         return "shown"
     return "untested" if result.attrs.get("untested") else "none shown"
 
+@checked
 def roles_table(
     result: xr.Dataset, # from `roles`
 ) -> pd.DataFrame: # a row a head that has a role or is unclear, by role
@@ -711,6 +727,7 @@ def roles_table(
     return pd.DataFrame(rows, columns=["head", "role", "confidence", "also", "possible", "effect here", "effect of patching", "evidence"])
 
 # %% ../nbs/06_head_roles.ipynb #333f987c
+@checked
 def thresholds_table(
     thresholds=THRESHOLDS, # of `Threshold`
 ) -> pd.DataFrame: # a row a requirement
@@ -719,6 +736,7 @@ def thresholds_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/06_head_roles.ipynb #85c78126
+@checked
 def roles_in_words(
     result: xr.Dataset, # from `roles`
 ) -> str: # Markdown
@@ -737,6 +755,7 @@ def roles_in_words(
                    f"(pale in the map; a backup name mover needs none): {say(idle)}.")
 
 # %% ../nbs/06_head_roles.ipynb #46a97c1c
+@checked
 def compare_roles(
     first: xr.Dataset, # from `roles`
     second: xr.Dataset, # from `roles`, of the same model on another task
@@ -776,6 +795,7 @@ def _role_in_words(at):
 _MARKS = {"name mover": "NM", "negative name mover": "−NM", "S-inhibition": "SI", "recency": "R", "cue": "C", "backup name mover": "BNM", "induction": "I", "duplicate token": "D", "previous token": "P", "unclear": "?", "none": ""}
 _PAINT = ROLE_COLOURS | {"unclear": GREY, "none": "#eceae8"}
 
+@checked
 def role_map(
     result: xr.Dataset, # from `roles`
     title: str | None = None, # what is shown
@@ -833,6 +853,7 @@ def _hover(result, layer, head):
     return "<br>".join([*lines, *evidence_in_words(result, layer, head).split("; ")])
 
 # %% ../nbs/06_head_roles.ipynb #339dcd82
+@checked
 def known_roles(
     name: str, # of a model, as `model_name` gives it
 ) -> dict: # (layer, head) -> part; empty where nothing is known
@@ -846,6 +867,7 @@ def known_roles(
         return truth(int(name.partition("-")[2] or 0)).parts
     return {}
 
+@checked
 def against_known(
     result: xr.Dataset, # from `roles`
     known: dict, # from `known_roles`

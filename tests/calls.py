@@ -1,4 +1,5 @@
 """The engine's runs, called with the tensors of a few prompts: (clean, corrupted, END, correct, wrong)."""
+
 from namemovers import activation_patching, attribution_patching, path_patching
 from namemovers.engine import sweep as engine
 from namemovers.pairs import Pairs, Question
@@ -16,7 +17,9 @@ def _split(five, more, names):
 
 def run_fast(model, *given, **more):
     "Only the patched runs [cell, prompt]."
-    pairs, question, rest = _split(given, more, ("site", "cells", "direction", "metric", "memory_budget", "progress", "dtype"))
+    pairs, question, rest = _split(
+        given, more, ("site", "cells", "direction", "metric", "memory_budget", "progress", "dtype")
+    )
     return engine.sweep(model, pairs, rest.pop("site"), rest.pop("cells"), question, **rest)[0]
 
 
@@ -40,7 +43,17 @@ def run_attribution(model, *given, **more):
 
 def run_paths(model, *given, **more):
     "The patched runs, and the two runs left alone."
-    names = ("senders", "receivers", "component", "through_mlps", "together", "direction", "metric", "memory_budget", "progress")
+    names = (
+        "senders",
+        "receivers",
+        "component",
+        "through_mlps",
+        "together",
+        "direction",
+        "metric",
+        "memory_budget",
+        "progress",
+    )
     pairs, question, rest = _split(given, more, names)
     progress = rest.pop("progress", None)
     return path_patching.run_paths(model, pairs, path_patching.Paths(**rest), question, progress)

@@ -1,7 +1,9 @@
 """Models for the tests: random weights of GPT-2's architecture, saved to a folder and loaded as any other model."""
 
+import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub
@@ -21,7 +23,9 @@ def small_tokenizer():
 
     shipped = ROOT / "namemovers" / "mini" / "tokenizer.json"
     if shipped.is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=str(shipped), bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+        return PreTrainedTokenizerFast(
+            tokenizer_file=str(shipped), bos_token="<|endoftext|>", eos_token="<|endoftext|>"
+        )
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     from namemovers import data
@@ -32,12 +36,22 @@ def small_tokenizer():
         if name.isupper():
             values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
             words |= {w for v in values if isinstance(v, str) for w in v.replace("{", " ").replace("}", " ").split()}
-    text = [space + w.strip(".,") for w in sorted(words) for space in ("", " ")]  # as at the start of a prompt, and within
+    # as at the start of a prompt, and within
+    text = [space + w.strip(".,") for w in sorted(words) for space in ("", " ")]
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tok.train_from_iterator(text * 3, trainers.BpeTrainer(vocab_size=8000, min_frequency=2, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False))
+    tok.train_from_iterator(
+        text * 3,
+        trainers.BpeTrainer(
+            vocab_size=8000,
+            min_frequency=2,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=alphabet,
+            show_progress=False,
+        ),
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
 
 
@@ -51,6 +65,35 @@ def gpt2_tokenizer():
     return GPT2Tokenizer(vocab=str(files[0]), merges=str(files[1]))
 
 
+GPT2_VOCABULARY = 50257
+
+
+def filled_up(tokenizer, size=GPT2_VOCABULARY):
+    """The same tokenizer with so many tokens: what is added stands for no text, but is a row of the unembedding."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    taken = len(tokenizer)
+    told["model"]["vocab"] |= {f"<|filler {i}|>": i for i in range(taken, size)}
+    special = dict(bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(told)), **special)
+
+
+def tokenizer_of_gpt2s_size():
+    """GPT-2's own, or where its files are absent one with as many tokens, which says so."""
+    found = gpt2_tokenizer()
+    if found is None:
+        warnings.warn(
+            f"{SHARED / 'gpt2_tokenizer'} is absent: GPT-2's shape is tried with mini's tokenizer, filled up to "
+            f"{GPT2_VOCABULARY} tokens",
+            stacklevel=2,
+        )
+        found = filled_up(small_tokenizer())
+    assert len(found) == GPT2_VOCABULARY
+    return found
+
+
 def write_checkpoint(folder, tokenizer, n_layer, n_head, n_embd, n_ctx=128, seed=0, scale=0.08):
     """A GPT-2 checkpoint with random weights, in Hugging Face format.
 
@@ -62,7 +105,17 @@ def write_checkpoint(folder, tokenizer, n_layer, n_head, n_embd, n_ctx=128, seed
     torch.manual_seed(seed)
     bos = tokenizer.convert_tokens_to_ids("<|endoftext|>")
     vocab = len(tokenizer)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_positions=n_ctx, n_embd=n_embd, n_layer=n_layer, n_head=n_head, bos_token_id=bos, eos_token_id=bos))
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocab,
+            n_positions=n_ctx,
+            n_embd=n_embd,
+            n_layer=n_layer,
+            n_head=n_head,
+            bos_token_id=bos,
+            eos_token_id=bos,
+        )
+    )
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "ln" in name and name.endswith("weight"):
@@ -80,7 +133,9 @@ def write_checkpoint(folder, tokenizer, n_layer, n_head, n_embd, n_ctx=128, seed
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A checkpoint of 3 layers, 4 heads, width 32."""
-    return write_checkpoint(tmp_path_factory.mktemp("models") / "tiny", small_tokenizer(), n_layer=3, n_head=4, n_embd=32)
+    return write_checkpoint(
+        tmp_path_factory.mktemp("models") / "tiny", small_tokenizer(), n_layer=3, n_head=4, n_embd=32
+    )
 
 
 @pytest.fixture(scope="session")
@@ -93,13 +148,14 @@ def tiny(tiny_folder):
 
 @pytest.fixture(scope="session")
 def gpt2_shape(tmp_path_factory):
-    """Random weights in GPT-2 small's shape (12 layers, 12 heads, width 768); with GPT-2's tokenizer about 600 MB, without it with mini's."""
-    tokenizer = gpt2_tokenizer() or small_tokenizer()
+    """Random weights in GPT-2 small's shape: 12 layers, 12 heads, width 768, 50257 tokens; about 600 MB."""
+    tokenizer = tokenizer_of_gpt2s_size()
     from namemovers.model import load_model
 
     folder = tmp_path_factory.mktemp("models") / "gpt2_shape"
     write_checkpoint(folder, tokenizer, n_layer=12, n_head=12, n_embd=768, n_ctx=1024)
     model = load_model(folder, device="cpu")
+    assert model.cfg.d_vocab == GPT2_VOCABULARY
     shutil.rmtree(folder)  # half a gigabyte that nobody reads again
     return model
 
@@ -109,7 +165,9 @@ def mini():
     """The shipped model."""
     from namemovers.model import load_model, shipped_models
 
-    assert "mini" in shipped_models(), "mini is not in the package, which ships it: restore namemovers/mini or run make mini"
+    assert "mini" in shipped_models(), (
+        "mini is not in the package, which ships it: restore namemovers/mini or run make mini"
+    )
     return load_model("mini", device="cpu")
 
 
@@ -138,7 +196,8 @@ def browser():
 
 
 def with_mean(model, logits):
-    """A folded model's logits [..., token] with the mean over the vocabulary that folding took away: the model's own."""
+    """A folded model's logits [..., token] with the mean over the vocabulary that folding took away: the model's
+    own."""
     from namemovers.model import taken_from_logits
 
     direction, constant = (t.double() for t in taken_from_logits(model))
@@ -147,11 +206,14 @@ def with_mean(model, logits):
 
 
 def told_apart(model, task):
-    "The task with other answers: the two tokens of each prompt whose logits differ most between the runs, so that random weights have effects."
+    """The task with other answers: the two tokens of each prompt whose logits differ most between the runs, so that
+    random weights have effects."""
     import dataclasses
 
     from namemovers.model import run_at_end
 
-    runs = [run_at_end(model, tokens, task.positions["END"])[0] for tokens in (task.clean_tokens, task.corrupted_tokens)]
+    runs = [
+        run_at_end(model, tokens, task.positions["END"])[0] for tokens in (task.clean_tokens, task.corrupted_tokens)
+    ]
     moved = (runs[0] - runs[1]).cpu()
     return dataclasses.replace(task, correct=moved.argmax(1), wrong=moved.argmin(1))

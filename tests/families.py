@@ -8,19 +8,51 @@ from conftest import small_tokenizer
 WIDTH, LAYERS, HEADS, CONTEXT = 32, 3, 4, 64
 
 #: what all of Llama's kind are made with
-LLAMA = dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS, num_key_value_heads=2,
-             intermediate_size=2 * WIDTH, max_position_embeddings=CONTEXT)
+LLAMA = dict(
+    hidden_size=WIDTH,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=HEADS,
+    num_key_value_heads=2,
+    intermediate_size=2 * WIDTH,
+    max_position_embeddings=CONTEXT,
+)
 
 #: name -> (the class of its configuration, its arguments)
 FAMILIES = {
-    "gpt_neox": ("GPTNeoXConfig", dict(hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=HEADS,
-                                       intermediate_size=4 * WIDTH, max_position_embeddings=CONTEXT, rotary_pct=0.5)),
+    "gpt_neox": (
+        "GPTNeoXConfig",
+        dict(
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            num_attention_heads=HEADS,
+            intermediate_size=4 * WIDTH,
+            max_position_embeddings=CONTEXT,
+            rotary_pct=0.5,
+        ),
+    ),
     "gptj": ("GPTJConfig", dict(n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=CONTEXT, rotary_dim=4)),
-    "gpt_neo": ("GPTNeoConfig", dict(hidden_size=WIDTH, num_layers=LAYERS, num_heads=HEADS, window_size=4,
-                                     max_position_embeddings=CONTEXT,
-                                     attention_types=[[["global"], 1], [["local"], 1], [["global"], 1]])),
-    "opt": ("OPTConfig", dict(hidden_size=WIDTH, word_embed_proj_dim=WIDTH, num_hidden_layers=LAYERS, ffn_dim=4 * WIDTH,
-                              num_attention_heads=HEADS, max_position_embeddings=CONTEXT)),
+    "gpt_neo": (
+        "GPTNeoConfig",
+        dict(
+            hidden_size=WIDTH,
+            num_layers=LAYERS,
+            num_heads=HEADS,
+            window_size=4,
+            max_position_embeddings=CONTEXT,
+            attention_types=[[["global"], 1], [["local"], 1], [["global"], 1]],
+        ),
+    ),
+    "opt": (
+        "OPTConfig",
+        dict(
+            hidden_size=WIDTH,
+            word_embed_proj_dim=WIDTH,
+            num_hidden_layers=LAYERS,
+            ffn_dim=4 * WIDTH,
+            num_attention_heads=HEADS,
+            max_position_embeddings=CONTEXT,
+        ),
+    ),
     "llama": ("LlamaConfig", LLAMA),
     "mistral": ("MistralConfig", LLAMA | dict(sliding_window=4)),
     "qwen2": ("Qwen2Config", LLAMA),

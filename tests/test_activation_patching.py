@@ -29,29 +29,46 @@ def made_task(model, n=4, lengths=9, differ=(4, 6), seed=0):
     pad = torch.arange(clean.shape[1]) >= lengths[:, None]
     clean[pad] = 0
     corrupted = clean.clone()
-    for p in differ: corrupted[:, p] = (clean[:, p] + draw(n)) % model.cfg.d_vocab
+    for p in differ:
+        corrupted[:, p] = (clean[:, p] + draw(n)) % model.cfg.d_vocab
     corrupted[pad] = 0
     text = [f"prompt {i}" for i in range(n)]
     correct = draw(n)
-    task = Task(name="made", clean=text, corrupted=text, clean_tokens=clean, corrupted_tokens=corrupted, lengths=lengths,
-                correct=correct, wrong=(correct + 1) % model.cfg.d_vocab,
-                positions={**{f"D{i}": torch.full((n,), p) for i, p in enumerate(differ)}, "END": lengths - 1},
-                corruption="random", seed=seed, templates=["made"] * n, names=[{} for _ in range(n)])
+    task = Task(
+        name="made",
+        clean=text,
+        corrupted=text,
+        clean_tokens=clean,
+        corrupted_tokens=corrupted,
+        lengths=lengths,
+        correct=correct,
+        wrong=(correct + 1) % model.cfg.d_vocab,
+        positions={**{f"D{i}": torch.full((n,), p) for i, p in enumerate(differ)}, "END": lengths - 1},
+        corruption="random",
+        seed=seed,
+        templates=["made"] * n,
+        names=[{} for _ in range(n)],
+    )
     return told_apart(model, task)
 
 
 def of_tl(model, task, site, direction, by_position=False, **chosen):
     "TransformerLens's own sweep, per prompt."
-    source, target = (task.clean_tokens, task.corrupted_tokens)[::1 if direction == "denoise" else -1]
+    source, target = (task.clean_tokens, task.corrupted_tokens)[:: 1 if direction == "denoise" else -1]
     _, cache = model.run_with_cache(source)
     rows = torch.arange(len(target))
     metric = lambda logits: METRICS["logit_diff"](logits[rows, task.positions["END"]], task.correct, task.wrong, None)
-    name = site if site in STREAM_SITES else f"attn_head_{'out' if site == 'z' else site}_{'by_pos' if by_position else 'all_pos'}"
+    name = (
+        site
+        if site in STREAM_SITES
+        else f"attn_head_{'out' if site == 'z' else site}_{'by_pos' if by_position else 'all_pos'}"
+    )
     values = getattr(tlp, f"get_act_patch_{name}")(model, target, cache, metric, reduce="none").values
     return values.transpose(1, 2) if by_position and site != "pattern" else values
 
 
-def differ(ds, reference): return float(np.abs(ds.logit_diff.values - reference.numpy()).max())
+def differ(ds, reference):
+    return float(np.abs(ds.logit_diff.values - reference.numpy()).max())
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -76,7 +93,9 @@ def test_resid_post_is_the_next_layers_resid_pre(tiny):
     task = made_task(tiny)
     post = patch(tiny, task, "resid_post", engine="hooks").logit_diff
     pre = patch(tiny, task, "resid_pre", engine="hooks").logit_diff
-    np.testing.assert_allclose(post.isel(layer=slice(None, -1)).values, pre.isel(layer=slice(1, None)).values, atol=1e-5)
+    np.testing.assert_allclose(
+        post.isel(layer=slice(None, -1)).values, pre.isel(layer=slice(1, None)).values, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "attn_out", "mlp_out", *HEAD_SITES])
@@ -90,11 +109,20 @@ def test_hooks_agree_at_the_shape_of_gpt2(gpt2_shape, site):
     setter, act, index = {
         "pattern": (tlp.layer_head_pattern_patch_setter, "pattern", lambda c: (c.layer, c.head)),
         **{s: (tlp.layer_head_vector_patch_setter, s, lambda c: (c.layer, c.head)) for s in "zqkv"},
-        **{s: (tlp.layer_pos_patch_setter, s, lambda c: (c.layer, 5)) for s in STREAM_SITES}}[site]
+        **{s: (tlp.layer_pos_patch_setter, s, lambda c: (c.layer, 5)) for s in STREAM_SITES},
+    }[site]
     import pandas as pd
+
     reference = tlp.generic_activation_patch(
-        model, task.corrupted_tokens, cache, lambda logits: METRICS["logit_diff"](logits[:, -1], task.correct, task.wrong, None),
-        setter, act, index_df=pd.DataFrame([index(c) for c in sample]), reduce="none").values
+        model,
+        task.corrupted_tokens,
+        cache,
+        lambda logits: METRICS["logit_diff"](logits[:, -1], task.correct, task.wrong, None),
+        setter,
+        act,
+        index_df=pd.DataFrame([index(c) for c in sample]),
+        reduce="none",
+    ).values
     assert (mine - reference).abs().max() < 1e-4
     assert reference.std() > 0
 
@@ -125,7 +153,9 @@ def test_nothing_different_changes_nothing(tiny):
     same = dataclasses.replace(task, corrupted_tokens=task.clean_tokens)
     for site in BY:
         ds = patch(tiny, same, site, engine="hooks", **CHOSEN.get(site, {}))
-        np.testing.assert_allclose(ds.logit_diff.values, np.broadcast_to(ds.clean.values, ds.logit_diff.shape), atol=1e-5)
+        np.testing.assert_allclose(
+            ds.logit_diff.values, np.broadcast_to(ds.clean.values, ds.logit_diff.shape), atol=1e-5
+        )
         assert ds.effect.isnull().all()  # no distance between the runs, so no share of it
 
 
@@ -137,17 +167,35 @@ def test_named_positions_are_those_columns(tiny):
     np.testing.assert_allclose(named.logit_diff.values, plain.logit_diff.sel(position=[4, 6, 8]).values, atol=1e-5)
 
 
-@pytest.mark.parametrize("site,by", [("resid_pre", "position"), ("attn_out", "named_position"), ("z", "head"),
-                                     ("pattern", "head"), ("k", "head_position"), ("pattern", "head_position")])
+@pytest.mark.parametrize(
+    "site,by",
+    [
+        ("resid_pre", "position"),
+        ("attn_out", "named_position"),
+        ("z", "head"),
+        ("pattern", "head"),
+        ("k", "head_position"),
+        ("pattern", "head_position"),
+    ],
+)
 def test_padding_changes_nothing(tiny, site, by):
     mixed = made_task(tiny, n=3, lengths=[11, 8, 9], differ=(2, 5))
     together = patch(tiny, mixed, site, by=by, engine="hooks")
     for i, length in enumerate(mixed.lengths.tolist()):
-        cut = lambda t: t[i:i + 1, :length]
-        alone = dataclasses.replace(mixed, clean=mixed.clean[i:i+1], corrupted=mixed.corrupted[i:i+1], clean_tokens=cut(mixed.clean_tokens),
-                                    corrupted_tokens=cut(mixed.corrupted_tokens), lengths=mixed.lengths[i:i+1], correct=mixed.correct[i:i+1],
-                                    wrong=mixed.wrong[i:i+1], positions={k: v[i:i+1] for k, v in mixed.positions.items()},
-                                    templates=mixed.templates[i:i+1], names=mixed.names[i:i+1])
+        cut = lambda t: t[i : i + 1, :length]
+        alone = dataclasses.replace(
+            mixed,
+            clean=mixed.clean[i : i + 1],
+            corrupted=mixed.corrupted[i : i + 1],
+            clean_tokens=cut(mixed.clean_tokens),
+            corrupted_tokens=cut(mixed.corrupted_tokens),
+            lengths=mixed.lengths[i : i + 1],
+            correct=mixed.correct[i : i + 1],
+            wrong=mixed.wrong[i : i + 1],
+            positions={k: v[i : i + 1] for k, v in mixed.positions.items()},
+            templates=mixed.templates[i : i + 1],
+            names=mixed.names[i : i + 1],
+        )
         one = patch(tiny, alone, site, by=by, engine="hooks").logit_diff.isel(prompt=0)
         all_ = together.logit_diff.isel(prompt=i)
         if by in ("position", "head_position"):
@@ -162,10 +210,16 @@ def test_memory_budget_and_repetition_change_nothing(tiny):
     whole = patch(tiny, task, "z", engine="hooks")
     xr.testing.assert_identical(whole, patch(tiny, task, "z", engine="hooks"))
     from namemovers.activation_patching import _bytes_per_row
+
     row = _bytes_per_row(tiny.cfg, 9)
     for rows in (1, 3, 7):
-        np.testing.assert_allclose(whole.logit_diff.values, patch(tiny, task, "z", engine="hooks", memory_budget=rows * row).logit_diff.values, atol=1e-5)
-    with pytest.raises(ValueError, match="memory_budget.*too small"): patch(tiny, task, "z", engine="hooks", memory_budget=row - 1)
+        np.testing.assert_allclose(
+            whole.logit_diff.values,
+            patch(tiny, task, "z", engine="hooks", memory_budget=rows * row).logit_diff.values,
+            atol=1e-5,
+        )
+    with pytest.raises(ValueError, match="memory_budget.*too small"):
+        patch(tiny, task, "z", engine="hooks", memory_budget=row - 1)
 
 
 def test_effect_is_the_ratio_of_means(tiny):
@@ -183,21 +237,32 @@ def test_runs_that_do_not_differ_have_no_effect_in_any_measurement(tiny, n):
     from namemovers.attribution_patching import attribute
     from namemovers.path_patching import path_patch
     from namemovers.sets import patch_sets
+
     task = made_task(tiny, n=n)
     same = dataclasses.replace(task, corrupted_tokens=task.clean_tokens)
     for direction in DIRECTIONS:
-        for ds in (patch(tiny, same, "z", direction=direction), patch(tiny, same, "z", direction=direction, engine="hooks"),
-                   patch(tiny, same, "z", direction=direction, screen=2), attribute(tiny, same, "z", direction=direction),
-                   path_patch(tiny, same, direction=direction), path_patch(tiny, same, receivers=[(2, 1)], direction=direction),
-                   patch_sets(tiny, same, {"nothing": [], "one": [("z", Cell(0, 1))]}, direction=direction)):
+        for ds in (
+            patch(tiny, same, "z", direction=direction),
+            patch(tiny, same, "z", direction=direction, engine="hooks"),
+            patch(tiny, same, "z", direction=direction, screen=2),
+            attribute(tiny, same, "z", direction=direction),
+            path_patch(tiny, same, direction=direction),
+            path_patch(tiny, same, receivers=[(2, 1)], direction=direction),
+            patch_sets(tiny, same, {"nothing": [], "one": [("z", Cell(0, 1))]}, direction=direction),
+        ):
             assert ds.effect.isnull().all(), ds.attrs["measurement"]
             assert all(ds.effect.attrs[k] == v for k, v in ds.attrs.items()) and ds.effect.attrs["weights_hash"]
 
 
 def test_an_effect_is_told_with_the_distance_it_is_a_share_of(tiny):
     from namemovers.stats import summarise
-    ds = patch(tiny, told_apart(tiny, ioi_task(tiny.tokenizer, n=12, corruption="switch_s2")), "resid_pre", by="named_position")
-    np.testing.assert_allclose(ds.effect.distance, (ds.clean - ds.corrupted) / (ds.clean - ds.corrupted).mean(), rtol=1e-6)
+
+    ds = patch(
+        tiny, told_apart(tiny, ioi_task(tiny.tokenizer, n=12, corruption="switch_s2")), "resid_pre", by="named_position"
+    )
+    np.testing.assert_allclose(
+        ds.effect.distance, (ds.clean - ds.corrupted) / (ds.clean - ds.corrupted).mean(), rtol=1e-6
+    )
     whole = summarise(ds.effect).sel(layer=0, position="S2")  # the whole difference, in every prompt
     assert abs(whole.low - 1) < 1e-3 and abs(whole.high - 1) < 1e-3
 
@@ -209,14 +274,26 @@ def test_metrics(tiny, metric):
     ds = patch(tiny, task, "resid_pre", metric=metric, engine="hooks")
     rows = torch.arange(len(task.clean_tokens))
     clean, corrupted = (tiny(t)[rows, task.positions["END"]] for t in (task.clean_tokens, task.corrupted_tokens))
+
     def by_hand(logits):
         p, q = clean.double().softmax(-1), logits.double().softmax(-1)
-        return {"logit_diff": logits[rows, task.correct] - logits[rows, task.wrong], "logit": with_mean(tiny, logits)[rows, task.correct],
-                "prob": q[rows, task.correct], "rank": (logits > logits[rows, task.correct][:, None]).sum(-1),
-                "kl": (p * (p / q).log()).sum(-1)}[metric].float().numpy()
+        return (
+            {
+                "logit_diff": logits[rows, task.correct] - logits[rows, task.wrong],
+                "logit": with_mean(tiny, logits)[rows, task.correct],
+                "prob": q[rows, task.correct],
+                "rank": (logits > logits[rows, task.correct][:, None]).sum(-1),
+                "kl": (p * (p / q).log()).sum(-1),
+            }[metric]
+            .float()
+            .numpy()
+        )
+
     np.testing.assert_allclose(ds.clean.values, by_hand(clean), atol=1e-5)
     np.testing.assert_allclose(ds.corrupted.values, by_hand(corrupted), atol=1e-5)
-    np.testing.assert_allclose(ds[metric].sel(layer=0, position=4).values, ds.clean.values, atol=1e-4 if metric != "rank" else 1)
+    np.testing.assert_allclose(
+        ds[metric].sel(layer=0, position=4).values, ds.clean.values, atol=1e-4 if metric != "rank" else 1
+    )
     assert ds.attrs["metric"] == metric
 
 
@@ -231,10 +308,25 @@ def test_answers_exchanged_change_the_sign(tiny):
 def test_result_is_labelled_and_survives_saving(tiny, tmp_path):
     task = made_task(tiny, n=1)
     ds = patch(tiny, task, "resid_pre", engine="hooks")
-    assert ds.logit_diff.dims == ds.effect.dims == ("layer", "position", "prompt") and ds.clean.dims == ds.corrupted.dims == ("prompt",)
+    assert (
+        ds.logit_diff.dims
+        == ds.effect.dims
+        == (
+            "layer",
+            "position",
+            "prompt",
+        )
+    )
+    assert ds.clean.dims == ds.corrupted.dims == ("prompt",)
     assert ds.token.values[4] == tiny.tokenizer.decode([int(task.clean_tokens[0, 4])])
     assert ds.corrupted_token.values[4] != ds.token.values[4]
-    assert {"site": "resid_pre", "by": "position", "direction": "denoise", "metric": "logit_diff", "engine": "hooks"}.items() <= ds.attrs.items()
+    assert {
+        "site": "resid_pre",
+        "by": "position",
+        "direction": "denoise",
+        "metric": "logit_diff",
+        "engine": "hooks",
+    }.items() <= ds.attrs.items()
     results.save(ds, "made_patch_resid_pre_position", folder=tmp_path)
     xr.testing.assert_identical(results.load("made_patch_resid_pre_position", folder=tmp_path), ds)
 
@@ -249,13 +341,18 @@ def test_cells_span_the_model(tiny):
 
 class Interrupted:
     "Counts patched runs and presses Ctrl-C after `after` of them."
-    def __init__(self, after): self.left = after
+
+    def __init__(self, after):
+        self.left = after
+
     def __call__(self, k):
         self.left -= k
-        if self.left <= 0: raise KeyboardInterrupt
+        if self.left <= 0:
+            raise KeyboardInterrupt
 
 
-def hooks_left(model): return sum(len(h.fwd_hooks) + len(h.bwd_hooks) for h in model.hook_dict.values())
+def hooks_left(model):
+    return sum(len(h.fwd_hooks) + len(h.bwd_hooks) for h in model.hook_dict.values())
 
 
 def test_an_interruption_leaves_no_hook(tiny):
@@ -263,25 +360,35 @@ def test_an_interruption_leaves_no_hook(tiny):
     before, left = tiny(task.clean_tokens), hooks_left(tiny)
     with pytest.raises(KeyboardInterrupt):
         run_hooks(tiny, Pairs.of(task), "z", cells(tiny, task, "z", "head")[0], progress=Interrupted(5))
-    def press(value, hook): raise KeyboardInterrupt
+
+    def press(value, hook):
+        raise KeyboardInterrupt
+
     from namemovers.model import run_at_end
-    with pytest.raises(KeyboardInterrupt): run_at_end(tiny, task.clean_tokens, task.positions["END"], hooks=[("blocks.1.hook_resid_pre", press)])
+
+    with pytest.raises(KeyboardInterrupt):
+        run_at_end(tiny, task.clean_tokens, task.positions["END"], hooks=[("blocks.1.hook_resid_pre", press)])
     assert hooks_left(tiny) == left
     assert torch.equal(tiny(task.clean_tokens), before)
 
 
 def test_an_interrupted_run_resumes(tiny, tmp_path, monkeypatch):
     import namemovers.activation_patching as ap
+
     task, path = made_task(tiny), tmp_path / "below" / "z.safetensors"
     whole = patch(tiny, task, "z", engine="hooks")
     asked = []
+
     def engine(*args, stop_at=None, **kwargs):
         layer = args[3][0].layer
-        if layer == stop_at: raise KeyboardInterrupt
+        if layer == stop_at:
+            raise KeyboardInterrupt
         asked.append(layer)
         return run_hooks(*args, **kwargs)
+
     monkeypatch.setattr(ap, "pick_engine", lambda *a: ("hooks", lambda *args: engine(*args, stop_at=1)))
-    with pytest.raises(KeyboardInterrupt): patch(tiny, task, "z", engine="hooks", checkpoint=path)
+    with pytest.raises(KeyboardInterrupt):
+        patch(tiny, task, "z", engine="hooks", checkpoint=path)
     assert asked == [0] and [p.name for p in path.parent.iterdir()] == ["z.safetensors"]
     monkeypatch.setattr(ap, "pick_engine", lambda *a: ("hooks", engine))
     resumed = patch(tiny, task, "z", engine="hooks", checkpoint=path)
@@ -290,25 +397,34 @@ def test_an_interrupted_run_resumes(tiny, tmp_path, monkeypatch):
     for other in (dict(site="q"), dict(direction="noise"), dict(metric="prob")):
         with pytest.raises(ValueError, match="checkpoint.*belongs to another"):
             patch(tiny, task, **{"site": "z", **other}, engine="hooks", checkpoint=path)
-    with pytest.raises(ValueError, match="checkpoint"): patch(tiny, made_task(tiny, seed=1), "z", engine="hooks", checkpoint=path)
+    with pytest.raises(ValueError, match="checkpoint"):
+        patch(tiny, made_task(tiny, seed=1), "z", engine="hooks", checkpoint=path)
 
 
 class Stopped:
     "A function that works `times` times and is then interrupted."
-    def __init__(self, f, times): self.f, self.left = f, times
+
+    def __init__(self, f, times):
+        self.f, self.left = f, times
+
     def __call__(self, *args, **kwargs):
         self.left -= 1
-        if self.left < 0: raise KeyboardInterrupt
+        if self.left < 0:
+            raise KeyboardInterrupt
         return self.f(*args, **kwargs)
 
 
 def interrupted(monkeypatch, model, task, path, engine, layers, **more):
     "A run with a checkpoint that is interrupted after so many layers."
     import namemovers.activation_patching as ap
+
     with monkeypatch.context() as m:
-        if engine == "fast": m.setattr(ap, "sweep", Stopped(ap.sweep, layers))
-        else: m.setattr(ap, "run_hooks", Stopped(run_hooks, layers))
-        with pytest.raises(KeyboardInterrupt): patch(model, task, "z", engine=engine, checkpoint=path, **more)
+        if engine == "fast":
+            m.setattr(ap, "sweep", Stopped(ap.sweep, layers))
+        else:
+            m.setattr(ap, "run_hooks", Stopped(run_hooks, layers))
+        with pytest.raises(KeyboardInterrupt):
+            patch(model, task, "z", engine=engine, checkpoint=path, **more)
 
 
 @pytest.mark.parametrize("metric", ["logit_diff", "kl"])
@@ -319,9 +435,11 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path, monke
     resumed = patch(tiny, task, "z", engine=engine, checkpoint=path, metric=metric)
     whole = patch(tiny, task, "z", engine=engine, checkpoint=tmp_path / "whole", metric=metric)
     xr.testing.assert_identical(resumed, whole)
-    xr.testing.assert_identical(patch(tiny, task, "z", engine=engine, checkpoint=path, metric=metric), whole)  # all of it read
+    # all of it read
+    xr.testing.assert_identical(patch(tiny, task, "z", engine=engine, checkpoint=path, metric=metric), whole)
     without = patch(tiny, task, "z", engine=engine, metric=metric)
-    for left_alone in ("clean", "corrupted"): np.testing.assert_array_equal(resumed[left_alone], without[left_alone])
+    for left_alone in ("clean", "corrupted"):
+        np.testing.assert_array_equal(resumed[left_alone], without[left_alone])
     np.testing.assert_allclose(resumed.effect.values, without.effect.values, rtol=1e-4, atol=1e-5)
     assert without.attrs == resumed.attrs
 
@@ -334,7 +452,8 @@ def test_a_damaged_checkpoint_says_what_to_do(tiny, tmp_path):
     flipped[-5] ^= 1
     for bad in (b"", b"no checkpoint", whole[:100], whole[:-50], bytes(flipped), whole[:8] + b"x" * (len(whole) - 8)):
         path.write_bytes(bad)
-        with pytest.raises(ValueError, match="damaged.*delete it") as e: patch(tiny, task, "z", checkpoint=path)
+        with pytest.raises(ValueError, match="damaged.*delete it") as e:
+            patch(tiny, task, "z", checkpoint=path)
         assert str(path) in str(e.value) and "\n" not in str(e.value)
     path.unlink()
     assert patch(tiny, task, "z", checkpoint=path).effect.notnull().all()
@@ -342,48 +461,66 @@ def test_a_damaged_checkpoint_says_what_to_do(tiny, tmp_path):
 
 def test_a_checkpoint_cleans_up_and_belongs_to_one_process(tiny, tmp_path):
     from namemovers.activation_patching import Checkpoint
+
     task, path = made_task(tiny), tmp_path / "z.safetensors"
     (tmp_path / "z.safetensors.part").write_text("of a process that was killed")
     patch(tiny, task, "z", checkpoint=path)
     assert [p.name for p in tmp_path.iterdir()] == ["z.safetensors"]
     with Checkpoint(path, ""):
-        with pytest.raises(RuntimeError, match="another process.*give another path"): patch(tiny, task, "z", checkpoint=path)
+        with pytest.raises(RuntimeError, match="another process.*give another path"):
+            patch(tiny, task, "z", checkpoint=path)
     patch(tiny, task, "z", checkpoint=path)
-    with pytest.raises(OSError, match="cannot be written.*give a path"): patch(tiny, task, "z", checkpoint=path / "below")
-    with pytest.raises(ValueError, match="does not go with screen=2"): patch(tiny, task, "z", checkpoint=path, screen=2)
+    with pytest.raises(OSError, match="cannot be written.*give a path"):
+        patch(tiny, task, "z", checkpoint=path / "below")
+    with pytest.raises(ValueError, match="does not go with screen=2"):
+        patch(tiny, task, "z", checkpoint=path, screen=2)
 
 
 @pytest.mark.parametrize("engine", ["fast", "hooks"])
-@pytest.mark.parametrize("change", ["weight", "weight behind autograd's back", "weight exchanged", "hook", "torch hook", "configuration"])
+@pytest.mark.parametrize(
+    "change", ["weight", "weight behind autograd's back", "weight exchanged", "hook", "torch hook", "configuration"]
+)
 def test_a_checkpoint_of_a_model_that_was_changed_is_refused(tiny_folder, tmp_path, monkeypatch, engine, change):
     from namemovers.model import load_model
+
     model, path = load_model(tiny_folder, device="cpu"), tmp_path / "z.safetensors"
     task = made_task(model)
     interrupted(monkeypatch, model, task, path, engine, 1)
     b = model.blocks[1].mlp.out if hasattr(model.blocks[1].mlp, "out") else model.blocks[1].mlp
     weight = b.weight
     with torch.no_grad():
-        if change == "weight": weight.mul_(1.5)
-        elif change == "weight behind autograd's back": weight.data.mul_(1.5)
-        elif change == "weight exchanged": b.original_component.weight = torch.nn.Parameter(weight * 1.5, requires_grad=False)
-        elif change == "hook": model.blocks[1].hook_resid_post.add_hook(lambda x, hook: x * 1.5)
-        elif change == "torch hook": b.original_component.register_forward_hook(lambda module, args, out: out * 1.5)
-        else: model.blocks[1].ln1.original_component.eps = model.cfg.eps = 0.5
-    with pytest.raises(ValueError): patch(model, task, "z", engine=engine, checkpoint=path)
+        if change == "weight":
+            weight.mul_(1.5)
+        elif change == "weight behind autograd's back":
+            weight.data.mul_(1.5)
+        elif change == "weight exchanged":
+            b.original_component.weight = torch.nn.Parameter(weight * 1.5, requires_grad=False)
+        elif change == "hook":
+            model.blocks[1].hook_resid_post.add_hook(lambda x, hook: x * 1.5)
+        elif change == "torch hook":
+            b.original_component.register_forward_hook(lambda module, args, out: out * 1.5)
+        else:
+            model.blocks[1].ln1.original_component.eps = model.cfg.eps = 0.5
+    with pytest.raises(ValueError):
+        patch(model, task, "z", engine=engine, checkpoint=path)
 
 
-@pytest.mark.parametrize("bad,names", [
-    (dict(site="resid"), ["site='resid'", "resid_pre", "pattern"]),
-    (dict(site="z", by="position"), ["by='position'", "head_position"]),
-    (dict(site="resid_pre", by="head"), ["by='head'", "named_position"]),
-    (dict(site="z", by="token"), ["by='token'"]),
-    (dict(site="z", direction="both"), ["direction='both'", "denoise", "noise"]),
-    (dict(site="z", metric="loss"), ["metric='loss'", "logit_diff", "kl"]),
-    (dict(site="z", engine="slow"), ["engine='slow'", "hooks"]),
-    (dict(site=["z"]), ["site=['z']"]),
-])
+@pytest.mark.parametrize(
+    "bad,names",
+    [
+        (dict(site="resid"), ["site='resid'", "resid_pre", "pattern"]),
+        (dict(site="z", by="position"), ["by='position'", "head_position"]),
+        (dict(site="resid_pre", by="head"), ["by='head'", "named_position"]),
+        (dict(site="z", by="token"), ["by='token'"]),
+        (dict(site="z", direction="both"), ["direction='both'", "denoise", "noise"]),
+        (dict(site="z", metric="loss"), ["metric='loss'", "logit_diff", "kl"]),
+        (dict(site="z", engine="slow"), ["engine='slow'", "hooks"]),
+        (dict(site=["z"]), ["site=['z']"]),
+    ],
+)
 def test_bad_arguments(tiny, bad, names):
-    with pytest.raises(ValueError) as e: patch(tiny, made_task(tiny), **bad)
+    with pytest.raises(ValueError) as e:
+        patch(tiny, made_task(tiny), **bad)
     assert all(name in str(e.value) for name in names) and "\n" not in str(e.value)
 
 
@@ -393,18 +530,23 @@ def test_bad_tasks_and_models(tiny):
         patch(tiny, dataclasses.replace(task, corrupted_tokens=task.corrupted_tokens[:, :-1]), "z")
     with pytest.raises(ValueError, match="positions.*'D9'.*outside"):
         patch(tiny, dataclasses.replace(task, positions={**task.positions, "D9": task.lengths}), "z")
-    with pytest.raises(ValueError, match="no prompt"): patch(tiny, _empty(task), "z")
+    with pytest.raises(ValueError, match="no prompt"):
+        patch(tiny, _empty(task), "z")
     tiny.train()
     try:
-        with pytest.raises(ValueError, match="training mode.*eval"): patch(tiny, task, "z")
-    finally: tiny.eval()
+        with pytest.raises(ValueError, match="training mode.*eval"):
+            patch(tiny, task, "z")
+    finally:
+        tiny.eval()
     patch(tiny, task, "z", engine="hooks")  # and it works again
     weight = tiny.blocks[0].mlp.out.weight
     kept = weight.detach().clone()
     try:
         weight.data.view(-1)[0] = float("nan")
-        with pytest.raises(ValueError, match="NaN"): patch(tiny, task, "z", engine="hooks")
-    finally: weight.data.copy_(kept)
+        with pytest.raises(ValueError, match="NaN"):
+            patch(tiny, task, "z", engine="hooks")
+    finally:
+        weight.data.copy_(kept)
 
 
 def test_engines_agree_and_auto_takes_the_fast_one(tiny):
@@ -418,11 +560,14 @@ def test_engines_agree_and_auto_takes_the_fast_one(tiny):
 def test_auto_falls_back_and_says_so_once(tiny, monkeypatch):
     import warnings
     import namemovers.activation_patching as ap
+
     monkeypatch.setattr(ap, "why_not", lambda model, length: "its attention is of another kind")
-    with pytest.raises(ValueError, match="engine='fast'.*another kind.*engine='hooks'"): patch(tiny, made_task(tiny), "z", engine="fast")
+    with pytest.raises(ValueError, match="engine='fast'.*another kind.*engine='hooks'"):
+        patch(tiny, made_task(tiny), "z", engine="fast")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
-        for _ in range(2): assert patch(tiny, made_task(tiny), "z").attrs["engine"] == "hooks"
+        for _ in range(2):
+            assert patch(tiny, made_task(tiny), "z").attrs["engine"] == "hooks"
     assert ["another kind" in str(w.message) for w in caught if "engine" in str(w.message)] == [True]
 
 
@@ -432,22 +577,37 @@ def test_screening_computes_the_largest_cells_exactly(tiny):
     assert int(screened.exact.sum()) == 3 and screened.exact.dims == ("layer", "head")
     assert float(abs((screened.effect - exact.effect).where(screened.exact)).max()) < 1e-4
     assert "exact" in screened.attrs["approximation"] and "approximation" not in exact.attrs
-    with pytest.raises(ValueError, match="screen=0"): patch(tiny, task, "z", screen=0)
-    with pytest.raises(ValueError, match="screen=3 needs the fast engine"): patch(tiny, task, "z", screen=3, engine="hooks")
+    with pytest.raises(ValueError, match="screen=0"):
+        patch(tiny, task, "z", screen=0)
+    with pytest.raises(ValueError, match="screen=3 needs the fast engine"):
+        patch(tiny, task, "z", screen=3, engine="hooks")
 
 
 def _empty(task):
-    return dataclasses.replace(task, clean=[], corrupted=[], templates=[], names=[], clean_tokens=task.clean_tokens[:0],
-                               corrupted_tokens=task.corrupted_tokens[:0], lengths=task.lengths[:0], correct=task.correct[:0],
-                               wrong=task.wrong[:0], positions={k: v[:0] for k, v in task.positions.items()})
+    return dataclasses.replace(
+        task,
+        clean=[],
+        corrupted=[],
+        templates=[],
+        names=[],
+        clean_tokens=task.clean_tokens[:0],
+        corrupted_tokens=task.corrupted_tokens[:0],
+        lengths=task.lengths[:0],
+        correct=task.correct[:0],
+        wrong=task.wrong[:0],
+        positions={k: v[:0] for k, v in task.positions.items()},
+    )
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_a_screen_does_not_miss_what_first_order_misses(mini, direction):
-    "Attention is saturated behind mini's previous token head: its estimate is a sixth of its effect, and four heads have larger ones."
+    """Attention is saturated behind mini's previous token head: its estimate is a sixth of its effect, and four
+    heads have larger ones."""
     from namemovers.attribution_patching import attribute
+
     task = ioi_task(mini.tokenizer, n=10, seed=0)
-    exact, first = patch(mini, task, "z", direction=direction).effect.mean("prompt"), attribute(mini, task, "z", direction=direction)
+    exact = patch(mini, task, "z", direction=direction).effect.mean("prompt")
+    first = attribute(mini, task, "z", direction=direction)
     screened = patch(mini, task, "z", direction=direction, screen=3)
     largest = abs(exact) >= np.sort(abs(exact).values.ravel())[-1]
     by_estimate = abs(first.effect.mean("prompt"))
@@ -459,6 +619,7 @@ def test_a_screen_does_not_miss_what_first_order_misses(mini, direction):
 
 def test_a_screen_computes_the_cells_that_look_largest(mini):
     from namemovers.attribution_patching import attribute
+
     task = ioi_task(mini.tokenizer, n=3, seed=0)  # as few as are patched to look
     exact = patch(mini, task, "z").effect.mean("prompt")
     size = np.maximum(abs(exact), abs(attribute(mini, task, "z").effect.mean("prompt")))

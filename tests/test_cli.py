@@ -32,7 +32,11 @@ def call(*args):
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from namemovers.__main__ import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\nassert not {'torch', 'transformer_lens', 'pandas', 'plotly'} & set(sys.modules)"
+    code = (
+        "import sys; from namemovers.__main__ import main\ntry: main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'transformer_lens', 'pandas', 'plotly'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(c in done.stdout for c in COMMANDS)
@@ -88,9 +92,13 @@ def test_elsewhere_it_says_that_it_needs_a_clone(command, tmp_path):
     here.mkdir()
     shutil.copytree(ROOT / "namemovers", library / "namemovers", ignore=shutil.ignore_patterns("__pycache__"))
     env = {**os.environ, "PYTHONPATH": str(library)}
-    done = subprocess.run([sys.executable, "-m", "namemovers", *command], capture_output=True, text=True, cwd=here, env=env)
+    done = subprocess.run(
+        [sys.executable, "-m", "namemovers", *command], capture_output=True, text=True, cwd=here, env=env
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert "clone" in done.stderr and f"python -m namemovers {command[0]}" in done.stderr and str(tmp_path) in done.stderr
+    assert "clone" in done.stderr
+    assert f"python -m namemovers {command[0]}" in done.stderr
+    assert str(tmp_path) in done.stderr
 
 
 def test_bad_settings_file(here, capsys):
@@ -105,14 +113,23 @@ def test_patch_prints_and_saves(here, capsys):
     out = capsys.readouterr().out
     assert "MRS on" in out and "3 prompts" in out and len([l for l in out.splitlines() if l.startswith("L")]) == 2
     ds = xr.load_dataset(here / "z.nc", engine="h5netcdf")
-    assert dict(ds.sizes) == {"layer": 3, "head": 4, "prompt": 3} and {"effect", "logit_diff", "clean", "corrupted"} <= set(ds)
+    assert dict(ds.sizes) == {"layer": 3, "head": 4, "prompt": 3}
+    assert {
+        "effect",
+        "logit_diff",
+        "clean",
+        "corrupted",
+    } <= set(ds)
 
 
 def test_one_head_and_positions(capsys):
     assert call("patch", "ioi", "z", "-n", "2", "--head", "L2H1", "--corruption", "abc") == 0
     out = capsys.readouterr().out
     assert [l[:4] for l in out.splitlines() if l.startswith("L")] == ["L2H1"] and "corruption abc" in out
-    assert call("patch", "mrs", "resid_pre", "--by", "named_position", "-n", "1", "--direction", "noise", "--top", "3") == 0
+    assert (
+        call("patch", "mrs", "resid_pre", "--by", "named_position", "-n", "1", "--direction", "noise", "--top", "3")
+        == 0
+    )
     assert len([l for l in capsys.readouterr().out.splitlines() if l.startswith("layer ")]) == 3
 
 

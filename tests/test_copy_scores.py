@@ -1,4 +1,5 @@
-"""Copy scores: against the definition written out head by head, against the unfolded weights, and on heads built to copy."""
+"""Copy scores: against the definition written out head by head, against the unfolded weights, and on heads built to
+copy."""
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ def model(request):
     return request.getfixturevalue(request.param)
 
 
-@pytest.mark.parametrize("make", [lambda t: mrs_task(t, n=3, seed=2), lambda t: ioi_task(t, n=3, seed=2)], ids=["mrs", "ioi"])
+@pytest.mark.parametrize(
+    "make", [lambda t: mrs_task(t, n=3, seed=2), lambda t: ioi_task(t, n=3, seed=2)], ids=["mrs", "ioi"]
+)
 def test_against_the_definition(model, make):
-    "The definition written out, one head and name at a time, on prompts without padding, with TransformerLens's own parts."
+    """The definition written out, one head and name at a time, on prompts without padding, with TransformerLens's
+    own parts."""
     task = make(model.tokenizer)
     top = model.cfg.d_vocab // 4  # random weights copy next to nothing into the top 5
     ds, ids = task_copy_scores(model, task, top=top), name_ids(model.tokenizer, task)
@@ -28,7 +32,9 @@ def test_against_the_definition(model, make):
     for i in range(1 if large else len(task)):
         tokens = task.clean_tokens[i : i + 1, : int(task.lengths[i])]
         with torch.no_grad():
-            resid = model.run_with_cache(tokens, names_filter="blocks.0.hook_out", return_type=None)[1]["blocks.0.hook_out"][0]
+            resid = model.run_with_cache(tokens, names_filter="blocks.0.hook_out", return_type=None)[1][
+                "blocks.0.hook_out"
+            ][0]
             for k, name in enumerate(subject_positions(task)):
                 x = resid[task.positions[name][i]]
                 for l in (0, 5, 11) if large else range(model.cfg.n_layers):
@@ -53,7 +59,8 @@ def test_what_heads_write_at_end(tiny):
                 for sign, variable in ((1, ds.written), (-1, ds.written_negative)):
                     best = tiny.unembed(tiny.ln_final(sign * out[None]))[0].topk(top).indices
                     for h in range(4):
-                        assert variable.sel(layer=l, head=h, prompt=i).values.astype(bool).tolist() == [int(t) in best[h] for t in ids[i]]
+                        found = variable.sel(layer=l, head=h, prompt=i).values.astype(bool).tolist()
+                        assert found == [int(t) in best[h] for t in ids[i]]
 
 
 def test_against_unfolded_weights(tiny, tiny_folder):
@@ -72,8 +79,13 @@ def test_against_unfolded_weights(tiny, tiny_folder):
             for l, block in enumerate(hf.transformer.h):
                 normed = (x[at] - x[at].mean()) / (x[at].var(unbiased=False) + 1e-5).sqrt() * block.ln_1.weight
                 for h in range(hf.config.n_head):
-                    # the value bias, and LayerNorm's bias through the values, are the same for every token: no part of the score
-                    out = normed @ block.attn.c_attn.weight[:, 2 * d + h * k : 2 * d + (h + 1) * k] @ block.attn.c_proj.weight[h * k : (h + 1) * k]
+                    # the value bias, and LayerNorm's bias through the values, are the same for every token: no part of
+                    # the score
+                    out = (
+                        normed
+                        @ block.attn.c_attn.weight[:, 2 * d + h * k : 2 * d + (h + 1) * k]
+                        @ block.attn.c_proj.weight[h * k : (h + 1) * k]
+                    )
                     for sign, variable in ((1, ds.copied), (-1, ds.copied_negative)):
                         best = hf.lm_head(hf.transformer.ln_f(sign * out)).topk(20).indices
                         assert bool(variable.sel(layer=l, head=h, name=name, prompt=i)) == (int(ids[i, j]) in best)
@@ -89,7 +101,8 @@ def built(tiny_folder, tmp_path_factory):
     hf = GPT2LMHeadModel.from_pretrained(tiny_folder)
     d, k = hf.config.n_embd, hf.config.n_embd // hf.config.n_head
     with torch.no_grad():
-        # a residual stream that is the token's embedding alone, so that the best that a head can do is a projection of it
+        # a residual stream that is the token's embedding alone, so that the best that a head can do is a projection of
+        # it
         hf.transformer.wpe.weight.zero_()
         for p in (*hf.transformer.h[0].attn.c_proj.parameters(), *hf.transformer.h[0].mlp.c_proj.parameters()):
             p.zero_()
@@ -121,10 +134,14 @@ def test_heads_built_to_copy(built):
 def test_every_name_counts_alike(tiny):
     ds = copy_scores(tiny, NAMES_5, n=100)
     assert ds.sizes["sample"] == ds.attrs["n"] == 105  # the first multiple of 3 places x 5 names
-    assert {(n, p): int(((ds.sample_name == n) & (ds.place == p)).sum()) for n in NAMES_5 for p in ("IO", "S1", "S2")} == {
-        (n, p): 7 for n in NAMES_5 for p in ("IO", "S1", "S2")}
+    assert {
+        (n, p): int(((ds.sample_name == n) & (ds.place == p)).sum()) for n in NAMES_5 for p in ("IO", "S1", "S2")
+    } == {(n, p): 7 for n in NAMES_5 for p in ("IO", "S1", "S2")}
     np.testing.assert_allclose(ds.copy_score.mean("name"), (ds["rank"] < 5).mean("sample"))
-    np.testing.assert_allclose(ds.negative_copy_score.sel(name="Tom"), (ds.rank_negative[..., ds.sample_name.values == "Tom"] < 5).mean("sample"))
+    np.testing.assert_allclose(
+        ds.negative_copy_score.sel(name="Tom"),
+        (ds.rank_negative[..., ds.sample_name.values == "Tom"] < 5).mean("sample"),
+    )
 
 
 def test_prompts_name_two_people(tiny):
@@ -169,12 +186,15 @@ def test_memory_and_repetition_change_nothing(tiny):
     assert not a["rank"].equals(other["rank"])
 
 
-@pytest.mark.parametrize("names, message", [
-    (["Mary", "Bartholomewina"], "'Bartholomewina' is not one token"),
-    (["Mary", "Mary"], "at least two different names"),
-    ("Mary", "at least two different names"),
-    ([], "at least two different names"),
-])
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["Mary", "Bartholomewina"], "'Bartholomewina' is not one token"),
+        (["Mary", "Mary"], "at least two different names"),
+        ("Mary", "at least two different names"),
+        ([], "at least two different names"),
+    ],
+)
 def test_bad_names(tiny, names, message):
     with pytest.raises(ValueError, match=message):
         copy_scores(tiny, names)
@@ -189,7 +209,11 @@ def test_bad_numbers(tiny):
 def test_heads_above():
     from namemovers.stats import summarise
 
-    scores = xr.DataArray(np.array([[[1.0, 0.9], [0.2, 0.3]], [[0.9, 0.9], [1.0, 1.0]]]), dims=("layer", "head", "name"), coords=dict(layer=[0, 1], head=[0, 1]))
+    scores = xr.DataArray(
+        np.array([[[1.0, 0.9], [0.2, 0.3]], [[0.9, 0.9], [1.0, 1.0]]]),
+        dims=("layer", "head", "name"),
+        coords=dict(layer=[0, 1], head=[0, 1]),
+    )
     assert heads_above(summarise(scores, dim="name"), 0.9) == [(1, 1), (0, 0), (1, 0)]
     assert heads_above(summarise(scores - 0.5, dim="name"), 0.9) == []
 
@@ -200,7 +224,8 @@ def test_names_of_one_prompt(tiny):
     ds["copied"][:] = 0
     ds["copied"].loc[dict(layer=1, head=2, name=["S1", "S4"], prompt=1)] = 1
     rows = names_table(ds, task, [(1, 2), (0, 0)], prompt=1).set_index("head")
-    assert rows.loc["L1H2", "would copy"] == f"{task.names[1]['S1']}, {task.names[1]['S4']}" and rows.loc["L0H0", "would copy"] == "–"
+    assert rows.loc["L1H2", "would copy"] == f"{task.names[1]['S1']}, {task.names[1]['S4']}"
+    assert rows.loc["L0H0", "would copy"] == "–"
 
 
 # models of other kinds
@@ -217,10 +242,21 @@ def other_kind(tmp_path_factory):
     def make(kind, **more):
         tokenizer, state = small_tokenizer(), torch.random.get_rng_state()
         torch.manual_seed(0)
-        size = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, max_position_embeddings=128)
-        model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **size, **more))
+        size = dict(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=128,
+        )
+        model = transformers.AutoModelForCausalLM.from_config(
+            getattr(transformers, f"{kind}Config")(
+                vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **size, **more
+            )
+        )
         with torch.no_grad():
-            for p in model.parameters(): p.mul_(4) if p.dim() > 1 else p.add_(0.1 * torch.randn_like(p))
+            for p in model.parameters():
+                p.mul_(4) if p.dim() > 1 else p.add_(0.1 * torch.randn_like(p))
         torch.random.set_rng_state(state)
         folder = tmp_path_factory.mktemp(kind)
         model.save_pretrained(folder)
@@ -251,10 +287,13 @@ def test_models_without_biases_and_with_shared_values(other_kind, kind, shared):
                     assert bool(ds.copied.sel(layer=l, head=h, name=name, prompt=i)) == (int(ids[i, j]) in best)
 
 
-@pytest.mark.parametrize("kind, more", [
-    ("Gemma2", dict(num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8)),  # a norm after attention
-    ("Granite", dict(num_key_value_heads=4, residual_multiplier=0.3, embedding_multiplier=5.0)),  # multipliers
-])
+@pytest.mark.parametrize(
+    "kind, more",
+    [
+        ("Gemma2", dict(num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8)),  # a norm after attention
+        ("Granite", dict(num_key_value_heads=4, residual_multiplier=0.3, embedding_multiplier=5.0)),  # multipliers
+    ],
+)
 def test_heads_that_write_through_a_norm_or_a_multiplier(other_kind, kind, more):
     "By transformers' own modules: what a head that sees one name alone writes, through whatever follows."
     model = other_kind(kind, **more)
@@ -275,7 +314,8 @@ def test_heads_that_write_through_a_norm_or_a_multiplier(other_kind, kind, more)
                 v = block.attn.v.original_component(block.ln1(x[None, None])[0, 0]).view(shared, -1).detach()
                 for h in range(4):
                     out = v[h * shared // 4] @ model.W_O[l, h]
-                    if kind == "Gemma2": out = block.ln1_post(out[None, None])[0, 0]  # its scale moves no rank
+                    if kind == "Gemma2":
+                        out = block.ln1_post(out[None, None])[0, 0]  # its scale moves no rank
                     best = model.unembed(model.ln_final(out[None, None]))[0, 0].topk(top).indices
                     assert bool(ds.copied.sel(layer=l, head=h, name=name, prompt=i)) == (int(ids[i, j]) in best)
                     seen += int(ids[i, j]) in best

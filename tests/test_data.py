@@ -1,5 +1,6 @@
 """The tasks: words, templates, corruptions, positions, errors; the survey."""
 
+import inspect
 import itertools
 import json
 import os
@@ -22,8 +23,28 @@ from hypothesis import strategies as st
 
 from namemovers import data
 from namemovers.data import (
-    CUES, DESCRIPTIONS, IOI_CORRUPTIONS, IOI_TEMPLATES, KINDS, MRS_CORRUPTIONS, MRS_TEMPLATES, NAMES, NEUTRAL_SENTENCES, OBJECTS, PILOT_NAMES,
-    PLACES, SURVEY, TITLES, ioi_task, mrs_task, predictions, survey, survey_figure, survey_table, survey_template, token_table,
+    CUES,
+    DESCRIPTIONS,
+    IOI_CORRUPTIONS,
+    IOI_TEMPLATES,
+    KINDS,
+    MRS_CORRUPTIONS,
+    MRS_TEMPLATES,
+    NAMES,
+    NEUTRAL_SENTENCES,
+    OBJECTS,
+    PILOT_NAMES,
+    PLACES,
+    SURVEY,
+    TITLES,
+    ioi_task,
+    mrs_task,
+    predictions,
+    survey,
+    survey_figure,
+    survey_table,
+    survey_template,
+    token_table,
 )
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -61,7 +82,11 @@ def test_there_are_enough_words():
 
 
 def test_every_word_is_one_token(tokenizer):
-    split = [w for w in NAMES + DESCRIPTIONS + TITLES + CUES + PLACES + OBJECTS + ["Carol"] if len(ids(tokenizer, " " + w)) != 1]
+    split = [
+        w
+        for w in NAMES + DESCRIPTIONS + TITLES + CUES + PLACES + OBJECTS + ["Carol"]
+        if len(ids(tokenizer, " " + w)) != 1
+    ]
     split += [w for w in NAMES if len(ids(tokenizer, w)) != 1]
     for template in [*MRS_TEMPLATES.values(), *IOI_TEMPLATES.values(), *NEUTRAL_SENTENCES]:
         for i, word in enumerate(re.findall(r"\{?\w+\}?", template)):
@@ -79,9 +104,12 @@ def changed(task, i):
 @pytest.mark.parametrize("vary", [None, "vary"])
 def test_mrs_is_aligned(tokenizer, template, corruption, vary):
     n = 5
-    task = mrs_task(tokenizer, n=n, seed=1, templates=template, corruption=corruption, descriptions=vary, cue_words=vary)
+    task = mrs_task(
+        tokenizer, n=n, seed=1, templates=template, corruption=corruption, descriptions=vary, cue_words=vary
+    )
     assert len(set(task.clean)) == n and task.templates == [template] * n
-    assert task.clean_tokens.shape == task.corrupted_tokens.shape and (task.clean_tokens[:, 0] == tokenizer.bos_token_id).all()
+    assert task.clean_tokens.shape == task.corrupted_tokens.shape
+    assert (task.clean_tokens[:, 0] == tokenizer.bos_token_id).all()
     at = task.positions
     assert (at["END"] == task.lengths - 1).all()
     for i in range(n):
@@ -94,7 +122,12 @@ def test_mrs_is_aligned(tokenizer, template, corruption, vary):
         for name in set(at) & {"S1", "S2", "S3", "S4", "cue_name", "cue_word"}:
             word = task.names[i][name]
             assert tokenizer.decode([int(task.clean_tokens[i, at[name][i]])]).strip() == word
-        mentions = [m.start() for s in ("S1", "S2", "S3", "S4", "S5", "S6") if s in task.names[i] for m in re.finditer(rf"\b{task.names[i][s]}\b", task.clean[i])]
+        mentions = [
+            m.start()
+            for s in ("S1", "S2", "S3", "S4", "S5", "S6")
+            if s in task.names[i]
+            for m in re.finditer(rf"\b{task.names[i][s]}\b", task.clean[i])
+        ]
         assert max(mentions) == task.clean[i].rindex(task.names[i]["S4"])
 
 
@@ -104,15 +137,21 @@ def test_what_each_mrs_corruption_changes(tokenizer):
         return task, changed(task, 0), {k: int(v[0]) for k, v in task.positions.items()}
 
     task, where, at = pair("switch_subjects")
-    assert where == {at["S3"], at["S4"]} and task.corrupted_tokens[0, at["S4"]] == task.wrong[0] and task.corrupted_tokens[0, at["S3"]] == task.correct[0]
+    assert where == {at["S3"], at["S4"]}
+    assert task.corrupted_tokens[0, at["S4"]] == task.wrong[0]
+    assert task.corrupted_tokens[0, at["S3"]] == task.correct[0]
     task, where, at = pair("new_subjects")
-    assert where == {at["S3"], at["S4"]} and not {int(task.corrupted_tokens[0, p]) for p in where} & set(task.clean_tokens[0].tolist())
+    assert where == {at["S3"], at["S4"]}
+    assert not {int(task.corrupted_tokens[0, p]) for p in where} & set(task.clean_tokens[0].tolist())
     task, where, at = pair("switch_descriptions")
-    assert where == {at["S3"] + 3, at["S4"] + 3} and sorted(task.corrupted_tokens[0].tolist()) == sorted(task.clean_tokens[0].tolist())
+    assert where == {at["S3"] + 3, at["S4"] + 3}
+    assert sorted(task.corrupted_tokens[0].tolist()) == sorted(task.clean_tokens[0].tolist())
     task, where, at = pair("new_descriptions")
     assert where == {at["S3"] + 3, at["S4"] + 3} and "teacher" not in task.corrupted[0][50:]
     task, where, at = pair("no_cue")
-    assert where <= set(range(at["cue_name"] - 3, at["cue_name"] + 1)) and at["cue_name"] in where and task.corrupted[0].count("child") == 1
+    assert where <= set(range(at["cue_name"] - 3, at["cue_name"] + 1))
+    assert at["cue_name"] in where
+    assert task.corrupted[0].count("child") == 1
     task, where, at = pair("other_cue")
     assert where == {at["cue_name"] - 2}
     # with one subject a part the two answers change places wherever they stand, in the cue too
@@ -130,14 +169,18 @@ def test_the_pilots_prompt(gpt2):
     assert task.clean == [pilot["prompt"]] and [gpt2.decode([int(t)]) for t in task.clean_tokens[0]] == pilot["tokens"]
     at = {k: int(v[0]) for k, v in task.positions.items()}
     assert at == {"S1": 1, "S2": 6, "cue_name": 14, "S3": 16, "S3+1": 17, "S4": 21, "cue_word": 27, "END": 28}
-    assert {k: at[k] for k in ("S1", "S2", "S3", "S4", "END")} == {k: v for k, v in pilot["positions"].items() if k in at}
+    assert {k: at[k] for k in ("S1", "S2", "S3", "S4", "END")} == {
+        k: v for k, v in pilot["positions"].items() if k in at
+    }
     assert task.answer() == pilot["answer"] and task.answer(wrong=True) == pilot["wrong"]
     assert task.corrupted[0] == pilot["prompt"].replace("Carol", "?").replace("David", "Carol").replace("?", "David")
 
 
 def test_the_default_changes_only_the_names(gpt2):
     task = mrs_task(gpt2, n=50)
-    assert {re.sub(rf"\b({'|'.join(NAMES)})\b", "*", text) for text in task.clean} == {"* is a teacher. * is a student. The child is *. * is a teacher. * is a student. The child is"}
+    assert {re.sub(rf"\b({'|'.join(NAMES)})\b", "*", text) for text in task.clean} == {
+        "* is a teacher. * is a student. The child is *. * is a teacher. * is a student. The child is"
+    }
     assert set(task.lengths.tolist()) == {29}
 
 
@@ -156,17 +199,24 @@ def test_ioi_is_aligned(tokenizer, template, corruption):
     n = 6
     task = ioi_task(tokenizer, n=n, seed=2, templates=template, corruption=corruption)
     at = task.positions
-    assert set(at) == {"IO", "S1", "S1+1", "S2", "END"} and (at["END"] == task.lengths - 1).all() and (at["S1+1"] == at["S1"] + 1).all()
+    assert set(at) == {"IO", "S1", "S1+1", "S2", "END"}
+    assert (at["END"] == task.lengths - 1).all()
+    assert (at["S1+1"] == at["S1"] + 1).all()
     assert int((at["IO"] < at["S1"]).sum()) == n // 2
     for i in range(n):
         token = lambda name, tokens=task.clean_tokens: int(tokens[i, at[name][i]])
         other = lambda name: token(name, task.corrupted_tokens)
-        assert token("IO") == task.correct[i] and token("S1") == token("S2") == task.wrong[i] and task.correct[i] != task.wrong[i]
+        assert token("IO") == task.correct[i]
+        assert token("S1") == token("S2") == task.wrong[i]
+        assert task.correct[i] != task.wrong[i]
         expected = {int(at[k][i]) for k in (("IO", "S1", "S2") if corruption == "abc" else ("S2",))}
         assert changed(task, i) == expected
-        if corruption == "switch_s2": assert other("S2") == token("IO")
-        if corruption == "new_s2": assert other("S2") not in (token("IO"), token("S2"))
-        if corruption == "abc": assert len({other("IO"), other("S1"), other("S2"), token("IO"), token("S1")}) == 5
+        if corruption == "switch_s2":
+            assert other("S2") == token("IO")
+        if corruption == "new_s2":
+            assert other("S2") not in (token("IO"), token("S2"))
+        if corruption == "abc":
+            assert len({other("IO"), other("S1"), other("S2"), token("IO"), token("S1")}) == 5
 
 
 @pytest.mark.parametrize("order", ["ABBA", "BABA"])
@@ -193,8 +243,17 @@ def test_a_task_is_the_same_in_two_processes(tiny_folder):
 
     here = {"t": AutoTokenizer.from_pretrained(str(tiny_folder))}
     exec(TWO_TASKS, here)
-    code = f"import sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1])\n{TWO_TASKS}\nprint(out)"
-    there = subprocess.run([sys.executable, "-c", code, str(tiny_folder)], capture_output=True, text=True, env={**os.environ, "PYTHONHASHSEED": "7"})
+    code = (
+        "import sys; from transformers import AutoTokenizer\n"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        f"{TWO_TASKS}\nprint(out)"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code, str(tiny_folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )
     assert there.returncode == 0, there.stderr
     assert there.stdout.strip() == here["out"] and len(here["out"]) > 1000
 
@@ -209,7 +268,11 @@ def test_seeds_differ(tokenizer):
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(n=st.integers(1, 24), seed=st.integers(0, 2**32), names=st.lists(st.sampled_from(NAMES), min_size=4, max_size=6, unique=True))
+@given(
+    n=st.integers(1, 24),
+    seed=st.integers(0, 2**32),
+    names=st.lists(st.sampled_from(NAMES), min_size=4, max_size=6, unique=True),
+)
 def test_any_seed_and_names(n, seed, names):
     task = mrs_task(ANY, n=n, seed=seed, names=names)
     assert len(task) == len(set(task.clean)) == n
@@ -244,41 +307,87 @@ def test_padding_changes_nothing(tiny):
 def test_subset(tokenizer):
     task = ioi_task(tokenizer, n=10)
     part = task[[3, -1]]
-    assert part.clean == [task.clean[3], task.clean[9]] and part.correct.tolist() == [int(task.correct[3]), int(task.correct[9])]
-    assert part.positions["S2"].tolist() == [int(task.positions["S2"][3]), int(task.positions["S2"][9])] and part.clean_tokens.shape[1] == int(part.lengths.max())
+    assert part.clean == [task.clean[3], task.clean[9]]
+    assert part.correct.tolist() == [
+        int(task.correct[3]),
+        int(task.correct[9]),
+    ]
+    assert part.positions["S2"].tolist() == [
+        int(task.positions["S2"][3]),
+        int(task.positions["S2"][9]),
+    ]
+    assert part.clean_tokens.shape[1] == int(part.lengths.max())
     assert task[2:4].clean == task.clean[2:4] and part.names == [task.names[3], task.names[9]] and "n=2" in repr(part)
-    with pytest.raises(IndexError): task[10]
-    with pytest.raises(ValueError): task[5:5]
+    with pytest.raises(IndexError):
+        task[10]
+    with pytest.raises(ValueError):
+        task[5:5]
 
 
-@pytest.mark.parametrize("make", [list, np.array, torch.tensor, lambda m: xr.DataArray(m, dims="prompt"), pd.Series], ids=["list", "numpy", "torch", "xarray", "pandas"])
+@pytest.mark.parametrize(
+    "make",
+    [list, np.array, torch.tensor, lambda m: xr.DataArray(m, dims="prompt"), pd.Series],
+    ids=["list", "numpy", "torch", "xarray", "pandas"],
+)
 def test_a_mask_selects_prompts(make):
     task = mrs_task(ANY, n=6)
     part = task[make([False, True, False, False, True, True])]
-    assert part.clean == [task.clean[i] for i in (1, 4, 5)] and part.correct.tolist() == task.correct[[1, 4, 5]].tolist()
+    assert part.clean == [task.clean[i] for i in (1, 4, 5)]
+    assert part.correct.tolist() == task.correct[[1, 4, 5]].tolist()
     for wrong in (make([True] * 5), make([False] * 6), make([0.0, 1.0])):
-        with pytest.raises(ValueError, match="^index: "): task[wrong]
+        with pytest.raises(ValueError, match="^index: "):
+            task[wrong]
     assert [one.clean[0] for one in task] == task.clean  # a loop over a task ends
 
 
 def seconds(call, limit=2):
     "What a call that must be refused says, in time."
     start = time.perf_counter()
-    with pytest.raises(ValueError) as caught: call()
+    with pytest.raises(ValueError) as caught:
+        call()
     assert time.perf_counter() - start < limit
     return str(caught.value)
 
 
 TOO_FEW = {
-    "one description for two": (lambda t: mrs_task(t, n=2, descriptions=["teacher"]), r"\{D1\} and \{D2\} .* need 2 different words and have \['teacher'\]"),
-    "two placeholders share a word": (lambda t: mrs_task(t, n=2, words={"D1": "teacher", "D2": ["teacher"]}), r"need 2 different words and have \['teacher'\]"),
-    "three share two": (lambda t: mrs_task(t, n=1, names={"S1": ["Bob", "John"], "S3": ["Bob", "John"], "S4": ["John", "Bob"]}), r"\{S1\} and \{S3\} and \{S4\} .* need 3 different words"),
+    "one description for two": (
+        lambda t: mrs_task(t, n=2, descriptions=["teacher"]),
+        r"\{D1\} and \{D2\} .* need 2 different words and have \['teacher'\]",
+    ),
+    "two placeholders share a word": (
+        lambda t: mrs_task(t, n=2, words={"D1": "teacher", "D2": ["teacher"]}),
+        r"need 2 different words and have \['teacher'\]",
+    ),
+    "three share two": (
+        lambda t: mrs_task(t, n=1, names={"S1": ["Bob", "John"], "S3": ["Bob", "John"], "S4": ["John", "Bob"]}),
+        r"\{S1\} and \{S3\} and \{S4\} .* need 3 different words",
+    ),
     "too few names": (lambda t: mrs_task(t, n=1, names=["Bob", "John", "Mary"]), "need 4 different words"),
-    "one word each, a template": (lambda t: data.Task.from_template("{A} and {B} left. {B} called", dict(A=["Mary"], B=["Mary"]), ("A", "B"), ("A", "B"), t), "need 2 different words"),
+    "one word each, a template": (
+        lambda t: data.Task.from_template(
+            "{A} and {B} left. {B} called", dict(A=["Mary"], B=["Mary"]), ("A", "B"), ("A", "B"), t
+        ),
+        "need 2 different words",
+    ),
     "very many, few names": (lambda t: mrs_task(t, n=500_000, names=NAMES[:6]), "only 360 different"),
-    "very many, IOI": (lambda t: ioi_task(t, n=500_000, order="ABBA", templates="went", names=NAMES[:8], words={"PLACE": ["zoo", "park"]}), f"only {8 * 7 * 2 * len(OBJECTS)} different"),
-    "very many, a template": (lambda t: data.Task.from_template("{A} and {B} left. {B} called", dict(A=NAMES, B=NAMES), ("A", "B"), ("A", "B"), t, n=500_000), f"only {len(NAMES) * (len(NAMES) - 1)} different"),
-    "one template twice": (lambda t: mrs_task(t, n=48, names=NAMES[:4], templates={"a": MRS_TEMPLATES["pilot"], "b": MRS_TEMPLATES["pilot"]}), "only 24 different"),
+    "very many, IOI": (
+        lambda t: ioi_task(
+            t, n=500_000, order="ABBA", templates="went", names=NAMES[:8], words={"PLACE": ["zoo", "park"]}
+        ),
+        f"only {8 * 7 * 2 * len(OBJECTS)} different",
+    ),
+    "very many, a template": (
+        lambda t: data.Task.from_template(
+            "{A} and {B} left. {B} called", dict(A=NAMES, B=NAMES), ("A", "B"), ("A", "B"), t, n=500_000
+        ),
+        f"only {len(NAMES) * (len(NAMES) - 1)} different",
+    ),
+    "one template twice": (
+        lambda t: mrs_task(
+            t, n=48, names=NAMES[:4], templates={"a": MRS_TEMPLATES["pilot"], "b": MRS_TEMPLATES["pilot"]}
+        ),
+        "only 24 different",
+    ),
 }
 
 
@@ -292,7 +401,10 @@ def test_too_few_is_said_before_drawing(what, monkeypatch):
 def test_fillings_are_counted_exactly():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        pools = {key: sorted({"abcdef"[i] for i in rng.integers(6, size=rng.integers(1, 6))}) for key in "ABCD"[: rng.integers(1, 5)]}
+        pools = {
+            key: sorted({"abcdef"[i] for i in rng.integers(6, size=rng.integers(1, 6))})
+            for key in "ABCD"[: rng.integers(1, 5)]
+        }
         every = [words for words in itertools.product(*pools.values()) if len(set(words)) == len(words)]
         assert data._fillings(pools, lambda a, b: True) == len(every) and bool(data._scarce(pools)) == (not every)
         assert list(map(list, every)) == [list(d.values()) for d in data._all_draws(pools, lambda a, b: True)]
@@ -303,13 +415,23 @@ def test_fillings_are_counted_exactly():
 def test_prompts_that_come_out_alike_are_no_endless_search():
     # many ways to fill the template, few different texts
     words = {"X": ["a" * k for k in range(1, 40)], "Y": ["a" * k for k in range(1, 40)]}
-    assert "only" in seconds(lambda: mrs_task(ANY, n=500, names={"S1": "Bob", "S2": "John"}, templates="{S1} met {S2}, {X}{Y}. So", words=words))
+    names = {"S1": "Bob", "S2": "John"}
+    assert "only" in seconds(
+        lambda: mrs_task(ANY, n=500, names=names, templates="{S1} met {S2}, {X}{Y}. So", words=words)
+    )
 
 
-@pytest.mark.parametrize("template, written", [("{S1!r} met {S2}. So", "{S1!r}"), ("{S1} met {S2:>10}. So", "{S2:>10}"), ("{S1!s:3} met {S2}. So", "{S1!s:3}")])
+@pytest.mark.parametrize(
+    "template, written",
+    [("{S1!r} met {S2}. So", "{S1!r}"), ("{S1} met {S2:>10}. So", "{S2:>10}"), ("{S1!s:3} met {S2}. So", "{S1!s:3}")],
+)
 def test_a_template_has_no_formats(template, written):
-    for call in (lambda: mrs_task(ANY, n=1, templates=template), lambda: data.Task.from_template(template, dict(S1=NAMES, S2=NAMES), ("S1", "S2"), ("S1", "S2"), ANY)):
-        with pytest.raises(ValueError, match=re.escape(f"{written} asks for a format")): call()
+    for call in (
+        lambda: mrs_task(ANY, n=1, templates=template),
+        lambda: data.Task.from_template(template, dict(S1=NAMES, S2=NAMES), ("S1", "S2"), ("S1", "S2"), ANY),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{written} asks for a format")):
+            call()
 
 
 def test_token_table(tokenizer):
@@ -326,7 +448,13 @@ def test_own_template_list_dict_and_names(tokenizer):
         task = mrs_task(tokenizer, n=3, templates=templates, names=["Alice", "Bob", "John", "Mary"])
         assert set(task.positions) == {"S1", "S2", "cue_name", "S3", "S3+1", "S4", "cue_word", "END"}
         assert set(task.templates) == {"mine" if isinstance(templates, dict) else text}
-    own = mrs_task(tokenizer, n=4, templates="{S1} has a {THING}. {S2} has a {THING}. So", names=["Alice", "Bob"], words={"THING": ["book", "phone"]})
+    own = mrs_task(
+        tokenizer,
+        n=4,
+        templates="{S1} has a {THING}. {S2} has a {THING}. So",
+        names=["Alice", "Bob"],
+        words={"THING": ["book", "phone"]},
+    )
     assert "THING" in own.positions and list(own.positions)[-1] == "END"
     mixed = mrs_task(tokenizer, n=26, templates="all")
     assert set(mixed.templates) == set(MRS_TEMPLATES) and "S4" in mixed.positions and "S2" not in mixed.positions
@@ -336,25 +464,52 @@ def test_own_template_list_dict_and_names(tokenizer):
 
 
 ERRORS = {
-    "names at the start": (lambda t: mrs_task(t, n=1, names=["Alice", "Bob", "John", "Zoranthia"]), r"names: 'Zoranthia' is not one token at the start of a text but \d+: \[.*'.*\]"),
-    "names after a space": (lambda t: ioi_task(t, n=1, names={"IO": "Zoranthia"}), r"names: 'Zoranthia' is not one token after a space but \d+: \["),
-    "one name, two answers": (lambda t: mrs_task(t, n=1, names={"S3": "Bob", "S4": "Bob"}), "right and the wrong answer are equal"),
-    "one name, two answers, IOI": (lambda t: ioi_task(t, n=1, names={"IO": "Bob", "S": "Bob"}), "right and the wrong answer are equal"),
-    "no value": (lambda t: mrs_task(t, n=1, templates="{S1} met {S2} in {TOWN}. So"), r"no value for the placeholder \{TOWN\}"),
-    "no value, IOI": (lambda t: ioi_task(t, n=1, templates="{IO} met {S} in {TOWN}. {S} waved to"), r"no value for the placeholder \{TOWN\}"),
+    "names at the start": (
+        lambda t: mrs_task(t, n=1, names=["Alice", "Bob", "John", "Zoranthia"]),
+        r"names: 'Zoranthia' is not one token at the start of a text but \d+: \[.*'.*\]",
+    ),
+    "names after a space": (
+        lambda t: ioi_task(t, n=1, names={"IO": "Zoranthia"}),
+        r"names: 'Zoranthia' is not one token after a space but \d+: \[",
+    ),
+    "one name, two answers": (
+        lambda t: mrs_task(t, n=1, names={"S3": "Bob", "S4": "Bob"}),
+        "right and the wrong answer are equal",
+    ),
+    "one name, two answers, IOI": (
+        lambda t: ioi_task(t, n=1, names={"IO": "Bob", "S": "Bob"}),
+        "right and the wrong answer are equal",
+    ),
+    "no value": (
+        lambda t: mrs_task(t, n=1, templates="{S1} met {S2} in {TOWN}. So"),
+        r"no value for the placeholder \{TOWN\}",
+    ),
+    "no value, IOI": (
+        lambda t: ioi_task(t, n=1, templates="{IO} met {S} in {TOWN}. {S} waved to"),
+        r"no value for the placeholder \{TOWN\}",
+    ),
     "unknown number": (lambda t: mrs_task(t, n=1, templates="{S1} is a {D999}. {S2} is a {D1}. So"), "D999"),
-    "unequal length": (lambda t: mrs_task(t, n=1, corruption="switch_descriptions", words={"D1": "counterrevolutionary"}), "same positions"),
+    "unequal length": (
+        lambda t: mrs_task(t, n=1, corruption="switch_descriptions", words={"D1": "counterrevolutionary"}),
+        "same positions",
+    ),
     "unknown corruption": (lambda t: mrs_task(t, corruption="swap"), "corruption: 'swap' is unknown"),
     "IOI corruption in MRS": (lambda t: mrs_task(t, corruption="abc"), "corruption: 'abc' is unknown"),
     "unknown order": (lambda t: ioi_task(t, order="ABAB"), "order: 'ABAB' is unknown"),
-    "too few": (lambda t: ioi_task(t, n=5, order="ABBA", templates="{IO} and {S} met. {S} waved to", names=["Bob", "John"]), "only 2 different"),
+    "too few": (
+        lambda t: ioi_task(t, n=5, order="ABBA", templates="{IO} and {S} met. {S} waved to", names=["Bob", "John"]),
+        "only 2 different",
+    ),
     "n = 0": (lambda t: mrs_task(t, n=0), "n: 0"),
     "n = 2.5": (lambda t: ioi_task(t, n=2.5), "n: 2.5"),
     "n = True": (lambda t: ioi_task(t, n=True), "n: True"),
     "unknown template": (lambda t: mrs_task(t, templates="pilott"), "'pilott' is neither"),
     "no template": (lambda t: mrs_task(t, templates=[]), "templates: none"),
     "one subject": (lambda t: mrs_task(t, n=1, templates="{S1} is a {D1}. The {cue_word} is"), "two subjects"),
-    "cue before subjects": (lambda t: mrs_task(t, n=1, templates="The {cue_word} is {cue_name}. {S1} and {S2}. The {cue_word} is"), "before there is one"),
+    "cue before subjects": (
+        lambda t: mrs_task(t, n=1, templates="The {cue_word} is {cue_name}. {S1} and {S2}. The {cue_word} is"),
+        "before there is one",
+    ),
     "empty placeholder": (lambda t: mrs_task(t, n=1, templates="{} met {S1} and {S2}. So"), "empty placeholder"),
     "open brace": (lambda t: mrs_task(t, n=1, templates="{S1 met {S2}. So"), "template"),
     "space at the end": (lambda t: mrs_task(t, n=1, templates="{S1} met {S2}. So "), "ends in a space"),
@@ -364,11 +519,26 @@ ERRORS = {
     "empty names": (lambda t: mrs_task(t, n=1, names=[]), "names: expected"),
     "unknown cue subject": (lambda t: mrs_task(t, n=1, cue_subject="S4"), "cue_subject"),
     "descriptions misspelt": (lambda t: mrs_task(t, n=1, descriptions="varied"), "descriptions: got 'varied'"),
-    "no cue to take away": (lambda t: mrs_task(t, n=1, templates="{S1} is a {D1}. {S2} is a {D2}. So", corruption="no_cue"), "no cue sentence"),
-    "no cue to change": (lambda t: mrs_task(t, n=1, templates="{S1} is a {D1}. {S2} is a {D2}. So", corruption="other_cue"), "twice"),
-    "nothing to switch": (lambda t: mrs_task(t, n=1, templates="{S1} met {S2}. So", corruption="switch_descriptions"), "two descriptions"),
-    "nothing to renew": (lambda t: mrs_task(t, n=1, templates="{S1} met {S2}. So", corruption="new_descriptions"), "no description"),
-    "corruption without change": (lambda t: mrs_task(t, n=1, corruption="switch_descriptions", templates="{S1} is a {D1}. {S2} is a {D1}. So"), "changes nothing"),
+    "no cue to take away": (
+        lambda t: mrs_task(t, n=1, templates="{S1} is a {D1}. {S2} is a {D2}. So", corruption="no_cue"),
+        "no cue sentence",
+    ),
+    "no cue to change": (
+        lambda t: mrs_task(t, n=1, templates="{S1} is a {D1}. {S2} is a {D2}. So", corruption="other_cue"),
+        "twice",
+    ),
+    "nothing to switch": (
+        lambda t: mrs_task(t, n=1, templates="{S1} met {S2}. So", corruption="switch_descriptions"),
+        "two descriptions",
+    ),
+    "nothing to renew": (
+        lambda t: mrs_task(t, n=1, templates="{S1} met {S2}. So", corruption="new_descriptions"),
+        "no description",
+    ),
+    "corruption without change": (
+        lambda t: mrs_task(t, n=1, corruption="switch_descriptions", templates="{S1} is a {D1}. {S2} is a {D1}. So"),
+        "changes nothing",
+    ),
 }
 
 
@@ -400,7 +570,9 @@ def test_shipped_names_that_do_not_fit_are_left_out_aloud():
     from transformers import PreTrainedTokenizerFast
 
     kept = NAMES[:10]
-    words = dict.fromkeys(["<|endoftext|>", "?", *kept, *["Ġ" + w for w in kept + DESCRIPTIONS + CUES + ["a", "is", "The"]], "."])
+    words = dict.fromkeys(
+        ["<|endoftext|>", "?", *kept, *["Ġ" + w for w in kept + DESCRIPTIONS + CUES + ["a", "is", "The"]], "."]
+    )
     tok = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="?"))
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tok.decoder = decoders.ByteLevel()
@@ -435,10 +607,18 @@ class Oracle:
         return logits
 
 
-@pytest.mark.parametrize("choose, kind", [(lambda s: s[-1], "latest"), (lambda s: s[0], "earliest"), (lambda s: s[len(s) // 2 if len(s) > 2 else -1], "another"), (lambda s: 1, "none")])
+@pytest.mark.parametrize(
+    "choose, kind",
+    [
+        (lambda s: s[-1], "latest"),
+        (lambda s: s[0], "earliest"),
+        (lambda s: s[len(s) // 2 if len(s) > 2 else -1], "another"),
+        (lambda s: 1, "none"),
+    ],
+)
 def test_survey_tells_the_kinds(monkeypatch, choose, kind):
     monkeypatch.setattr(data, "provenance", lambda model, **extra: dict(model="oracle", **extra))
-    ds = survey.__wrapped__(Oracle(ANY, choose), n=3)  # the guard refuses what is no model
+    ds = inspect.unwrap(survey)(Oracle(ANY, choose), n=3)  # the guard refuses what is no model
     assert list(ds.family.values) == list(SURVEY) and list(ds.kind.values) == KINDS
     for family in SURVEY:
         count = int(ds.subjects.sel(family=family))
@@ -455,18 +635,26 @@ def test_survey_tells_the_kinds(monkeypatch, choose, kind):
 def test_survey_families_mean_what_they_say():
     assert survey_template(2, 2) == MRS_TEMPLATES["pilot"]
     assert survey_template(1, 0, cue="absent") == "{S1} is a {D1}. The {cue_word} is"
-    assert survey_template(cue="changed").endswith("The {other_cue} is") and "{cue_name}" not in survey_template(cue="absent")
-    assert survey_template(descriptions="different").count("{D") == 4 and len(set(re.findall(r"\{D\d\}", survey_template(descriptions="different")))) == 4
-    assert survey_template(subject="last").startswith("The {D1} is {S1}.") and "{T1}" in survey_template(descriptions="titles")
+    assert survey_template(cue="changed").endswith("The {other_cue} is")
+    assert "{cue_name}" not in survey_template(cue="absent")
+    assert survey_template(descriptions="different").count("{D") == 4
+    assert len(set(re.findall(r"\{D\d\}", survey_template(descriptions="different")))) == 4
+    assert survey_template(subject="last").startswith("The {D1} is {S1}.")
+    assert "{T1}" in survey_template(descriptions="titles")
     for wrong in (dict(cue="no"), dict(descriptions="x"), dict(subject="middle"), dict(source=0)):
-        with pytest.raises(ValueError): survey_template(**wrong)
+        with pytest.raises(ValueError):
+            survey_template(**wrong)
 
 
 def test_survey_on_a_model(tiny, tmp_path):
     from namemovers import results
 
-    ds = survey(tiny, n=4, seed=1, families={"pilot": MRS_TEMPLATES["pilot"], "first": (MRS_TEMPLATES["pilot"], "first")})
-    again = survey(tiny, n=4, seed=1, families={"pilot": MRS_TEMPLATES["pilot"], "first": (MRS_TEMPLATES["pilot"], "first")})
+    ds = survey(
+        tiny, n=4, seed=1, families={"pilot": MRS_TEMPLATES["pilot"], "first": (MRS_TEMPLATES["pilot"], "first")}
+    )
+    again = survey(
+        tiny, n=4, seed=1, families={"pilot": MRS_TEMPLATES["pilot"], "first": (MRS_TEMPLATES["pilot"], "first")}
+    )
     assert ds.identical(again) and ds.attrs["model"] and len(set(ds.text.values.ravel())) == 8
     text = str(ds.text.sel(family="pilot", prompt=2).item())
     names = re.findall(r"\b(\w+) is a", text)
@@ -474,14 +662,19 @@ def test_survey_on_a_model(tiny, tmp_path):
         p = tiny(torch.tensor([[tiny.tokenizer.bos_token_id, *ids(tiny.tokenizer, text)]]))[0, -1].softmax(-1)
     expected = [float(p[ids(tiny.tokenizer, " " + n)[0]]) for n in names]
     got = ds.probability.sel(family="pilot", prompt=2)
-    np.testing.assert_allclose(got.values, [expected[3], expected[1] + expected[2], expected[0], 1 - sum(expected)], atol=1e-5)
+    np.testing.assert_allclose(
+        got.values, [expected[3], expected[1] + expected[2], expected[0], 1 - sum(expected)], atol=1e-5
+    )
     results.save(ds, "survey", folder=tmp_path)
     assert results.load("survey", folder=tmp_path).equals(ds)
     table = survey_table(ds)
-    assert list(table.columns) == ["family", "for example", *(f"{k} (%)" for k in KINDS), "p(latest)"] and len(table) == 2
+    assert list(table.columns) == ["family", "for example", *(f"{k} (%)" for k in KINDS), "p(latest)"]
+    assert len(table) == 2
     figure = survey_figure(ds, title="x")
-    assert [bar.name for bar in figure.data] == KINDS and np.allclose(sum(np.nan_to_num(bar.x) for bar in figure.data), 1)
+    assert [bar.name for bar in figure.data] == KINDS
+    assert np.allclose(sum(np.nan_to_num(bar.x) for bar in figure.data), 1)
     first = predictions(tiny, text, k=2)
     assert first.probability.is_monotonic_decreasing and first.probability[0] == pytest.approx(float(p.max()), abs=1e-5)
     for wrong in (dict(n=0), dict(families={})):
-        with pytest.raises(ValueError): survey(tiny, **wrong)
+        with pytest.raises(ValueError):
+            survey(tiny, **wrong)

@@ -1,4 +1,5 @@
 "The same settings give the same results, to the last bit, in two processes (with different hash seeds, one thread)."
+
 import os
 import subprocess
 import sys
@@ -25,10 +26,15 @@ def digest(ds):
     return h.hexdigest()
 
 model = load_model("mini", device="cpu")
-tasks = {"mrs": mrs_task(model.tokenizer, n=4, seed=3), "ioi": ioi_task(model.tokenizer, n=4, seed=3),
-         "templates": mrs_task(model.tokenizer, n=8, seed=3, templates=list(MRS_TEMPLATES), corruption="new_subjects", descriptions="vary", cue_words="vary")}
+varied = dict(templates=list(MRS_TEMPLATES), corruption="new_subjects", descriptions="vary", cue_words="vary")
+tasks = {
+    "mrs": mrs_task(model.tokenizer, n=4, seed=3),
+    "ioi": ioi_task(model.tokenizer, n=4, seed=3),
+    "templates": mrs_task(model.tokenizer, n=8, seed=3, **varied),
+}
 for name, task in tasks.items():
-    h = hashlib.sha256(repr((task.clean, task.corrupted, sorted((k, v.tolist()) for k, v in task.positions.items()))).encode())
+    positions = sorted((k, v.tolist()) for k, v in task.positions.items())
+    h = hashlib.sha256(repr((task.clean, task.corrupted, positions)).encode())
     for t in (task.clean_tokens, task.corrupted_tokens, task.correct, task.wrong): h.update(t.numpy().tobytes())
     print(name, h.hexdigest())
 for name in ("mrs", "ioi"):
@@ -49,8 +55,14 @@ print("survey", digest(survey(model, n=3, seed=3)))
 def run(hash_seed, folder):
     settings = {k: v for k, v in os.environ.items() if k not in ("MODEL", "N", "SEED", "CORRUPTION", "DEVICE")}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=folder, capture_output=True, text=True, timeout=600,
-                          env=settings | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": path})
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=settings | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": path},
+    )
     assert not done.returncode, done.stderr[-2000:]
     return dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
 

@@ -55,7 +55,8 @@ def test_every_site_against_plain_hooks(family, direction):
         heads = range(head_axis(model, site)[1]) if site in HEAD_SITES else [3] if site == "neurons" else [None]
         todo = [Cell(layer, head, at) for layer in range(model.cfg.n_layers) for head in heads for at in (None, later)]
         expected = [patched_logits(plain, site, cell, asked.base, asked.donor, model.cfg.d_head) for cell in todo]
-        if expected[0] is None: continue  # the family computes queries, keys and values in one map
+        if expected[0] is None:
+            continue  # the family computes queries, keys and values in one map
         ours = sweep(model, asked, site, todo)[0]
         assert (ours - torch.stack([answers(y) for y in expected])).abs().max() < 1e-4, site
         compared += 1
@@ -66,7 +67,10 @@ def test_patch_of_everything_and_of_nothing(family):
     name, plain, model = family
     for direction in ("denoise", "noise"):
         asked = pairs(direction)
-        own = answers(plain(asked.clean, use_cache=False).logits), answers(plain(asked.corrupted, use_cache=False).logits)
+        own = (
+            answers(plain(asked.clean, use_cache=False).logits),
+            answers(plain(asked.corrupted, use_cache=False).logits),
+        )
         values, clean, corrupted = sweep(model, asked, "resid_pre", [Cell(0)])
         donor = asked.base_first(clean, corrupted)[1]
         assert (values[0] - donor).abs().max() < 1e-4
@@ -82,7 +86,8 @@ def test_sets_of_one_are_single_patches(family):
     name, plain, model = family
     asked = pairs()
     for site in (*STREAM_SITES, *HEAD_SITES, "neurons"):
-        if site == "resid_mid" and model.cfg.parallel_attn_mlp: continue
+        if site == "resid_mid" and model.cfg.parallel_attn_mlp:
+            continue
         todo = [Cell(layer, None if site in STREAM_SITES else 0) for layer in range(model.cfg.n_layers)]
         single = sweep(model, asked, site, todo)[0]
         assert (run_sets(model, asked, [[(site, cell)] for cell in todo])[0] - single).abs().max() < 1e-4, site
@@ -111,7 +116,8 @@ def test_windows_are_seen(family):
     told = [L.window for L in w.layers]
     config = CONFIGS[name]()
     expected = getattr(config, "sliding_window", None) or (config.window_size if name == "gptneo" else None)
-    if name == "qwen2": expected = None
+    if name == "qwen2":
+        expected = None
     assert {window for window in told if window is not None} == ({expected} - {None})
 
 
@@ -132,11 +138,20 @@ def test_shared_keys_and_values_have_names_of_their_own(family, tmp_path):
     from namemovers.results import load, save
     from namemovers.stats import head_name, heads_in_words, kv_head_name, summarise, top_heads
     import dataclasses
+
     name, plain, model = family
     asked = pairs()
     task = ioi_task(load_model("mini").tokenizer, n=4)
-    task = dataclasses.replace(task, clean_tokens=asked.clean, corrupted_tokens=asked.corrupted, correct=CORRECT, wrong=WRONG,
-                               positions={"END": END}, lengths=END + 1, tokenizer=model.tokenizer)
+    task = dataclasses.replace(
+        task,
+        clean_tokens=asked.clean,
+        corrupted_tokens=asked.corrupted,
+        correct=CORRECT,
+        wrong=WRONG,
+        positions={"END": END},
+        lengths=END + 1,
+        tokenizer=model.tokenizer,
+    )
     n_kv = head_axis(model, "k")[1]
     found = {site: patch(model, task, site) for site in HEAD_SITES}
     for site in "kv":
@@ -166,10 +181,13 @@ def test_shared_keys_and_values_have_names_of_their_own(family, tmp_path):
 def test_the_unembedding_sees_one_position(family):
     "Logits of all positions would be most of a run's memory."
     from namemovers.model import run_at_end
+
     name, plain, model = family
     tokens, seen = pairs().clean, []
+
     def look(value, hook):
         seen.append(tuple(value.shape))
+
     expected = model(tokens)[torch.arange(4), END]
     logits, kept = run_at_end(model, tokens, END, ["ln_final.hook_out"], hooks=[("unembed.hook_out", look)])
     assert seen == [(4, 1, expected.shape[-1])]
@@ -183,7 +201,10 @@ def test_parts_sum_to_the_plain_models_logit_difference(family):
     task, rows = made_task(model), torch.arange(4)
     y = plain(task.clean_tokens, use_cache=False).logits[rows, task.positions["END"]].double()
     ds = head_attribution(model, task)
-    def difference(y): return (y[rows, task.correct] - y[rows, task.wrong]).numpy()
+
+    def difference(y):
+        return (y[rows, task.correct] - y[rows, task.wrong]).numpy()
+
     assert abs(ds.logit_diff - difference(y)).max() < 1e-4
     if name == "gemma2":
         y = 3.0 * torch.atanh(y / 3.0)
@@ -198,7 +219,10 @@ def test_a_heads_share_by_plain_hooks(family):
     """With an RMSNorm each number of what it reads is multiplied by one factor, `norm(x) / x`: that of the run, when its
     scale is frozen."""
     name, plain, model = family
-    if not hasattr(plain, "model") or "RMS" not in type(plain.model.norm if hasattr(plain.model, "norm") else None).__name__:
+    if (
+        not hasattr(plain, "model")
+        or "RMS" not in type(plain.model.norm if hasattr(plain.model, "norm") else None).__name__
+    ):
         return
     task, rows = made_task(model), torch.arange(4)
     end, d = task.positions["END"], model.cfg.d_head
@@ -208,7 +232,9 @@ def test_a_heads_share_by_plain_hooks(family):
         def look(t):
             seen[key] = t[rows, end].double() if t.dim() == 3 else t.view(4, -1, t.shape[-1])[rows, end].double()
             return t
+
         handles.append(catch(module, before, look))
+
     for l, p in enumerate(places(plain)):
         keep((l, "z"), p.o, True)
         keep((l, "raw"), p.o, False)
@@ -216,14 +242,15 @@ def test_a_heads_share_by_plain_hooks(family):
     keep("x", plain.model.norm, True)
     keep("y", plain.model.norm, False)
     plain(task.clean_tokens, use_cache=False)
-    for handle in handles: handle.remove()
+    for handle in handles:
+        handle.remove()
     U = plain.get_output_embeddings().weight.double()
     toward = (U[task.correct] - U[task.wrong]) * (seen["y"] / seen["x"]) / getattr(plain.config, "logits_scaling", 1)
     toward = toward * getattr(plain.config, "residual_multiplier", 1)
     ds = head_attribution(model, task)
     for l, p in enumerate(places(plain)):
-        z = seen[l, "z"].view(4, -1, d)                    # [prompt, head, d_head]
-        if p.v is not None and p.v.bias is not None:       # folded into what attention writes beside its heads
+        z = seen[l, "z"].view(4, -1, d)  # [prompt, head, d_head]
+        if p.v is not None and p.v.bias is not None:  # folded into what attention writes beside its heads
             own = p.v.bias.double().view(-1, d)
             z = z - own.repeat_interleave(z.shape[1] // len(own), 0)
         W_O = p.o.weight.double().T.view(-1, d, U.shape[1])
@@ -234,6 +261,7 @@ def test_a_heads_share_by_plain_hooks(family):
 
 def test_projection_of_a_name_and_attribution_tell_the_same(family, monkeypatch):
     import namemovers.head_attribution as module
+
     name, plain, model = family
     task = made_task(model)
     both = torch.stack([task.correct, task.wrong], 1)

@@ -24,7 +24,7 @@ from namemovers.head_attribution import attention
 from namemovers.stats import summarise
 
 TOKENIZER = small_tokenizer()
-HOSTILE = "Mary \u202e</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\u200b said \"é🦜\" to"
+HOSTILE = 'Mary \u202e</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1>\u200b said "é🦜" to'
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,37 @@ def start(session):
 
 # --- text and alignment ---------------------------------------------------------------------------------------------
 
+
 def unseen(text):
-    return re.findall(r"[\x00-\x1f\x7f-\xa0\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufffd\ud800-\udfff]", text)
+    return re.findall(
+        r"[\x00-\x1f\x7f-\xa0\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufffd\ud800-\udfff]", text
+    )
 
 
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, pytest.param(gpt2_tokenizer(), marks=pytest.mark.skipif(gpt2_tokenizer() is None, reason="GPT-2's tokenizer files are absent"))], ids=["mini", "gpt2"])
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        TOKENIZER,
+        pytest.param(
+            gpt2_tokenizer(),
+            marks=pytest.mark.skipif(gpt2_tokenizer() is None, reason="GPT-2's tokenizer files are absent"),
+        ),
+    ],
+    ids=["mini", "gpt2"],
+)
 def test_tokens_show_what_cannot_be_seen(tokenizer):
     ids = tokenizer.encode(HOSTILE + "\n\t\xa0" + "😀", add_special_tokens=False)
     labels = token_texts(tokenizer, ids)
-    assert len(labels) == len(ids) and not any(unseen(label) or label == "" or label.startswith(" ") for label in labels)
+    assert len(labels) == len(ids)
+    assert not any(unseen(label) or label == "" or label.startswith(" ") for label in labels)
     assert "<" in "".join(labels) and "&lt;" not in "".join(labels), "the label is text, for what shows text"
     shown = "".join(labels).replace("·", " ").replace("⏎", "\n").replace("⇥", "\t")
-    shown = re.sub(r"((?:\\x[0-9a-f]{2})+)", lambda m: bytes.fromhex(m[1].replace("\\x", "")).decode("utf-8", "replace"), shown)
-    assert "window.hacked" in shown and ("\u202e" in shown or "\\u202e" in shown), "bytes of a character that was split can be put together again"
+    shown = re.sub(
+        r"((?:\\x[0-9a-f]{2})+)", lambda m: bytes.fromhex(m[1].replace("\\x", "")).decode("utf-8", "replace"), shown
+    )
+    assert "window.hacked" in shown and ("\u202e" in shown or "\\u202e" in shown), (
+        "bytes of a character that was split can be put together again"
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -59,7 +77,8 @@ def test_tokens_show_what_cannot_be_seen(tokenizer):
 def test_any_text_can_be_typed(clean, corrupted, correct, wrong):
     shown = align(TOKENIZER, clean, corrupted, correct, wrong)
     for k, text in enumerate((clean, corrupted)):
-        assert sum(c[k] is not None for c in shown["columns"]) == 1 + len(TOKENIZER.encode(text, add_special_tokens=False))
+        own = TOKENIZER.encode(text, add_special_tokens=False)
+        assert sum(c[k] is not None for c in shown["columns"]) == 1 + len(own)
     assert not unseen(json.dumps(shown, ensure_ascii=False))
     if shown["lines_up"]:
         assert all(a is not None and b is not None for a, b, _ in shown["columns"])
@@ -68,13 +87,21 @@ def test_any_text_can_be_typed(clean, corrupted, correct, wrong):
         assert shown["problem"][0].isupper() and shown["problem"].endswith(".")
 
 
-@pytest.mark.parametrize("texts, said", [
-    (("", "John is", "Mary", "John"), "Type the clean prompt"), (("Mary is", " ", "Mary", "John"), "Type the corrupted prompt"),
-    (("Mary is", "Mary is", "Mary", "John"), "are the same"), (("Mary is ", "John is ", "Mary", "John"), "ends in a space"),
-    (("Mary is", "Mary Ann is", "Mary", "John"), "3 tokens and the corrupted one 4"), (("Mary is", "John is", "", "John"), "Type the right answer"),
-    (("Mary is", "John is", "Mary", " "), "Type the wrong answer"), (("Mary is", "John is", "Mary", "Mary "), "Both answers"),
-    (("Mary is", "John is", "Qxz", "John"), "not one token but"), (("a " * 200 + "is", "John is", "Mary", "John"), "at most"),
-])
+@pytest.mark.parametrize(
+    "texts, said",
+    [
+        (("", "John is", "Mary", "John"), "Type the clean prompt"),
+        (("Mary is", " ", "Mary", "John"), "Type the corrupted prompt"),
+        (("Mary is", "Mary is", "Mary", "John"), "are the same"),
+        (("Mary is ", "John is ", "Mary", "John"), "ends in a space"),
+        (("Mary is", "Mary Ann is", "Mary", "John"), "3 tokens and the corrupted one 4"),
+        (("Mary is", "John is", "", "John"), "Type the right answer"),
+        (("Mary is", "John is", "Mary", " "), "Type the wrong answer"),
+        (("Mary is", "John is", "Mary", "Mary "), "Both answers"),
+        (("Mary is", "John is", "Qxz", "John"), "not one token but"),
+        (("a " * 200 + "is", "John is", "Mary", "John"), "at most"),
+    ],
+)
 def test_prompts_that_cannot_be_patched(session, start, texts, said):
     typed = replace(start, task="", **dict(zip(("clean", "corrupted", "correct", "wrong"), texts)))
     problem = session.aligned(typed)["problem"]
@@ -82,7 +109,8 @@ def test_prompts_that_cannot_be_patched(session, start, texts, said):
     for view in set(VIEWS) - {"predictions"}:
         assert session.figure(replace(typed, view=view))["problem"] == problem
     assert session.head(typed)["problem"] == problem
-    if texts[0].strip() and texts[1].strip() and said != "at most":  # what is longer than the model reads cannot be run at all
+    # what is longer than the model reads cannot be run at all
+    if texts[0].strip() and texts[1].strip() and said != "at most":
         assert "panels" in session.figure(replace(typed, view="predictions")), "predictions need no alignment"
 
 
@@ -94,14 +122,27 @@ def test_where_prompts_part():
 
 # --- the state ------------------------------------------------------------------------------------------------------
 
-choices = st.builds(ExplorerState, *[st.text(max_size=20)] * 7, st.integers(0, 9), st.sampled_from(list(VIEWS)), st.tuples(st.integers(0, 11), st.integers(0, 11)),
-                    st.sampled_from(list(BY_SITE)), st.sampled_from(["head", "position"]), st.sampled_from(["denoise", "noise"]), through_mlps=st.booleans())
+choices = st.builds(
+    ExplorerState,
+    *[st.text(max_size=20)] * 7,
+    st.integers(0, 9),
+    st.sampled_from(list(VIEWS)),
+    st.tuples(st.integers(0, 11), st.integers(0, 11)),
+    st.sampled_from(list(BY_SITE)),
+    st.sampled_from(["head", "position"]),
+    st.sampled_from(["denoise", "noise"]),
+    through_mlps=st.booleans(),
+)
 
 
 @settings(max_examples=100, deadline=None)
 @given(choices)
 def test_a_state_comes_back(state):
-    assert ExplorerState.parse(state.to_json()) == state == ExplorerState.parse(state.to_link("https://example.org/a/explorer.html#old"))
+    assert (
+        ExplorerState.parse(state.to_json())
+        == state
+        == ExplorerState.parse(state.to_link("https://example.org/a/explorer.html#old"))
+    )
     assert state.by in BY_SITE[state.site] and state.to_json().isascii() and state.to_link().isascii()
 
 
@@ -111,9 +152,26 @@ def test_a_state_from_a_file(start, tmp_path):
         assert ExplorerState.parse(tmp_path / name) == ExplorerState.parse(str(tmp_path / name)) == start
 
 
-@pytest.mark.parametrize("bad", ["", "no such file", "{", "[1]", '{"view": "lens"}', "explorer.html#explorer=%%%", "explorer.html#explorer=e30"] +
-                         [json.dumps({FORMAT: 1, name: value}) for name, value in (("view", "secrets"), ("head", "L1H1"), ("head", [1]), ("head", [-1, 0]), ("head", [True, 0]), ("site", ["z"]),
-                          ("prompt", 1.5), ("clean", None), ("through_mlps", 1), ("surprise", 1), ("__class__", 1))])
+@pytest.mark.parametrize(
+    "bad",
+    ["", "no such file", "{", "[1]", '{"view": "lens"}', "explorer.html#explorer=%%%", "explorer.html#explorer=e30"]
+    + [
+        json.dumps({FORMAT: 1, name: value})
+        for name, value in (
+            ("view", "secrets"),
+            ("head", "L1H1"),
+            ("head", [1]),
+            ("head", [-1, 0]),
+            ("head", [True, 0]),
+            ("site", ["z"]),
+            ("prompt", 1.5),
+            ("clean", None),
+            ("through_mlps", 1),
+            ("surprise", 1),
+            ("__class__", 1),
+        )
+    ],
+)
 def test_a_state_from_elsewhere_is_checked(bad):
     with pytest.raises(ValueError, match=r"^(state|view|head|site|prompt|clean|through_mlps): .{10,}"):
         ExplorerState.parse(bad)
@@ -140,6 +198,7 @@ def test_tasks_of_ones_own(mini):
 
 # --- figures --------------------------------------------------------------------------------------------------------
 
+
 def array(panel):
     return np.array(panel["values"], dtype=float)
 
@@ -160,13 +219,24 @@ def run_code(session, state, monkeypatch):
 
 
 @pytest.mark.parametrize("typed", [False, True])
-@pytest.mark.parametrize("change", [
-    dict(view="predictions"), dict(view="lens"), dict(view="lens", run="corrupted"), dict(view="attribution"), dict(view="attention", head=(2, 1)), dict(view="attention", run="corrupted"),
-    *[dict(view="patching", site=site, by=by) for site in BY_SITE for by in BY_SITE[site]],
-    dict(view="patching", direction="noise"), *[dict(view="patching", metric=m) for m in ("logit", "prob", "rank", "kl")],
-    *[dict(view="paths", paths=p, component=c, head=(2, 0)) for p in ("senders", "receivers") for c in "qkv"],
-    dict(view="paths", paths="senders", head=(3, 0), through_mlps=True, direction="noise"), dict(view="paths", paths="strongest", component="v"),
-], ids=lambda change: " ".join(map(str, change.values())))
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(view="predictions"),
+        dict(view="lens"),
+        dict(view="lens", run="corrupted"),
+        dict(view="attribution"),
+        dict(view="attention", head=(2, 1)),
+        dict(view="attention", run="corrupted"),
+        *[dict(view="patching", site=site, by=by) for site in BY_SITE for by in BY_SITE[site]],
+        dict(view="patching", direction="noise"),
+        *[dict(view="patching", metric=m) for m in ("logit", "prob", "rank", "kl")],
+        *[dict(view="paths", paths=p, component=c, head=(2, 0)) for p in ("senders", "receivers") for c in "qkv"],
+        dict(view="paths", paths="senders", head=(3, 0), through_mlps=True, direction="noise"),
+        dict(view="paths", paths="strongest", component="v"),
+    ],
+    ids=lambda change: " ".join(map(str, change.values())),
+)
 def test_a_figure_is_what_its_code_gives(session, start, change, typed, monkeypatch):
     state = replace(start, **change)
     if typed:
@@ -174,7 +244,9 @@ def test_a_figure_is_what_its_code_gives(session, start, change, typed, monkeypa
     found = session.figure(state)
     assert "problem" not in found, found
     agree(state, found, run_code(session, state, monkeypatch))
-    assert found["reading"].endswith(".") and json.loads(json.dumps(found)) and not unseen(json.dumps(found, ensure_ascii=False))
+    assert found["reading"].endswith(".")
+    assert json.loads(json.dumps(found))
+    assert not unseen(json.dumps(found, ensure_ascii=False))
 
 
 def test_every_choice_is_what_its_code_gives(tiny, monkeypatch):
@@ -193,7 +265,9 @@ def test_every_choice_is_what_its_code_gives(tiny, monkeypatch):
                 tried += 1
     offered = re.search(r"const OPTIONS = \{(.*?)\}\n", (explorer.ASSETS / "explorer.js").read_text())[1]
     for view, names in re.findall(r"(\w+): \[(.*?)\]", offered):
-        assert set(re.findall(r"\w+", names)) == {n for n in explorer.depends(replace(own.state(), view=view)) if n in options}, "the browser offers what a figure depends on"
+        assert set(re.findall(r"\w+", names)) == {
+            n for n in explorer.depends(replace(own.state(), view=view)) if n in options
+        }, "the browser offers what a figure depends on"
     assert tried == 1 + 2 + 1 + (5 * 2 + 5) * 2 * 5 + 3 * 3 * 2 * 2 + 2
 
 
@@ -212,14 +286,19 @@ def agree(state, found, result):
         close(total, float(result.logit_diff[0]), 1e-3)
     elif state.view == "attention":
         for i, row in enumerate(panel["values"]):
-            np.testing.assert_allclose(row, result.pattern.sel(layer=l, head=h).values[i, :i + 1], rtol=6e-3, atol=1e-5)
+            np.testing.assert_allclose(
+                row, result.pattern.sel(layer=l, head=h).values[i, : i + 1], rtol=6e-3, atol=1e-5
+            )
     elif state.view == "patching":
         expected = result.effect.isel(prompt=0)
         close(array(panel), expected.sel(layer=l) if state.by == "head_position" else expected)
     elif state.paths == "strongest":
         expected = result.effect.isel(prompt=0)
         for (sender, receiver), row in zip(panel["heads"], panel["rows"]):
-            close(row[2], float(expected.sel(sender_layer=sender[0], sender_head=sender[1], layer=receiver[0], head=receiver[1])))
+            close(
+                row[2],
+                float(expected.sel(sender_layer=sender[0], sender_head=sender[1], layer=receiver[0], head=receiver[1])),
+            )
         assert abs(panel["rows"][0][2]) == pytest.approx(float(abs(expected).max()), rel=1e-3)
     else:
         close(array(panel), result.effect.isel(prompt=0, **({"sender": 0} if state.paths == "receivers" else {})))
@@ -237,7 +316,10 @@ def test_the_full_sweep_holds_the_single_paths(mini):
 
 def test_first_and_last_layer_say_what_they_lack(session, start):
     assert "no head comes before it" in session.figure(replace(start, view="paths", head=(0, 1)))["problem"]
-    assert "no head comes after it" in session.figure(replace(start, view="paths", paths="receivers", head=(3, 1)))["problem"]
+    assert (
+        "no head comes after it"
+        in session.figure(replace(start, view="paths", paths="receivers", head=(3, 1)))["problem"]
+    )
 
 
 def test_a_model_that_the_fast_engine_cannot_run(tiny, monkeypatch):
@@ -266,25 +348,40 @@ def test_runs_that_do_not_differ(tiny):
 
 # --- one head -------------------------------------------------------------------------------------------------------
 
+
 def fact(known, name):
     return next(f["value"] for f in known["facts"] if f["name"] == name)
 
 
 def test_what_is_known_of_a_head(session, start):
     known, (l, h), n = session.head(start), start.head, explorer.INTERVAL_PROMPTS
-    assert start.head == tuple(np.unravel_index(np.abs(array(session.figure(start)["panels"][0])).argmax(), (4, 4))), "it opens with the largest"
+    assert start.head == tuple(np.unravel_index(np.abs(array(session.figure(start)["panels"][0])).argmax(), (4, 4))), (
+        "it opens with the largest"
+    )
     one, task = session.task(start), session.tasks["mrs"]
-    assert fact(known, "effect, this prompt") == f"{float(patch(session.model, one, 'z', progress=False).effect.isel(prompt=0)[l, h]):.2f}"
+    assert (
+        fact(known, "effect, this prompt")
+        == f"{float(patch(session.model, one, 'z', progress=False).effect.isel(prompt=0)[l, h]):.2f}"
+    )
     whole = summarise(patch(session.model, task[:n], "z", progress=False).effect)
     value, low, high = map(float, re.findall(r"-?[\d.]+", fact(known, f"effect, {n} prompts").replace("−", "-")))
-    assert value == pytest.approx(float(whole["mean"][l, h]), abs=0.006) and low == pytest.approx(float(whole.low[l, h]), abs=0.03) and high == pytest.approx(float(whole.high[l, h]), abs=0.03)
-    np.testing.assert_allclose(known["attention"]["values"]["clean"], attention(session.model, one).pattern.values[l, h, -1], rtol=6e-3, atol=1e-5)
+    assert value == pytest.approx(float(whole["mean"][l, h]), abs=0.006)
+    assert low == pytest.approx(float(whole.low[l, h]), abs=0.03)
+    assert high == pytest.approx(float(whole.high[l, h]), abs=0.03)
+    np.testing.assert_allclose(
+        known["attention"]["values"]["clean"],
+        attention(session.model, one).pattern.values[l, h, -1],
+        rtol=6e-3,
+        atol=1e-5,
+    )
     assert len(known["attention"]["tokens"]["corrupted"]) == one.clean_tokens.shape[1] and known["can_measure_roles"]
 
 
 def test_one_prompt_has_no_interval(session, start):
     known = session.head(session.state(replace(start, task="", prompt=0)))
-    assert fact(known, "interval") == "none" and not known["can_measure_roles"] and not any("[" in f["value"] for f in known["facts"] if f["name"].startswith("effect"))
+    assert fact(known, "interval") == "none"
+    assert not known["can_measure_roles"]
+    assert not any("[" in f["value"] for f in known["facts"] if f["name"].startswith("effect"))
 
 
 def test_copy_scores_of_one_head_are_the_library_s(tiny):
@@ -309,7 +406,8 @@ def test_roles_are_told_once_measured(session, start):
     assert fact(session.head(start), "role") == "not measured yet"
     found = session.measure_roles("mrs")
     known = session.head(start)
-    assert fact(known, "role").startswith(str(found.role.sel(layer=start.head[0], head=start.head[1]).item())) and not known["can_measure_roles"]
+    assert fact(known, "role").startswith(str(found.role.sel(layer=start.head[0], head=start.head[1]).item()))
+    assert not known["can_measure_roles"]
 
 
 def test_the_study_s_roles_are_told(mini, monkeypatch, tmp_path):
@@ -326,11 +424,14 @@ def test_the_study_s_roles_are_told(mini, monkeypatch, tmp_path):
     state = own.state()
     known = own.head(state)
     role = next(f for f in known["facts"] if f["name"] == "role")
-    assert role["value"] == fact(measured.head(state), "role") and role["note"].startswith("by the study, on 3 prompts: ") and not known["can_measure_roles"]
+    assert role["value"] == fact(measured.head(state), "role")
+    assert role["note"].startswith("by the study, on 3 prompts: ")
+    assert not known["can_measure_roles"]
     assert fact(own.head(own.choose(state, "ioi", 0)), "role") == "not measured yet", "of other weights"
 
 
 # --- progress -------------------------------------------------------------------------------------------------------
+
 
 def stop_at(calls):
     seen = itertools.count(1)
@@ -342,7 +443,15 @@ def stop_at(calls):
     return progress
 
 
-@pytest.mark.parametrize("change", [dict(view="patching", site="mlp_out"), dict(view="paths", paths="strongest"), dict(view="patching", site="k", by="head_position")], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(view="patching", site="mlp_out"),
+        dict(view="paths", paths="strongest"),
+        dict(view="patching", site="k", by="head_position"),
+    ],
+    ids=str,
+)
 def test_a_sweep_reports_and_stops(tiny, change):
     own = Session(tiny)
     state = replace(own.state(), **change)
@@ -350,12 +459,18 @@ def test_a_sweep_reports_and_stops(tiny, change):
         own.figure(state, progress=stop_at(1))
     told = []
     found = own.figure(state, progress=lambda done, total: told.append((done, total)))
-    assert "panels" in found and told and [d for d, _ in told] == sorted(d for d, _ in told) and told[-1][0] <= told[-1][1]
+    assert "panels" in found
+    assert told
+    assert [d for d, _ in told] == sorted(d for d, _ in told)
+    assert told[-1][0] <= told[-1][1]
     again = []
-    assert own.figure(state, progress=lambda *at: again.append(at))["panels"] == found["panels"] and not again, "an answer is remembered"
+    assert own.figure(state, progress=lambda *at: again.append(at))["panels"] == found["panels"] and not again, (
+        "an answer is remembered"
+    )
 
 
 # --- the widget, without a notebook ---------------------------------------------------------------------------------
+
 
 def change(app, **fields):
     app.state = {**app.state, **fields}
@@ -373,7 +488,9 @@ def test_the_widget_follows_its_state(mini):
     settled(app)
     assert app.figure["of"]["view"] == "lens" and app.head["name"] == "L1H1" and app.progress == {}
     change(app, view="patching", site="resid_pre")
-    assert settled(app).state["by"] == "position" and app.figure["panels"][0]["col_name"] == "token", "the way follows from the site"
+    assert settled(app).state["by"] == "position" and app.figure["panels"][0]["col_name"] == "token", (
+        "the way follows from the site"
+    )
     before = app.figure
     change(app, head=[2, 2])
     assert settled(app).figure == before and app.head["name"] == "L2H2", "no figure of streams depends on a head"
@@ -386,7 +503,9 @@ def test_the_widget_follows_its_state(mini):
 
 def test_a_head_comes_in_two_steps(mini):
     app, told = explore(mini), []
-    assert app.head["pending"] and fact(app.head, "copy score") == "…" and fact(app.head, "effect, this prompt") != "…", "the rest is asked for when it is shown"
+    assert (
+        app.head["pending"] and fact(app.head, "copy score") == "…" and fact(app.head, "effect, this prompt") != "…"
+    ), "the rest is asked for when it is shown"
     app._message(None, {"type": "again"}, [])
     assert not settled(app).head["pending"] and "…" not in [f["value"] for f in app.head["facts"]]
     app.observe(lambda change: told.append(change["new"]["pending"]), "head")
@@ -444,7 +563,9 @@ def test_cancel_is_heard_while_a_view_is_computed(mini):
     change(app, view="lens")
     assert slow.begun.wait(30)
     app._message(None, {"type": "cancel"}, [])
-    assert re.match(r"Cancelled after \d+ of 10000 runs\.", settled(app).figure["problem"]) and app.figure["cancelled"] and app.progress == {}
+    assert re.match(r"Cancelled after \d+ of 10000 runs\.", settled(app).figure["problem"])
+    assert app.figure["cancelled"]
+    assert app.progress == {}
     slow.go.set()
     app._message(None, {"type": "again"}, [])
     assert settled(app).figure["panels"] and app.figure["of"]["view"] == "lens"
@@ -459,7 +580,10 @@ def test_a_newer_question_takes_the_place_of_an_older(mini):
     change(app, view="attention")
     slow.go.set()
     settled(app)
-    assert slow.asked[0] == "lens" and slow.asked.count("lens") == 1 and app.figure["of"]["view"] == "attention" and app.head["name"] == "L3H3"
+    assert slow.asked[0] == "lens"
+    assert slow.asked.count("lens") == 1
+    assert app.figure["of"]["view"] == "attention"
+    assert app.head["name"] == "L3H3"
     change(app, view="patching")
     settled(app)
     slow.go.clear(), slow.begun.clear()
@@ -482,7 +606,9 @@ def test_a_head_does_not_wait_for_a_sweep(mini):
     assert slow.begun.wait(30)
     there = seen(app, "head", lambda head: head["name"] == "L3H1")
     change(app, head=[3, 1])
-    assert there.wait(30) and app.figure["of"]["view"] == "patching", "the head is told while the view is still computed"
+    assert there.wait(30) and app.figure["of"]["view"] == "patching", (
+        "the head is told while the view is still computed"
+    )
     slow.go.set()
     settled(app)
     assert app.figure["of"]["view"] == "lens" and not app.head["pending"] and slow.asked == ["lens"]
@@ -529,20 +655,37 @@ def test_without_anywidget(monkeypatch, mini):
 
 
 def test_importing_the_package_stays_light():
-    code = "import sys, namemovers; assert 'torch' not in sys.modules and 'anywidget' not in sys.modules and 'explore' in namemovers.__all__; assert callable(namemovers.explore)"
+    code = (
+        "import sys, namemovers\n"
+        "assert 'torch' not in sys.modules and 'anywidget' not in sys.modules\n"
+        "assert 'explore' in namemovers.__all__\n"
+        "assert callable(namemovers.explore)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # --- the page -------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def page_file(tiny, tmp_path_factory):
     "A page of two prompts, one of them hostile."
     own = Session(tiny)
-    bad = replace(own.state(), clean=HOSTILE, corrupted=HOSTILE.replace("Mary", "John"), correct="Mary", wrong="John", task="", prompt=0)
+    bad = replace(
+        own.state(),
+        clean=HOSTILE,
+        corrupted=HOSTILE.replace("Mary", "John"),
+        correct="Mary",
+        wrong="John",
+        task="",
+        prompt=0,
+    )
     made = snapshot(own, [own.state(), bad], roles=False)
     path = tmp_path_factory.mktemp("page") / "explorer.html"
-    path.write_text(f'<!doctype html><html><head><meta charset="utf-8"><title>x</title></head><body>{made.text}</body></html>', encoding="utf-8")
+    path.write_text(
+        f'<!doctype html><html><head><meta charset="utf-8"><title>x</title></head><body>{made.text}</body></html>',
+        encoding="utf-8",
+    )
     return path
 
 
@@ -599,7 +742,9 @@ def test_every_choice_of_the_page_has_an_answer(visit):
                 page.locator(f"[data-option={option}]").select_option(value)
                 assert page.locator(".nmx").get_attribute("data-shown") == view
                 assert "holds no answer" not in page.locator(".nmx-view").inner_text()
-                assert page.locator(".nmx-view td").count() or "layer" in page.locator(".nmx-problem:visible").inner_text()
+                assert (
+                    page.locator(".nmx-view td").count() or "layer" in page.locator(".nmx-problem:visible").inner_text()
+                )
                 tried += 1
     assert tried >= 2 * len(VIEWS)
 
@@ -608,11 +753,15 @@ def test_a_head_is_chosen_by_mouse_and_by_keyboard(visit):
     page = visit()
     page.locator("td[data-at='1,2']").click()
     page.mouse.move(0, 0)  # a pointer that rests on a cell reads that cell
-    assert page.locator(".nmx-head").get_attribute("data-head") == "L1H2" and page.locator("td[aria-selected=true]").get_attribute("data-at") == "1,2"
-    assert page.evaluate("document.activeElement.dataset.at") == "1,2" and page.evaluate("document.activeElement.hasAttribute('data-lm-suppress-shortcuts')"), "Notebook 7 would take the keys"
+    assert page.locator(".nmx-head").get_attribute("data-head") == "L1H2"
+    assert page.locator("td[aria-selected=true]").get_attribute("data-at") == "1,2"
+    assert page.evaluate("document.activeElement.dataset.at") == "1,2"
+    keeps = page.evaluate("document.activeElement.hasAttribute('data-lm-suppress-shortcuts')")
+    assert keeps, "Notebook 7 would take the keys"
     for key in ("ArrowDown", "ArrowRight", "Enter"):
         page.keyboard.press(key)
-    assert page.locator(".nmx-head h3").inner_text() == "L2H3" and page.evaluate("document.activeElement.dataset.at") == "2,3"
+    assert page.locator(".nmx-head h3").inner_text() == "L2H3"
+    assert page.evaluate("document.activeElement.dataset.at") == "2,3"
     assert "L2H3: effect" in page.locator(".nmx-readout").inner_text()
     page.get_by_label("Choose a head").select_option("0,1")
     assert page.locator(".nmx-head").get_attribute("data-head") == "L0H1"
@@ -637,9 +786,13 @@ def test_text_is_shown_and_never_obeyed(visit):
     page.get_by_role("button", name="Show the code").click()
     page.wait_for_timeout(100)
     assert page.evaluate("window.hacked") is None and page.locator(".nmx img, .nmx script").count() == 0
-    assert "onerror" in page.locator(".nmx-align").inner_text().replace("\n", "") or page.locator(".nmx-align .nmx-token").count() > 20
+    assert (
+        "onerror" in page.locator(".nmx-align").inner_text().replace("\n", "")
+        or page.locator(".nmx-align .nmx-token").count() > 20
+    )
     shown = page.locator(".nmx").inner_text()
-    assert not re.search(r"[\u202e\u200b]", shown) and "</script>" in page.locator(".nmx-source option").nth(1).inner_text()
+    assert not re.search(r"[\u202e\u200b]", shown)
+    assert "</script>" in page.locator(".nmx-source option").nth(1).inner_text()
 
 
 def test_a_link_and_a_file_bring_the_state_back(visit, tmp_path):
@@ -657,7 +810,8 @@ def test_a_link_and_a_file_bring_the_state_back(visit, tmp_path):
 
     def is_back(other):
         other.wait_for_selector(".nmx[data-shown=paths]")
-        assert other.locator(".nmx-head").get_attribute("data-head") == "L2H1" and other.locator("[data-option=component]").input_value() == "v"
+        assert other.locator(".nmx-head").get_attribute("data-head") == "L2H1"
+        assert other.locator("[data-option=component]").input_value() == "v"
 
     is_back(visit("#" + link.split("#")[1]))
     other = visit()
@@ -672,12 +826,22 @@ def test_a_link_and_a_file_bring_the_state_back(visit, tmp_path):
     assert "not from the explorer" in visit("#explorer=AAAA").locator(".nmx-foot").inner_text()
 
 
+# what of the explorer does not fit its place
+CUT = """() => {
+    const parts = 'button, h3, h4, p:not([hidden]), select, .nmx-facts > div, .nmx-align > div';
+    return [...document.querySelectorAll(`.nmx :is(${parts})`)].filter(e => {
+        const b = e.getBoundingClientRect();
+        const outside = b.left < -1 || b.right > innerWidth + 1;
+        const clipped = e.scrollWidth > e.clientWidth + 2 && getComputedStyle(e).overflow !== 'visible';
+        return b.width && (outside || clipped);
+    }).map(e => e.className + e.textContent.slice(0, 40));
+}"""
+
+
 @pytest.mark.parametrize("width", [1100, 380])
 def test_nothing_is_cut(visit, width):
     page = visit(viewport={"width": width, "height": 900}, color_scheme="dark")
     for view in VIEWS:
         page.locator(f"[data-view={view}]").click()
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0, view
-        cut = page.evaluate("""() => [...document.querySelectorAll('.nmx button, .nmx h3, .nmx h4, .nmx p:not([hidden]), .nmx select, .nmx-facts > div, .nmx-align > div')].filter(e => {
-            const b = e.getBoundingClientRect(); return b.width && (b.left < -1 || b.right > innerWidth + 1 || e.scrollWidth > e.clientWidth + 2 && getComputedStyle(e).overflow !== 'visible') }).map(e => e.className + e.textContent.slice(0, 40))""")
-        assert cut == [], view
+        assert page.evaluate(CUT) == [], view

@@ -51,11 +51,15 @@ def by_transformers(plain, task, site, layer, head=None, position=None):
     block, _, out, last = parts(plain, layer)
     module = {"resid_pre": block, "z": out, "neurons": last}[site]
     width = out.in_features // HEADS
-    part = {"resid_pre": (slice(None), position), "neurons": (..., head),
-            "z": (..., slice(None) if head is None else slice(head * width, (head + 1) * width))}[site]
+    part = {
+        "resid_pre": (slice(None), position),
+        "neurons": (..., head),
+        "z": (..., slice(None) if head is None else slice(head * width, (head + 1) * width)),
+    }[site]
     kept = {}
 
-    def keep(module, args): kept["x"] = args[0].clone()
+    def keep(module, args):
+        kept["x"] = args[0].clone()
 
     def put(module, args):
         x = args[0].clone()
@@ -64,8 +68,10 @@ def by_transformers(plain, task, site, layer, head=None, position=None):
 
     for hook, tokens in ((keep, task.clean_tokens), (put, task.corrupted_tokens)):
         handle = module.register_forward_pre_hook(hook)
-        try: logits = plain(tokens).logits
-        finally: handle.remove()
+        try:
+            logits = plain(tokens).logits
+        finally:
+            handle.remove()
     return answers(logits, task)[0]
 
 
@@ -94,7 +100,8 @@ def test_the_hooks_engine_is_right_about_it(family):
 def test_a_site_reaches_the_answer_or_is_refused(family, site):
     name, model, _ = family
     if hook_point(site, 0) not in model.hook_dict:
-        with pytest.raises(ValueError, match="this model has no"): patch(model, made_task(model), site)
+        with pytest.raises(ValueError, match="this model has no"):
+            patch(model, made_task(model), site)
     elif name in BESIDE and site == "pattern":
         assert unreached(model, site, [0, 1, 2]) == [0, 1, 2]
         with pytest.raises(ValueError, match="site='pattern': changing blocks.0.attn.hook_pattern changes no logit"):

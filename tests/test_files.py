@@ -49,7 +49,10 @@ def test_a_full_disk(tmp_path, error):
 
 def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "folder").write_text("a file")
-    with pytest.raises(OSError, match="cannot be written: a file stands where a folder should be"), whole(tmp_path / "folder" / "note.txt"):
+    with (
+        pytest.raises(OSError, match="cannot be written: a file stands where a folder should be"),
+        whole(tmp_path / "folder" / "note.txt"),
+    ):
         pass
     (tmp_path / "note.txt").mkdir()
     (tmp_path / "note.txt" / "inside").touch()

@@ -1,4 +1,5 @@
-"""One guard in front of every measurement: what would give a wrong number is one clear error, what is only a setting of the session changes none."""
+"""One guard in front of every measurement: what would give a wrong number is one clear error, what is only a setting
+of the session changes none."""
 
 import contextlib
 import copy
@@ -15,7 +16,18 @@ import torch
 import xarray as xr
 
 import namemovers
-from namemovers import circuits, copy_scores, data, explorer, head_attribution, head_roles, logit_lens, path_patching, sets, task_study
+from namemovers import (
+    circuits,
+    copy_scores,
+    data,
+    explorer,
+    head_attribution,
+    head_roles,
+    logit_lens,
+    path_patching,
+    sets,
+    task_study,
+)
 from namemovers.activation_patching import patch, run_hooks
 from namemovers.attribution_patching import attribute, patch_screened, run_attribution
 from namemovers.engine.sweep import run_sets, sweep
@@ -43,13 +55,17 @@ MEASURE = {
     "prune": lambda m, t: circuits.prune(m, t, tolerance=0.9, ablation="zero", progress=False),
     "grow": lambda m, t: circuits.grow(m, t, tolerance=0.9, ablation="zero", progress=False),
     "curve": lambda m, t: circuits.curve(m, t, {"one": circuits.nodes(m, t)}, shares=(0, 0.5, 1), ablation="zero"),
-    "completeness": lambda m, t: circuits.completeness(m, t, [node(t)], random=1, greedy=1, steps=1, width=1, ablation="zero", progress=False),
+    "completeness": lambda m, t: circuits.completeness(
+        m, t, [node(t)], random=1, greedy=1, steps=1, width=1, ablation="zero", progress=False
+    ),
     "minimality": lambda m, t: circuits.minimality(m, t, [node(t)], steps=1, width=1, ablation="zero", progress=False),
     "cross_task": lambda m, t: circuits.cross_task(m, {"ioi": [(0, 0)]}, {"ioi": (t, None)}, random=1, ablation="zero"),
     "search_again": None,  # makes its own prompts
     "measure_published": lambda m, t: importlib.import_module("namemovers.claims").measure_published(m, t),
     "copy_scores": lambda m, t: copy_scores.copy_scores(m, ["Mary", "John", "Tom"], n=9),
-    "after_first_block": lambda m, t: copy_scores.after_first_block(m, t.clean_tokens, torch.stack([t.positions["S1"], t.positions["IO"]], 1)),
+    "after_first_block": lambda m, t: copy_scores.after_first_block(
+        m, t.clean_tokens, torch.stack([t.positions["S1"], t.positions["IO"]], 1)
+    ),
     "task_copy_scores": lambda m, t: copy_scores.task_copy_scores(m, t),
     "predictions": lambda m, t: data.predictions(m, t.clean[0]),
     "survey": lambda m, t: data.survey(m, n=1, families={"one": data.survey_template()}),
@@ -59,7 +75,9 @@ MEASURE = {
     "acdc": lambda m, t: circuits.acdc(m, t, 1e9, progress=False),
     "sweep": lambda m, t: sweep(m, Pairs.of(t), "z", [Cell(0, 0)]),
     "run_sets": lambda m, t: run_sets(m, Pairs.of(t), [[]]),
-    "Session": lambda m, t: (s := explorer.Session(m, t, study=False)).figure(dataclasses.replace(s.choose(explorer.ExplorerState(), t.name, 0), view="attribution")),
+    "Session": lambda m, t: (s := explorer.Session(m, t, study=False)).figure(
+        dataclasses.replace(s.choose(explorer.ExplorerState(), t.name, 0), view="attribution")
+    ),
     "explore": None,  # a Session with a widget around it
     "head_attribution": lambda m, t: head_attribution.head_attribution(m, t),
     "attention": lambda m, t: head_attribution.attention(m, t),
@@ -84,9 +102,32 @@ WITHOUT_A_TASK = {"copy_scores", "predictions", "survey", "pattern_scores"}
 
 # take a model and measure nothing
 NO_MEASUREMENT = {
-    "Case", "ExplorerState", "Settings", "answer_direction", "cells", "fingerprint", "guard", "head_axis", "label", "minimal_in_words",
-    "model_name", "model_note", "n_kv_heads", "name_ranks", "nodes", "pick_engine", "provenance", "read_layer", "read_rotary", "ready",
-    "taken_from_logits", "unlike_gpt2_small", "unreached", "weights_hash", "weights_of", "why_not",
+    "Case",
+    "ExplorerState",
+    "Settings",
+    "answer_direction",
+    "cells",
+    "fingerprint",
+    "guard",
+    "head_axis",
+    "label",
+    "minimal_in_words",
+    "model_name",
+    "model_note",
+    "n_kv_heads",
+    "name_ranks",
+    "nodes",
+    "pick_engine",
+    "provenance",
+    "read_layer",
+    "read_rotary",
+    "ready",
+    "taken_from_logits",
+    "unlike_gpt2_small",
+    "unreached",
+    "weights_hash",
+    "weights_of",
+    "why_not",
 }
 
 
@@ -122,7 +163,12 @@ def public_with_a_model():
         module = importlib.import_module(info.name)
         for name in getattr(module, "__all__", ()):
             value = getattr(module, name)
-            if not callable(value) or getattr(value, "__module__", "") != module.__name__ or inspect.isclass(value) and issubclass(value, Exception):
+            if (
+                not callable(value)
+                or getattr(value, "__module__", "") != module.__name__
+                or inspect.isclass(value)
+                and issubclass(value, Exception)
+            ):
                 continue
             if "model" in inspect.signature(value).parameters:
                 yield name, value
@@ -131,11 +177,19 @@ def public_with_a_model():
 def test_every_measurement_is_guarded_and_tried_here():
     found = dict(public_with_a_model())
     new = set(found) - set(MEASURE) - NO_MEASUREMENT
-    assert not new, f"{new}: put @guarded above and a call into MEASURE, or, if it measures nothing, its name into NO_MEASUREMENT"
+    assert not new, (
+        f"{new}: put @guarded above and a call into MEASURE, or, if it measures nothing, its name into NO_MEASUREMENT"
+    )
     assert set(MEASURE) <= set(found)
-    bare = {name for name in MEASURE if not inspect.isclass(found[name]) and not hasattr(found[name], "__guarded__")} - {"explore"}
+    bare = {
+        name for name in MEASURE if not inspect.isclass(found[name]) and not hasattr(found[name], "__guarded__")
+    } - {"explore"}
     assert not bare, f"{bare} forgot @guarded"
-    for method in (circuits.Ablated.__init__, circuits.Ablated.__call__, *(getattr(explorer.Session, n) for n in ("figure", "head", "copies", "measure_roles"))):
+    for method in (
+        circuits.Ablated.__init__,
+        circuits.Ablated.__call__,
+        *(getattr(explorer.Session, n) for n in ("figure", "head", "copies", "measure_roles")),
+    ):
         assert method.__guarded__
 
 
@@ -145,55 +199,70 @@ def test_every_measurement_is_guarded_and_tried_here():
 @contextlib.contextmanager
 def train(model):
     model.train()
-    try: yield
-    finally: model.eval()
+    try:
+        yield
+    finally:
+        model.eval()
 
 
 @contextlib.contextmanager
 def train_one_dropout(model):
     part = next(m for m in model.original_model.modules() if isinstance(m, torch.nn.Dropout))
     part.train()
-    try: yield
-    finally: part.eval()
+    try:
+        yield
+    finally:
+        part.eval()
 
 
 @contextlib.contextmanager
 def torch_hook(model, kind="register_forward_hook"):
     handle = getattr(model.blocks[1].mlp.original_component, kind)(lambda *a: None)
-    try: yield
-    finally: handle.remove()
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
 def lens_hook(model, permanent=False):
     model.blocks[0].attn.hook_z.add_hook(lambda z, hook: None, is_permanent=permanent)
-    try: yield
-    finally: model.reset_hooks(including_permanent=True)
+    try:
+        yield
+    finally:
+        model.reset_hooks(including_permanent=True)
 
 
 @contextlib.contextmanager
 def global_hook(model):
     handle = torch.nn.modules.module.register_module_forward_hook(lambda *a: None)
-    try: yield
-    finally: handle.remove()
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager
 def other_forward(model):
     part = model.blocks[1].mlp.original_component
     part.forward = lambda x: x
-    try: yield
-    finally: del part.forward
+    try:
+        yield
+    finally:
+        del part.forward
 
 
 @contextlib.contextmanager
 def dtype(model, to):
     tensors = [*model.parameters(), *model.buffers()]
     kept = [t.data for t in tensors]
-    for t in tensors: t.data = t.data.to(to)
-    try: yield
+    for t in tensors:
+        t.data = t.data.to(to)
+    try:
+        yield
     finally:
-        for t, value in zip(tensors, kept): t.data = value
+        for t, value in zip(tensors, kept):
+            t.data = value
 
 
 @contextlib.contextmanager
@@ -201,8 +270,10 @@ def one_nan(model):
     weight = model.blocks[1].mlp.out.weight
     kept = weight.detach().clone()
     weight.data.view(-1)[5] = float("nan")
-    try: yield
-    finally: weight.data.copy_(kept)
+    try:
+        yield
+    finally:
+        weight.data.copy_(kept)
 
 
 WRONG = {
@@ -225,7 +296,8 @@ def test_a_model_that_would_not_give_its_own_numbers(model, task, wrong):
     spoil, words = WRONG[wrong]
     with spoil(model):
         for name, measure in CALLED.items():
-            with pytest.raises(ValueError, match=words) as e: quietly(measure, model, task)
+            with pytest.raises(ValueError, match=words) as e:
+                quietly(measure, model, task)
             assert "\n" not in str(e.value), name
 
 
@@ -237,8 +309,13 @@ def long(task):
 
 def twice(task):
     again = lambda t: torch.cat([t[:, :1], t], 1)
-    return dataclasses.replace(task, clean_tokens=again(task.clean_tokens), corrupted_tokens=again(task.corrupted_tokens), lengths=task.lengths + 1,
-                               positions={k: v + 1 for k, v in task.positions.items()})
+    return dataclasses.replace(
+        task,
+        clean_tokens=again(task.clean_tokens),
+        corrupted_tokens=again(task.corrupted_tokens),
+        lengths=task.lengths + 1,
+        positions={k: v + 1 for k, v in task.positions.items()},
+    )
 
 
 def foreign(task):
@@ -253,38 +330,56 @@ def beyond(task):
 
 
 def of_inference(task):
-    with torch.inference_mode(): return dataclasses.replace(task, clean_tokens=task.clean_tokens.clone())
+    with torch.inference_mode():
+        return dataclasses.replace(task, clean_tokens=task.clean_tokens.clone())
 
 
 BY_TOKENS = {"run_hooks", "run_attribution", "sweep", "run_sets", "run_at_end", "run_paths"}
 
 
-@pytest.mark.parametrize("spoil, words, by_tokens", [
-    (long, "129 tokens.*128", True), (beyond, "not one of the model's", True),
-    (twice, "twice", False), (foreign, "another tokenizer", False), (of_inference, "inference_mode", False),
-])
+@pytest.mark.parametrize(
+    "spoil, words, by_tokens",
+    [
+        (long, "129 tokens.*128", True),
+        (beyond, "not one of the model's", True),
+        (twice, "twice", False),
+        (foreign, "another tokenizer", False),
+        (of_inference, "inference_mode", False),
+    ],
+)
 def test_prompts_that_are_not_for_this_model(model, task, spoil, words, by_tokens):
     spoilt = spoil(task)
-    for name in CALLED.keys() - WITHOUT_A_TASK - {"Session", "run_at_end", "after_first_block"} - (set() if by_tokens else BY_TOKENS):
-        with pytest.raises(ValueError, match=words): quietly(CALLED[name], model, spoilt)
+    for name in (
+        CALLED.keys()
+        - WITHOUT_A_TASK
+        - {"Session", "run_at_end", "after_first_block"}
+        - (set() if by_tokens else BY_TOKENS)
+    ):
+        with pytest.raises(ValueError, match=words):
+            quietly(CALLED[name], model, spoilt)
 
 
 @pytest.mark.parametrize("engine", ["fast", "hooks"])
 def test_both_engines_refuse_long_prompts_alike(model, task, engine):
-    with pytest.raises(ValueError, match="129 tokens.*128"): patch(model, long(task), "z", engine=engine)
+    with pytest.raises(ValueError, match="129 tokens.*128"):
+        patch(model, long(task), "z", engine=engine)
 
 
 def test_the_longest_prompt_and_the_last_token_are_allowed(model):
     rows = torch.full((1, 128), model.cfg.d_vocab - 1)
     guard(model, tokens=rows)
-    with pytest.raises(ValueError, match="129 tokens"): guard(model, tokens=rows[:, :1].expand(-1, 129))
-    with pytest.raises(ValueError, match="not one of"): guard(model, tokens=rows[:, :5] + 1)
-    with pytest.raises(ValueError, match="not one of"): guard(model, tokens=rows[:, :5] * 0 - 1)
+    with pytest.raises(ValueError, match="129 tokens"):
+        guard(model, tokens=rows[:, :1].expand(-1, 129))
+    with pytest.raises(ValueError, match="not one of"):
+        guard(model, tokens=rows[:, :5] + 1)
+    with pytest.raises(ValueError, match="not one of"):
+        guard(model, tokens=rows[:, :5] * 0 - 1)
 
 
 def test_what_is_no_model(task):
     for wrong in (None, 3, torch.nn.Linear(2, 2)):
-        with pytest.raises(TypeError, match="load_model"): logit_lens.logit_lens(wrong, task)
+        with pytest.raises(TypeError, match="load_model"):
+            logit_lens.logit_lens(wrong, task)
 
 
 # what is only a setting of the session
@@ -296,7 +391,8 @@ def float64():
     try:
         yield
         assert torch.get_default_dtype() == torch.float64
-    finally: torch.set_default_dtype(torch.float32)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @contextlib.contextmanager
@@ -305,20 +401,30 @@ def coarse():
     try:
         yield
         assert torch.get_float32_matmul_precision() == "medium"
-    finally: torch.set_float32_matmul_precision("highest")
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
-SESSIONS = {"inference mode": torch.inference_mode, "float64": float64, "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16), "coarse": coarse}
+SESSIONS = {
+    "inference mode": torch.inference_mode,
+    "float64": float64,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "coarse": coarse,
+}
 
 
 def same(a, b):
     if isinstance(a, xr.Dataset):
         for name in a.data_vars:
-            if a[name].dtype.kind == "f": np.testing.assert_allclose(a[name], b[name], atol=1e-5, rtol=1e-5, err_msg=name)
-            else: assert a[name].equals(b[name]), name
+            if a[name].dtype.kind == "f":
+                np.testing.assert_allclose(a[name], b[name], atol=1e-5, rtol=1e-5, err_msg=name)
+            else:
+                assert a[name].equals(b[name]), name
         assert a.attrs == b.attrs
-    elif isinstance(a, torch.Tensor): torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5, equal_nan=True)
-    elif isinstance(a, np.ndarray): np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+    elif isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5, equal_nan=True)
+    elif isinstance(a, np.ndarray):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -329,7 +435,8 @@ def usual(model, task):
 @pytest.mark.parametrize("session", SESSIONS)
 def test_the_session_changes_no_number(model, task, usual, session):
     for name, measure in CALLED.items():
-        with SESSIONS[session](): found = quietly(measure, model, task)
+        with SESSIONS[session]():
+            found = quietly(measure, model, task)
         same(usual[name], found)
 
 
@@ -343,7 +450,8 @@ def test_edited_weights_are_measured_as_they_are(model, task, usual):
         np.testing.assert_allclose(fast.logit_diff, hooks.logit_diff, atol=1e-4)
         assert float(abs(fast.logit_diff - usual["patch"].logit_diff).max()) > 1e-3
         assert fast.attrs["weights_hash"] != usual["patch"].attrs["weights_hash"]
-    finally: weight.data.copy_(kept)
+    finally:
+        weight.data.copy_(kept)
     same(usual["patch"], patch(model, task, "z"))
 
 
@@ -355,9 +463,12 @@ def test_what_was_made_before_an_edit_is_not_used_after_it(model, task):
     kept = weight.detach().clone()
     try:
         weight.data.mul_(3)
-        with pytest.raises(ValueError, match="weights were changed"): run([[node(task)]])
-        with pytest.raises(ValueError, match="weights were changed"): session.figure(state)
-    finally: weight.data.copy_(kept)
+        with pytest.raises(ValueError, match="weights were changed"):
+            run([[node(task)]])
+        with pytest.raises(ValueError, match="weights were changed"):
+            session.figure(state)
+    finally:
+        weight.data.copy_(kept)
 
 
 def test_fingerprint_sees_every_tensor(model):
@@ -372,4 +483,5 @@ def test_fingerprint_sees_every_tensor(model):
 
 
 def test_a_study_is_guarded(model, task, tmp_path):
-    with train(model), pytest.raises(ValueError, match="training mode"): task_study.study(task, model, tmp_path, progress=False)
+    with train(model), pytest.raises(ValueError, match="training mode"):
+        task_study.study(task, model, tmp_path, progress=False)

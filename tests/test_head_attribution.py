@@ -1,4 +1,5 @@
-"""Direct logit attribution, attention and the projection on names: against TransformerLens, against sums, on made-up cases."""
+"""Direct logit attribution, attention and the projection on names: against TransformerLens, against sums, on made-up
+cases."""
 
 import numpy as np
 import pytest
@@ -8,7 +9,15 @@ from transformer_lens.tools.analysis.direct_logit_attribution import direct_logi
 
 from namemovers.data import ioi_task, mrs_task, name_token
 from namemovers.head_attribution import (
-    agreement, attention, components, head_attribution, leading_heads, name_figure, name_ids, name_projection, subject_positions,
+    agreement,
+    attention,
+    components,
+    head_attribution,
+    leading_heads,
+    name_figure,
+    name_ids,
+    name_projection,
+    subject_positions,
 )
 
 # `all` and IOI hold prompts of several lengths, so every one of these also tests padding.
@@ -77,14 +86,17 @@ def test_padding_and_batches_change_nothing(tiny, measure):
     for i in range(len(task)):
         one = measure(tiny, task[i])
         for v in (v for v in whole.data_vars if "prompt" in whole[v].dims):
-            np.testing.assert_allclose(one[v].isel(prompt=0), whole[v].isel(prompt=i), atol=1e-5, err_msg=f"{v} of prompt {i}")
+            np.testing.assert_allclose(
+                one[v].isel(prompt=0), whole[v].isel(prompt=i), atol=1e-5, err_msg=f"{v} of prompt {i}"
+            )
 
 
 def test_other_answer_other_sign(tiny):
     from dataclasses import replace
 
     task = TASKS["mrs"](tiny.tokenizer, 5)
-    there, back = head_attribution(tiny, task), head_attribution(tiny, replace(task, correct=task.wrong, wrong=task.correct))
+    there = head_attribution(tiny, task)
+    back = head_attribution(tiny, replace(task, correct=task.wrong, wrong=task.correct))
     np.testing.assert_allclose(components(there), -components(back), atol=1e-6)
 
 
@@ -111,7 +123,9 @@ def test_a_final_norm_that_is_not_folded_is_part_of_the_sum(tiny):
 def test_a_model_that_is_not_understood_is_refused_with_the_reason(tiny, monkeypatch):
     from namemovers.engine import ready
 
-    def lost(model): raise ValueError("its MLP is a Router, not one map in and one out")
+    def lost(model):
+        raise ValueError("its MLP is a Router, not one map in and one out")
+
     monkeypatch.setattr(ready, "weights_of", lost)
     monkeypatch.setattr(ready, "_known", {})
     task = TASKS["mrs"](tiny.tokenizer, 3)
@@ -139,13 +153,17 @@ def test_pattern_of_one_prompt(tiny):
     np.testing.assert_allclose(ds.pattern.sum("key"), 1, atol=1e-5)
     assert float(ds.pattern.where(ds.key > ds["query"]).max()) == 0
     for name, at in task.positions.items():
-        np.testing.assert_allclose(ds.pattern.isel(query=-1, key=int(at)), ds.attention.sel(position=name).isel(prompt=0), atol=1e-6)
-    assert "".join(ds.key_token.values[1:]) == task.clean[0] and list(ds.key_token.values) == list(ds.query_token.values)
+        np.testing.assert_allclose(
+            ds.pattern.isel(query=-1, key=int(at)), ds.attention.sel(position=name).isel(prompt=0), atol=1e-6
+        )
+    assert "".join(ds.key_token.values[1:]) == task.clean[0]
+    assert list(ds.key_token.values) == list(ds.query_token.values)
 
 
 def test_subjects_are_said_with_a_space(tiny):
     task = TASKS["mrs"](tiny.tokenizer, 4)
-    assert subject_positions(task) == ["S1", "S2", "S3", "S4"] and subject_positions(TASKS["ioi"](tiny.tokenizer, 4)) == ["IO", "S1", "S2"]
+    assert subject_positions(task) == ["S1", "S2", "S3", "S4"]
+    assert subject_positions(TASKS["ioi"](tiny.tokenizer, 4)) == ["IO", "S1", "S2"]
     ids = name_ids(tiny.tokenizer, task)
     for i in range(4):
         assert ids[i].tolist() == [name_token(tiny.tokenizer, task.names[i][s]) for s in ("S1", "S2", "S3", "S4")]
@@ -164,7 +182,9 @@ def test_projection_against_the_heads_own_output(model):
         for l in range(model.cfg.n_layers):
             out = torch.einsum("hk,hkd->hd", cache[f"blocks.{l}.attn.hook_z"][0, -1], model.W_O[l])
             for k, name in enumerate(names):
-                np.testing.assert_allclose(ds.projection.sel(layer=l, name=name, prompt=i), out @ model.W_U[:, ids[i, k]], atol=2e-4)
+                np.testing.assert_allclose(
+                    ds.projection.sel(layer=l, name=name, prompt=i), out @ model.W_U[:, ids[i, k]], atol=2e-4
+                )
 
 
 def test_projection_and_attribution_tell_the_same(tiny):
@@ -172,7 +192,9 @@ def test_projection_and_attribution_tell_the_same(tiny):
     p, a = name_projection(tiny, task), head_attribution(tiny, task)
     ours = (p.projection.sel(name="S4") - p.projection.sel(name="S3")) / p.scale
     np.testing.assert_allclose(ours, a.attribution, atol=1e-5)
-    by_hooks = attention(tiny, task).attention.sel(position="S2")  # the other is the engine's: equal to float32 rounding
+    by_hooks = attention(tiny, task).attention.sel(
+        position="S2"
+    )  # the other is the engine's: equal to float32 rounding
     np.testing.assert_allclose(p.attention.sel(name="S2"), by_hooks, atol=1e-7)
 
 
@@ -189,7 +211,13 @@ def test_correlation(tiny):
 def summary(mean, significant):
     mean, significant = np.array(mean, float), np.array(significant)
     cells = ("layer", "head")
-    data = dict(mean=(cells, mean), low=(cells, mean - 1), high=(cells, mean + 1), significant=(cells, significant), n=(cells, np.full(mean.shape, 9)))
+    data = dict(
+        mean=(cells, mean),
+        low=(cells, mean - 1),
+        high=(cells, mean + 1),
+        significant=(cells, significant),
+        n=(cells, np.full(mean.shape, 9)),
+    )
     return xr.Dataset(data, coords=dict(layer=range(mean.shape[0]), head=range(mean.shape[1])))
 
 
@@ -197,7 +225,12 @@ def test_agreement_verdicts():
     a = summary([[2.0, 1.0, 0.0], [-1.0, 0.5, 0.1]], [[True, True, False], [True, False, False]])
     p = summary([[0.8, -0.2, 0.3], [0.0, 0.0, 0.0]], [[True, True, True], [False, False, False]])
     table = agreement(a, p).set_index("head")
-    assert table.verdict.to_dict() == {"L0H0": "both", "L0H1": "opposite", "L0H2": "patching only", "L1H0": "attribution only"}
+    assert table.verdict.to_dict() == {
+        "L0H0": "both",
+        "L0H1": "opposite",
+        "L0H2": "patching only",
+        "L1H0": "attribution only",
+    }
     assert table.index[0] == "L0H0" and table.index[-1] == "L0H2"  # ordered by the larger share of either maximum
     assert table.loc["L0H1", ["attribution", "patching"]].tolist() == [1.0, -0.2]
     assert set(agreement(a, p, least=0.6)["head"]) == {"L0H0"}  # a significant mean may still be negligible

@@ -1,4 +1,5 @@
-"""Head roles: scores against their definitions, interventions against TransformerLens hooks, and the classifier on models whose heads are known."""
+"""Head roles: scores against their definitions, interventions against TransformerLens hooks, and the classifier on
+models whose heads are known."""
 
 import numpy as np
 import pytest
@@ -9,8 +10,35 @@ from namemovers import results
 from namemovers.copy_scores import copy_scores
 from namemovers.data import NAMES, ioi_task, mrs_task
 from namemovers.head_attribution import head_attribution
-from namemovers.head_roles import (EVIDENCE, ROLES, SIGNALS, THRESHOLDS, Threshold, _repeated_rows, against_known, attention_scores, backup, classify, compare_roles, effect_in_words, evidence_in_words, heads_of_role,
-                                   known_roles, other_cue, pattern_scores, role_evidence, role_map, roles, roles_in_words, roles_table, s_inhibition, signal_tasks, signals, thresholds_table, worst_period)
+from namemovers.head_roles import (
+    EVIDENCE,
+    ROLES,
+    SIGNALS,
+    THRESHOLDS,
+    Threshold,
+    _repeated_rows,
+    against_known,
+    attention_scores,
+    backup,
+    classify,
+    compare_roles,
+    effect_in_words,
+    evidence_in_words,
+    heads_of_role,
+    known_roles,
+    other_cue,
+    pattern_scores,
+    role_evidence,
+    role_map,
+    roles,
+    roles_in_words,
+    roles_table,
+    s_inhibition,
+    signal_tasks,
+    signals,
+    thresholds_table,
+    worst_period,
+)
 from namemovers.model import load_model
 
 TASKS = {"ioi": ioi_task, "mrs": mrs_task}
@@ -21,7 +49,10 @@ def logit_difference(model, task, tokens, hooks=()):
     out = []
     for i in range(len(task)):
         with torch.no_grad():
-            logits = model.run_with_hooks(tokens[i : i + 1, : int(task.lengths[i])], fwd_hooks=[(n, lambda x, hook, f=f, i=i: f(x, i)) for n, f in hooks])[0, -1]
+            logits = model.run_with_hooks(
+                tokens[i : i + 1, : int(task.lengths[i])],
+                fwd_hooks=[(n, lambda x, hook, f=f, i=i: f(x, i)) for n, f in hooks],
+            )[0, -1]
         out.append(float(logits[task.correct[i]] - logits[task.wrong[i]]))
     return np.array(out)
 
@@ -31,7 +62,11 @@ def cached_z(model, task, tokens, layer, head):
     name, out = f"blocks.{layer}.attn.hook_z", []
     for i in range(len(task)):
         with torch.no_grad():
-            out.append(model.run_with_cache(tokens[i : i + 1, : int(task.lengths[i])], names_filter=name, return_type=None)[1][name][0, -1, head])
+            out.append(
+                model.run_with_cache(tokens[i : i + 1, : int(task.lengths[i])], names_filter=name, return_type=None)[1][
+                    name
+                ][0, -1, head]
+            )
     return torch.stack(out)
 
 
@@ -50,12 +85,23 @@ def put(head, values):
 
 @pytest.fixture(scope="module")
 def built(tiny_folder, tmp_path_factory):
-    "Two layers of two heads written by hand: L0H0 looks one token back, L0H1 six tokens back, those of layer 1 nowhere in particular."
+    """Two layers of two heads written by hand: L0H0 looks one token back, L0H1 six tokens back, those of layer 1
+    nowhere in particular."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     tokenizer, k = AutoTokenizer.from_pretrained(tiny_folder), 64
     bos = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    hf = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=k, n_embd=2 * k, n_layer=2, n_head=2, bos_token_id=bos, eos_token_id=bos))
+    hf = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_positions=k,
+            n_embd=2 * k,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=bos,
+            eos_token_id=bos,
+        )
+    )
     with torch.no_grad():
         for p in hf.parameters():
             p.zero_()
@@ -63,10 +109,13 @@ def built(tiny_folder, tmp_path_factory):
             block.ln_1.weight.fill_(1), block.ln_2.weight.fill_(1)
         hf.transformer.ln_f.weight.fill_(1)
         hf.transformer.wpe.weight[:, :k] = torch.eye(k)
-        hf.transformer.wte.weight[:, k:] = 0.02 * torch.randn(len(tokenizer), k, generator=torch.Generator().manual_seed(0))
+        hf.transformer.wte.weight[:, k:] = 0.02 * torch.randn(
+            len(tokenizer), k, generator=torch.Generator().manual_seed(0)
+        )
         attn = hf.transformer.h[0].attn.c_attn.weight  # [d_model, queries | keys | values]
         for head, back in ((0, 1), (1, 6)):
-            attn[:k, head * k : (head + 1) * k] = 10 * torch.diag(torch.ones(k - back), -back)  # asks for the position `back` before
+            # asks for the position `back` before
+            attn[:k, head * k : (head + 1) * k] = 10 * torch.diag(torch.ones(k - back), -back)
             attn[:k, 2 * k + head * k : 2 * k + (head + 1) * k] = torch.eye(k)
     folder = tmp_path_factory.mktemp("built")
     hf.save_pretrained(folder), tokenizer.save_pretrained(folder)
@@ -87,7 +136,12 @@ def test_heads_at_a_fixed_distance(built):
 
 def test_a_fixed_distance_is_no_induction_head(built):
     task = mrs_task(built.tokenizer, n=16, templates="one_each")
-    found = roles(built, task, patterns=pattern_scores(built, periods=(5, 7, 11), n=14), copies=copy_scores(built, ["Mary", "John", "Tom"], n=9))
+    found = roles(
+        built,
+        task,
+        patterns=pattern_scores(built, periods=(5, 7, 11), n=14),
+        copies=copy_scores(built, ["Mary", "John", "Tom"], n=9),
+    )
     previous = found.sel(layer=0, head=0)
     # its pattern is plain, but the runs of this model do not differ: no effect is known, so nothing is clear
     assert previous.role.item() == "previous token" and previous.confidence.item() == "likely"
@@ -97,10 +151,14 @@ def test_a_fixed_distance_is_no_induction_head(built):
 
 def test_pattern_scores_are_their_definition(tiny):
     periods, offsets, n = (4, 6), (0, 2), 4
-    ds, generator, at = pattern_scores(tiny, periods, offsets, n, seed=3, batch_size=3), torch.Generator().manual_seed(3), [0, 2, 0, 2]
+    ds = pattern_scores(tiny, periods, offsets, n, seed=3, batch_size=3)
+    generator = torch.Generator().manual_seed(3)
+    at = [0, 2, 0, 2]
     assert ds.offset.values.tolist() == at
     for period in periods:
-        tokens = _repeated_rows(tiny.cfg.d_vocab, set(tiny.tokenizer.all_special_ids), tiny.tokenizer.bos_token_id, period, at, generator)
+        tokens = _repeated_rows(
+            tiny.cfg.d_vocab, set(tiny.tokenizer.all_special_ids), tiny.tokenizer.bos_token_id, period, at, generator
+        )
         with torch.no_grad():
             cache = tiny.run_with_cache(tokens, return_type=None)[1]
         for s, offset in enumerate(at):
@@ -110,8 +168,11 @@ def test_pattern_scores_are_their_definition(tiny):
                 p = cache[f"blocks.{l}.attn.hook_pattern"][s]
                 for h in range(4):
                     cell = dict(layer=l, head=h, period=period, sequence=s)
-                    for name, want in (("induction", np.mean([float(p[h, q, q - period + 1]) for q in again])), ("duplicate_token", np.mean([float(p[h, q, q - period]) for q in again])),
-                                       ("previous_token", np.mean([float(p[h, q, q - 1]) for q in range(2, 1 + offset + 2 * period)]))):
+                    for name, want in (
+                        ("induction", np.mean([float(p[h, q, q - period + 1]) for q in again])),
+                        ("duplicate_token", np.mean([float(p[h, q, q - period]) for q in again])),
+                        ("previous_token", np.mean([float(p[h, q, q - 1]) for q in range(2, 1 + offset + 2 * period)])),
+                    ):
                         assert float(ds[name].sel(cell)) == pytest.approx(want, abs=1e-6)
 
 
@@ -143,16 +204,24 @@ def test_attention_scores(tiny, task):
                 if int(at[i]) > query:
                     assert bool(got.isnull().all())
                 else:
-                    np.testing.assert_allclose(got.values, cache["blocks.2.attn.hook_pattern"][0, :, query, int(at[i])], atol=1e-6)
+                    np.testing.assert_allclose(
+                        got.values, cache["blocks.2.attn.hook_pattern"][0, :, query, int(at[i])], atol=1e-6
+                    )
     right, wrong = ("IO", "S2") if task.name == "ioi" else ("S4", "S3")
     for name, place in (("answer", right), ("rival", wrong)):
         xr.testing.assert_equal(ds.attention.sel(position=name, drop=True), ds.attention.sel(position=place, drop=True))
     if task.name == "mrs":
         before = task.positions["cue_name"] - 2  # The child is Bob
-        assert (task.clean_tokens[torch.arange(3), before] == task.clean_tokens[torch.arange(3), task.positions["cue_word"]]).all()
+        assert (
+            task.clean_tokens[torch.arange(3), before] == task.clean_tokens[torch.arange(3), task.positions["cue_word"]]
+        ).all()
         with torch.no_grad():
             pattern = tiny.run_with_cache(task.clean_tokens[:1], return_type=None)[1]["blocks.1.attn.hook_pattern"][0]
-        np.testing.assert_allclose(ds.attention.sel(position="cue_word before", query="END", layer=1, prompt=0), pattern[:, int(task.positions["END"][0]), int(before[0])], atol=1e-6)
+        np.testing.assert_allclose(
+            ds.attention.sel(position="cue_word before", query="END", layer=1, prompt=0),
+            pattern[:, int(task.positions["END"][0]), int(before[0])],
+            atol=1e-6,
+        )
 
 
 # Signals
@@ -165,15 +234,30 @@ def test_ioi_variants(tiny):
     at = {p: task.positions[p] for p in ("IO", "S1", "S2")}
     clean = {p: task.clean_tokens[rows, a] for p, a in at.items()}
     token = lambda variant: {p: made[variant].corrupted_tokens[rows, a] for p, a in at.items()}
-    want = {"other place": ("S1", "IO", "S1"), "other token": ("S1", "IO", "IO"), "other token and place": ("IO", "S1", "IO")}
+    want = {
+        "other place": ("S1", "IO", "S1"),
+        "other token": ("S1", "IO", "IO"),
+        "other token and place": ("IO", "S1", "IO"),
+    }
     for variant, names in want.items():
         assert all((token(variant)[p] == clean[n]).all() for p, n in zip(("IO", "S1", "S2"), names))
     new, turned = token("new names"), token("new names, other place")
-    assert (new["S1"] == new["S2"]).all() and (turned["IO"] == turned["S2"]).all() and (new["IO"] == turned["IO"]).all() and (new["S1"] == turned["S1"]).all()
-    assert all((new[a] != clean[b]).all() for a in ("IO", "S1") for b in ("IO", "S1")) and (new["IO"] != new["S1"]).all()
+    assert (new["S1"] == new["S2"]).all()
+    assert (turned["IO"] == turned["S2"]).all()
+    assert (new["IO"] == turned["IO"]).all()
+    assert (new["S1"] == turned["S1"]).all()
+    assert all((new[a] != clean[b]).all() for a in ("IO", "S1") for b in ("IO", "S1"))
+    assert (new["IO"] != new["S1"]).all()
     for variant in made.values():
         same = variant.corrupted_tokens == task.clean_tokens
-        assert all((same | (torch.arange(same.shape[1]) == at["IO"][:, None]) | (torch.arange(same.shape[1]) == at["S1"][:, None]) | (torch.arange(same.shape[1]) == at["S2"][:, None])).all(0))
+        assert all(
+            (
+                same
+                | (torch.arange(same.shape[1]) == at["IO"][:, None])
+                | (torch.arange(same.shape[1]) == at["S1"][:, None])
+                | (torch.arange(same.shape[1]) == at["S2"][:, None])
+            ).all(0)
+        )
     # what the signals are named after: who is said twice, and whether at the place of the clean subject's first mention
     for variant, (token_sign, place_sign) in SIGNALS.items():
         ids = clean if variant == "clean" else token(variant)
@@ -196,7 +280,8 @@ def test_mrs_variants(tiny):
         used = [w.strip(".") for w in text.split() if w.strip(".") in NAMES]
         assert len(set(used)) == 4 and not set(used) & {task.names[i][k] for k in ("S1", "S2", "S3", "S4")}
         assert used[2] in used[:2]  # the cue still names one of the source's subjects
-    assert made["other token"].corrupted[0] != task.clean[0] and made["other token"].corrupted_tokens.shape == task.clean_tokens.shape
+    assert made["other token"].corrupted[0] != task.clean[0]
+    assert made["other token"].corrupted_tokens.shape == task.clean_tokens.shape
     # the same names whatever else is asked: a variant is a property of the task
     assert signal_tasks(task)["new names"].corrupted == made["new names"].corrupted
 
@@ -206,7 +291,11 @@ def test_the_other_cue(tiny):
     other, rows = other_cue(task), torch.arange(6)
     changed = other.corrupted_tokens != task.clean_tokens
     assert (changed.sum(1) == 1).all() and (changed.int().argmax(1) == task.positions["cue_name"] - 2).all()
-    assert all((other.corrupted_tokens[i] != task.clean_tokens[i, task.positions["cue_word"][i]]).sum() == task.clean_tokens.shape[1] - 1 for i in rows)
+    assert all(
+        (other.corrupted_tokens[i] != task.clean_tokens[i, task.positions["cue_word"][i]]).sum()
+        == task.clean_tokens.shape[1] - 1
+        for i in rows
+    )
     with pytest.raises(ValueError, match="say no cue word twice"):
         other_cue(ioi_task(tiny.tokenizer, n=2))
 
@@ -219,12 +308,20 @@ def test_signals_against_hooks(tiny, task):
     clean = logit_difference(tiny, task, task.clean_tokens)
     np.testing.assert_allclose(ds.clean, clean, atol=1e-4)
     for variant, there in made.items():
-        np.testing.assert_allclose(ds.own.sel(variant=variant), logit_difference(tiny, task, there.corrupted_tokens), atol=1e-4)
+        np.testing.assert_allclose(
+            ds.own.sel(variant=variant), logit_difference(tiny, task, there.corrupted_tokens), atol=1e-4
+        )
         hooks = []
         for l, h in ((0, 1), (2, 3)):
             hooks.append((f"blocks.{l}.attn.hook_z", put(h, cached_z(tiny, task, there.corrupted_tokens, l, h))))
-            np.testing.assert_allclose(ds.logit_diff.sel(variant=variant, layer=l, head=h), logit_difference(tiny, task, task.clean_tokens, hooks[-1:]), atol=1e-4)
-        np.testing.assert_allclose(together.logit_diff.sel(variant=variant), logit_difference(tiny, task, task.clean_tokens, hooks), atol=1e-4)
+            np.testing.assert_allclose(
+                ds.logit_diff.sel(variant=variant, layer=l, head=h),
+                logit_difference(tiny, task, task.clean_tokens, hooks[-1:]),
+                atol=1e-4,
+            )
+        np.testing.assert_allclose(
+            together.logit_diff.sel(variant=variant), logit_difference(tiny, task, task.clean_tokens, hooks), atol=1e-4
+        )
     np.testing.assert_allclose(ds.logit_diff.sel(variant="clean"), np.broadcast_to(clean, (3, 4, 4)), atol=1e-4)
     for values in (ds, together):  # the contrasts are the least squares fit of both signals
         v = values.logit_diff
@@ -240,14 +337,22 @@ def test_signals_into_queries_are_paths(tiny):
     ds = signals(tiny, task, heads=senders, name_movers=receivers)
     sent = s_inhibition(tiny, signal_tasks(task)["other token and place"], receivers)
     for l, h in senders:
-        np.testing.assert_allclose(ds.logit_diff.sel(variant="other token and place", layer=l, head=h), sent.logit_diff.sel(layer=l, head=h), atol=1e-5)
-    assert bool(ds.token.sel(layer=2).isnull().all()) and bool(ds.token.sel(layer=0, head=3).isnull().all()) and not bool(ds.token.sel(layer=1, head=1).isnull().any())
+        np.testing.assert_allclose(
+            ds.logit_diff.sel(variant="other token and place", layer=l, head=h),
+            sent.logit_diff.sel(layer=l, head=h),
+            atol=1e-5,
+        )
+    assert bool(ds.token.sel(layer=2).isnull().all())
+    assert bool(ds.token.sel(layer=0, head=3).isnull().all())
+    assert not bool(ds.token.sel(layer=1, head=1).isnull().any())
     np.testing.assert_allclose(sent.lost, (sent.clean - sent.logit_diff) / float(sent.clean.mean()), rtol=1e-6)
 
 
 def test_all_positions_are_more_than_one(tiny):
     task = ioi_task(tiny.tokenizer, n=3, seed=6)
-    at_end, everywhere, at_s2 = (signals(tiny, task, heads=[(0, 2)], position=p).token.sel(layer=0, head=2) for p in ("END", None, "S2"))
+    at_end, everywhere, at_s2 = (
+        signals(tiny, task, heads=[(0, 2)], position=p).token.sel(layer=0, head=2) for p in ("END", None, "S2")
+    )
     assert not np.allclose(at_end, everywhere) and not np.allclose(at_end, at_s2)
 
 
@@ -266,7 +371,8 @@ def test_backup_against_hooks(tiny, ablation):
     W_U = tiny.W_U.detach()
     for i in range(4):
         seen = {}
-        tokens, keep = task.clean_tokens[i : i + 1, : int(task.lengths[i])], [(f"blocks.{l}.attn.hook_z", lambda x, hook: seen.__setitem__(hook.name, x)) for l in range(3)]
+        tokens = task.clean_tokens[i : i + 1, : int(task.lengths[i])]
+        keep = [(f"blocks.{l}.attn.hook_z", lambda x, hook: seen.__setitem__(hook.name, x)) for l in range(3)]
         with torch.no_grad():
             scale = tiny.run_with_cache(tokens)[1]["ln_final.hook_scale"][0, -1]
             tiny.run_with_hooks(tokens, fwd_hooks=[(n, lambda x, hook, f=f: f(x, i)) for n, f in hooks] + keep)
@@ -283,25 +389,39 @@ def test_backup_against_hooks(tiny, ablation):
 
 
 def made_evidence(n=40, **heads):
-    "Evidence of one layer: a head for each keyword argument, {evidence: (mean, half width of its values)}; what is not named is 0."
+    """Evidence of one layer: a head for each keyword argument, {evidence: (mean, half width of its values)}; what is
+    not named is 0."""
     rng, spread = np.random.default_rng(0), np.linspace(-1, 1, n)
     names = [e for e in EVIDENCE if e not in ("recency", "cue", "cue_effect")]
     data = {}
     for e in names:
-        values = np.stack([np.full(n, h.get(e, (0, 0))[0]) + h.get(e, (0, 0))[1] * rng.permutation(spread) for h in heads.values()])[None]
+        values = np.stack(
+            [np.full(n, h.get(e, (0, 0))[0]) + h.get(e, (0, 0))[1] * rng.permutation(spread) for h in heads.values()]
+        )[None]
         if e in ("induction", "duplicate_token", "previous_token"):
             data[e] = (("layer", "head", "period", "sequence"), np.stack([values, values + 0.01], 2))
         else:
             data[e] = (("layer", "head", "name" if "copy" in e else "prompt"), values)
-    return xr.Dataset(data, coords=dict(layer=[0], head=np.arange(len(heads)), period=[7, 9]), attrs=dict(task="ioi", model="made", weights_hash="0"))
+    return xr.Dataset(
+        data,
+        coords=dict(layer=[0], head=np.arange(len(heads)), period=[7, 9]),
+        attrs=dict(task="ioi", model="made", weights_hash="0"),
+    )
 
 
 MOVER = {"effect": (0.4, 0.1), "direct": (0.3, 0.1), "copy_score": (1, 0), "answer_attention": (0.9, 0.05)}
 
 
 def test_levels_of_confidence():
-    found = classify(made_evidence(sure=MOVER, likely=MOVER | {"answer_attention": (0.27, 0.25)}, possible=MOVER | {"answer_attention": (0.22, 0.25)}, no=MOVER | {"copy_score": (0.1, 0.02)},
-                                   small=MOVER | {"direct": (0.01, 0.001)}))
+    found = classify(
+        made_evidence(
+            sure=MOVER,
+            likely=MOVER | {"answer_attention": (0.27, 0.25)},
+            possible=MOVER | {"answer_attention": (0.22, 0.25)},
+            no=MOVER | {"copy_score": (0.1, 0.02)},
+            small=MOVER | {"direct": (0.01, 0.001)},
+        )
+    )
     assert found.role.values[0].tolist() == ["name mover", "name mover", "unclear", "unclear", "unclear"]
     assert found.confidence.values[0].tolist() == ["clear", "likely", "", "", ""]
     assert found.level.sel(candidate="name mover").values[0].tolist() == [3, 2, 1, 0, 0]
@@ -311,27 +431,66 @@ def test_levels_of_confidence():
 
 def test_roles_side_by_side():
     pattern = {"induction": (0.9, 0.05)}
-    found = classify(made_evidence(both=MOVER | pattern, idle=pattern, negative={"effect": (-0.2, 0.05), "direct": (-0.2, 0.05), "direct_against": (0.2, 0.05), "negative_copy_score": (0.9, 0.1), "answer_attention": (0.6, 0.1)},
-                                   inhibits={"s_inhibition": (0.3, 0.1), "s2_attention": (0.8, 0.1)}, elsewhere={"s_inhibition": (0.3, 0.1), "s2_attention": (0.1, 0.01)},
-                                   steps_in={"backup": (0.3, 0.1), "direct_after": (0.3, 0.1), "copy_score": (1, 0)}, less_against={"backup": (0.3, 0.1), "direct_after": (-0.2, 0.1), "copy_score": (1, 0)}, nothing={}))
-    assert found.role.values[0].tolist() == ["name mover", "induction", "negative name mover", "S-inhibition", "unclear", "backup name mover", "none", "none"]
+    found = classify(
+        made_evidence(
+            both=MOVER | pattern,
+            idle=pattern,
+            negative={
+                "effect": (-0.2, 0.05),
+                "direct": (-0.2, 0.05),
+                "direct_against": (0.2, 0.05),
+                "negative_copy_score": (0.9, 0.1),
+                "answer_attention": (0.6, 0.1),
+            },
+            inhibits={"s_inhibition": (0.3, 0.1), "s2_attention": (0.8, 0.1)},
+            elsewhere={"s_inhibition": (0.3, 0.1), "s2_attention": (0.1, 0.01)},
+            steps_in={"backup": (0.3, 0.1), "direct_after": (0.3, 0.1), "copy_score": (1, 0)},
+            less_against={"backup": (0.3, 0.1), "direct_after": (-0.2, 0.1), "copy_score": (1, 0)},
+            nothing={},
+        )
+    )
+    assert found.role.values[0].tolist() == [
+        "name mover",
+        "induction",
+        "negative name mover",
+        "S-inhibition",
+        "unclear",
+        "backup name mover",
+        "none",
+        "none",
+    ]
     assert found.also.values[0].tolist() == ["induction"] + [""] * 7
     assert found.matters.values[0].tolist() == [True, False, True, True, True, False, False, False]
     assert found.confidence.values[0, -1] == "clear"
-    assert heads_of_role(found, "induction") == [(0, 1)] and heads_of_role(found, "induction", also=True) == [(0, 0), (0, 1)]
+    assert heads_of_role(found, "induction") == [(0, 1)]
+    assert heads_of_role(found, "induction", also=True) == [
+        (0, 0),
+        (0, 1),
+    ]
     assert roles_table(found)["head"].tolist() == ["L0H0", "L0H2", "L0H3", "L0H5", "L0H1", "L0H4"]
     assert evidence_in_words(found, 0, 1) == "induction 0.90 [0.89, 0.91]"
 
 
 def test_small_or_noisy_effects_are_none():
-    found = classify(made_evidence(small={"effect": (0.03, 0.001)}, noisy={"effect": (0.04, 3.0)}, strong={"effect": (0.2, 0.01)}, against={"effect": (-0.2, 0.01)}))
+    found = classify(
+        made_evidence(
+            small={"effect": (0.03, 0.001)},
+            noisy={"effect": (0.04, 3.0)},
+            strong={"effect": (0.2, 0.01)},
+            against={"effect": (-0.2, 0.01)},
+        )
+    )
     assert found.role.values[0].tolist() == ["none", "none", "unclear", "unclear"]
     assert found.confidence.values[0].tolist() == ["clear", "likely", "", ""]
 
 
 def test_an_effect_that_may_be_zero_is_no_evidence():
     found = classify(made_evidence(noisy=MOVER | {"direct": (0.1, 3.0)}, firm=MOVER))
-    assert found.level.sel(candidate="name mover").values[0].tolist() == [1, 3] and found.role.values[0].tolist() == ["unclear", "name mover"]
+    assert found.level.sel(candidate="name mover").values[0].tolist() == [1, 3]
+    assert found.role.values[0].tolist() == [
+        "unclear",
+        "name mover",
+    ]
     one = classify(made_evidence(n=1, alone=MOVER | {"induction": (0.9, 0)}))  # one prompt, one name, one sequence
     assert one.role.values.tolist() == [["unclear"]] and one.possible.values[0, 0] == "name mover, induction"
 
@@ -358,7 +517,10 @@ def test_with_few_prompts_nothing_is_clear_and_nothing_is_absent(n):
     assert [effect_in_words(found, 0, h) for h in range(3)] == ["untested"] * 3
     assert set(roles_table(found)["effect here"]) == {"untested"}
     hover = role_map(found).data[0].customdata[0]
-    assert all("untested: with" in text and "no effect shown" not in text and "clear" not in text.replace("unclear", "") for text in hover)
+    assert all(
+        "untested: with" in text and "no effect shown" not in text and "clear" not in text.replace("unclear", "")
+        for text in hover
+    )
     assert "untested" in roles_in_words(found) and "no effect shown" not in roles_in_words(found)
     judged = against_known(found, {(0, 0): "name mover", (0, 1): "induction", (0, 2): "inert"})
     assert judged.agrees.tolist() == ["untested", "yes", "untested"]
@@ -376,17 +538,26 @@ def test_with_enough_prompts_an_effect_is_shown_or_not():
 
 def test_a_large_effect_of_few_prompts_is_not_none():
     "Half of the answer, in four prompts: no role is likely, and neither is none."
-    found = classify(made_evidence(strong={"effect": (0.5, 0.01)}, weak={"effect": (0.04, 0.001)}).isel(prompt=slice(4)))
+    found = classify(
+        made_evidence(strong={"effect": (0.5, 0.01)}, weak={"effect": (0.04, 0.001)}).isel(prompt=slice(4))
+    )
     assert found.role.values[0].tolist() == ["unclear", "none"] and found.confidence.values[0].tolist() == ["", ""]
 
 
 @pytest.mark.parametrize("n, seed", [(4, 17), (2, 3)])
 def test_minis_name_movers_in_a_few_prompts(mini, n, seed):
-    "Both write the answer and have the induction pattern too; few prompts cannot tell which matters, and none may be called idle."
-    found = roles(mini, ioi_task(mini.tokenizer, n=n, seed=seed), patterns=pattern_scores(mini, n=9), copies=copy_scores(mini, n=99))
+    """Both write the answer and have the induction pattern too; few prompts cannot tell which matters, and none may
+    be called idle."""
+    found = roles(
+        mini,
+        ioi_task(mini.tokenizer, n=n, seed=seed),
+        patterns=pattern_scores(mini, n=9),
+        copies=copy_scores(mini, n=99),
+    )
     assert found.attrs["untested"] and "clear" not in found.confidence.values
     for layer, head in ((2, 0), (2, 2)):
-        assert found.role.sel(layer=layer, head=head).item() == "unclear" and "name mover" in found.possible.sel(layer=layer, head=head).item()
+        assert found.role.sel(layer=layer, head=head).item() == "unclear"
+        assert "name mover" in found.possible.sel(layer=layer, head=head).item()
         assert effect_in_words(found, layer, head) == "untested"
 
 
@@ -394,24 +565,42 @@ def test_minis_name_movers_in_a_few_prompts(mini, n, seed):
 def test_just_above_and_just_below_a_threshold(evidence):
     "A near miss on either side, for each requirement of a role."
     least = next(t.at_least for t in THRESHOLDS if t.role == "name mover" and t.evidence == evidence)
-    found = classify(made_evidence(above=MOVER | {evidence: (least + 0.002, 0.001)}, below=MOVER | {evidence: (least - 0.002, 0.001)}, at=MOVER | {evidence: (least, 0)}))
+    found = classify(
+        made_evidence(
+            above=MOVER | {evidence: (least + 0.002, 0.001)},
+            below=MOVER | {evidence: (least - 0.002, 0.001)},
+            at=MOVER | {evidence: (least, 0)},
+        )
+    )
     assert found.level.sel(candidate="name mover").values[0].tolist() == [3, 0, 3]
 
 
 def test_just_enough_to_matter():
-    found = classify(made_evidence(above={"effect": (0.051, 0.0005)}, below={"effect": (0.049, 0.0005)}, against={"effect": (-0.051, 0.0005)}))
+    found = classify(
+        made_evidence(
+            above={"effect": (0.051, 0.0005)}, below={"effect": (0.049, 0.0005)}, against={"effect": (-0.051, 0.0005)}
+        )
+    )
     assert found.matters.values[0].tolist() == [True, False, True]
-    assert found.confidence.values[0].tolist() == ["", "clear", ""] and found.role.values[0].tolist() == ["unclear", "none", "unclear"]
+    assert found.confidence.values[0].tolist() == ["", "clear", ""]
+    assert found.role.values[0].tolist() == [
+        "unclear",
+        "none",
+        "unclear",
+    ]
 
 
 def test_thresholds_are_data():
     evidence = made_evidence(mover=MOVER, other=MOVER | {"copy_score": (0.6, 0)})
     strict = [t._replace(at_least=0.95) if t.evidence == "copy_score" else t for t in THRESHOLDS]
-    assert classify(evidence).role.values[0].tolist() == ["name mover"] * 2 and classify(evidence, strict).role.values[0].tolist() == ["name mover", "unclear"]
+    assert classify(evidence).role.values[0].tolist() == ["name mover"] * 2
+    assert classify(evidence, strict).role.values[0].tolist() == ["name mover", "unclear"]
     without = [t for t in THRESHOLDS if t.role != "name mover"]
     assert set(classify(evidence, without).role.values[0]) == {"unclear"}
     assert classify(evidence).attrs["thresholds"] == [list(t) for t in THRESHOLDS]
-    assert {t.role for t in THRESHOLDS} == set(ROLES) and all(t.reason for t in THRESHOLDS) and len(thresholds_table()) == len(THRESHOLDS)
+    assert {t.role for t in THRESHOLDS} == set(ROLES)
+    assert all(t.reason for t in THRESHOLDS)
+    assert len(thresholds_table()) == len(THRESHOLDS)
     with pytest.raises(ValueError, match="'king' is not a role"):
         classify(evidence, [Threshold("king", "direct", 0.1, "")])
     with pytest.raises(ValueError, match="'height' is not measured"):
@@ -422,12 +611,21 @@ def test_worst_period_counts():
     evidence = made_evidence(one={"induction": (0.9, 0.02)})
     evidence["induction"][:, :, 1] = 0.1
     found = classify(evidence)
-    assert found.role.values.tolist() == [["none"]] and found.value.sel(evidence="induction").item() == pytest.approx(0.1)
+    assert found.role.values.tolist() == [["none"]]
+    assert found.value.sel(evidence="induction").item() == pytest.approx(0.1)
 
 
 # Models whose heads are known
 
-MINI = {(0, 1): "previous token", (0, 3): "duplicate token", (1, 0): "induction", (1, 2): "induction", (2, 0): "name mover", (2, 2): "name mover", (3, 1): "negative name mover"}
+MINI = {
+    (0, 1): "previous token",
+    (0, 3): "duplicate token",
+    (1, 0): "induction",
+    (1, 2): "induction",
+    (2, 0): "name mover",
+    (2, 2): "name mover",
+    (3, 1): "negative name mover",
+}
 
 
 @pytest.fixture(scope="module")
@@ -439,14 +637,18 @@ def mini_roles(mini):
 def test_mini(mini_roles):
     "The heads that hints chose are found, on either task; its S-inhibition heads on the task that has a use for them."
     for task, found in mini_roles.items():
-        # on IOI its negative name mover takes 6 % of the logit difference: so near the threshold of 5 % that few prompts do not tell
+        # on IOI its negative name mover takes 6 % of the logit difference: so near the threshold of 5 % that few
+        # prompts do not tell
         known = MINI if task == "mrs" else {h: r for h, r in MINI.items() if r != "negative name mover"}
         assert int(found.level.sel(candidate="negative name mover", layer=3, head=1)) >= (3 if task == "mrs" else 1)
-        want = known | ({(1, 1): "S-inhibition", (1, 3): "S-inhibition"} if task == "ioi" else {(1, 1): "none", (1, 3): "none"})
+        want = known | (
+            {(1, 1): "S-inhibition", (1, 3): "S-inhibition"} if task == "ioi" else {(1, 1): "none", (1, 3): "none"}
+        )
         assert {h: found.role.sel(layer=h[0], head=h[1]).item() for h in want} == want
         assert found.attrs["name_movers"] == "L2H0 L2H2"
         # L3H0 copies what it looks at, and that is the rival: no negative name mover in the paper's sense
-        assert (3, 0) not in heads_of_role(found, "negative name mover", also=True) and bool(found.matters.sel(layer=3, head=0))
+        assert (3, 0) not in heads_of_role(found, "negative name mover", also=True)
+        assert bool(found.matters.sel(layer=3, head=0))
         judged = against_known(found, known_roles("mini"))
         assert set(judged[judged.agrees == "no"]["head"]) <= ({"L3H1"} if task == "ioi" else set())
     changes = compare_roles(mini_roles["mrs"], mini_roles["ioi"]).set_index("head")
@@ -457,10 +659,13 @@ def test_results_keep(mini_roles, tmp_path):
     found = mini_roles["mrs"]
     results.save(found, "mrs_roles", tmp_path)
     again = results.load("mrs_roles", tmp_path)
-    assert again.role.values.tolist() == found.role.values.tolist() and again.attrs["thresholds"] == found.attrs["thresholds"]
+    assert again.role.values.tolist() == found.role.values.tolist()
+    assert again.attrs["thresholds"] == found.attrs["thresholds"]
     assert roles_table(again).equals(roles_table(found))
     xr.testing.assert_equal(classify(again).level, found.level)
-    assert {"effect", "direct", "backup", "answer_attention", "recency", "cue_effect"} <= {k for k in found.data_vars if "prompt" in found[k].dims}
+    assert {"effect", "direct", "backup", "answer_attention", "recency", "cue_effect"} <= {
+        k for k in found.data_vars if "prompt" in found[k].dims
+    }
 
 
 def test_role_map(mini_roles):
@@ -475,7 +680,8 @@ def test_role_map(mini_roles):
 
 @pytest.mark.parametrize("name", ["planted", "planted-1"])
 def test_planted(name):
-    "A circuit written into weights is read off by thresholds that were set before; decoys look the part on random tokens, and do not matter."
+    """A circuit written into weights is read off by thresholds that were set before; decoys look the part on random
+    tokens, and do not matter."""
     model, known = load_model(name, device="cpu"), known_roles(name)
     patterns, copies = pattern_scores(model, n=16), copy_scores(model)
     for task, other in (("ioi", {"recency", "cue"}), ("mrs", {"S-inhibition"})):
@@ -492,15 +698,30 @@ def test_planted(name):
 
 def test_a_model_that_does_not_do_the_task(tiny):
     task = ioi_task(tiny.tokenizer, n=5, seed=8)
-    evidence = role_evidence(tiny, task.subset([0, 1, 2, 3, 4]), patterns=pattern_scores(tiny, (4, 6), n=3), copies=copy_scores(tiny, ["Mary", "John", "Tom"], n=9))
+    evidence = role_evidence(
+        tiny,
+        task.subset([0, 1, 2, 3, 4]),
+        patterns=pattern_scores(tiny, (4, 6), n=3),
+        copies=copy_scores(tiny, ["Mary", "John", "Tom"], n=9),
+    )
     assert float(evidence.clean.mean()) < 1  # random weights
     found = classify(evidence)
-    assert evidence.attrs["name_movers"] == "none" and "s_inhibition" not in evidence and not (found.level.sel(candidate=["name mover", "S-inhibition", "backup name mover"]) > 0).any()
+    assert evidence.attrs["name_movers"] == "none"
+    assert "s_inhibition" not in evidence
+    assert not (found.level.sel(candidate=["name mover", "S-inhibition", "backup name mover"]) > 0).any()
 
 
 def test_name_movers_can_be_given(mini):
-    found = roles(mini, ioi_task(mini.tokenizer, n=6), name_movers=[(2, 0)], patterns=pattern_scores(mini, (7,), n=2), copies=copy_scores(mini, ["Mary", "John", "Tom"], n=9))
-    assert found.attrs["name_movers"] == "L2H0" and bool(found.backup.sel(layer=2, head=0).isnull().all()) and not bool(found.backup.sel(layer=2, head=2).isnull().any())
+    found = roles(
+        mini,
+        ioi_task(mini.tokenizer, n=6),
+        name_movers=[(2, 0)],
+        patterns=pattern_scores(mini, (7,), n=2),
+        copies=copy_scores(mini, ["Mary", "John", "Tom"], n=9),
+    )
+    assert found.attrs["name_movers"] == "L2H0"
+    assert bool(found.backup.sel(layer=2, head=0).isnull().all())
+    assert not bool(found.backup.sel(layer=2, head=2).isnull().any())
 
 
 def test_at_gpt2_shape(gpt2_shape):
@@ -514,26 +735,35 @@ def test_at_gpt2_shape(gpt2_shape):
 # Bad input
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda m, t: pattern_scores(m, periods=(2, 7)), "must be at least 3"),
-    (lambda m, t: pattern_scores(m, periods=(7, 7)), "name one twice"),
-    (lambda m, t: pattern_scores(m, periods=()), "must be at least 3"),
-    (lambda m, t: pattern_scores(m, periods=100), "but the model has 128"),
-    (lambda m, t: pattern_scores(m, offsets=(-1,)), "must be 0 or more"),
-    (lambda m, t: pattern_scores(m, n=0), "at least 1"),
-    (lambda m, t: attention_scores(m, t, "S9"), "is not among the positions"),
-    (lambda m, t: attention_scores(m, t, []), "is not among the positions"),
-    (lambda m, t: s_inhibition(m, t, []), "name_movers is empty"),
-    (lambda m, t: s_inhibition(m, t, [(9, 9)]), "no head .9, 9."),
-    (lambda m, t: signals(m, t, heads=[(0, 7)]), "no head .0, 7."),
-    (lambda m, t: signals(m, t, together=True), "needs heads"),
-    (lambda m, t: signals(m, t, heads=[(0, 1)], together=True, name_movers=[(1, 1)]), "needs heads, and no name_movers"),
-    (lambda m, t: signals(m, t, position="S9"), "is not a position"),
-    (lambda m, t: backup(m, t, [(1, 1)], ablation="noise"), "neither 'mean' nor 'zero'"),
-    (lambda m, t: backup(m, t[0], [(1, 1)]), "one prompt"),
-    (lambda m, t: heads_of_role(None, "king"), "is not one of name mover"),
-    (lambda m, t: roles(m, t, patterns=xr.Dataset(coords=dict(layer=[0], head=[0]))), "patterns has .* but the model has 3 layers of 4"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda m, t: pattern_scores(m, periods=(2, 7)), "must be at least 3"),
+        (lambda m, t: pattern_scores(m, periods=(7, 7)), "name one twice"),
+        (lambda m, t: pattern_scores(m, periods=()), "must be at least 3"),
+        (lambda m, t: pattern_scores(m, periods=100), "but the model has 128"),
+        (lambda m, t: pattern_scores(m, offsets=(-1,)), "must be 0 or more"),
+        (lambda m, t: pattern_scores(m, n=0), "at least 1"),
+        (lambda m, t: attention_scores(m, t, "S9"), "is not among the positions"),
+        (lambda m, t: attention_scores(m, t, []), "is not among the positions"),
+        (lambda m, t: s_inhibition(m, t, []), "name_movers is empty"),
+        (lambda m, t: s_inhibition(m, t, [(9, 9)]), "no head .9, 9."),
+        (lambda m, t: signals(m, t, heads=[(0, 7)]), "no head .0, 7."),
+        (lambda m, t: signals(m, t, together=True), "needs heads"),
+        (
+            lambda m, t: signals(m, t, heads=[(0, 1)], together=True, name_movers=[(1, 1)]),
+            "needs heads, and no name_movers",
+        ),
+        (lambda m, t: signals(m, t, position="S9"), "is not a position"),
+        (lambda m, t: backup(m, t, [(1, 1)], ablation="noise"), "neither 'mean' nor 'zero'"),
+        (lambda m, t: backup(m, t[0], [(1, 1)]), "one prompt"),
+        (lambda m, t: heads_of_role(xr.Dataset(), "king"), "is not one of name mover"),
+        (
+            lambda m, t: roles(m, t, patterns=xr.Dataset(coords=dict(layer=[0], head=[0]))),
+            "patterns has .* but the model has 3 layers of 4",
+        ),
+    ],
+)
 def test_bad_input(tiny, call, message):
     with pytest.raises(ValueError, match=message):
         call(tiny, ioi_task(tiny.tokenizer, n=2))
@@ -548,6 +778,11 @@ def test_another_kind_of_task(tiny):
     from dataclasses import replace
 
     task = replace(ioi_task(tiny.tokenizer, n=2), name="greater-than")
-    for call in (lambda: signal_tasks(task), lambda: roles(tiny, task, patterns=pattern_scores(tiny, (4,), n=1), copies=copy_scores(tiny, ["Mary", "John"], n=2))):
+    for call in (
+        lambda: signal_tasks(task),
+        lambda: roles(
+            tiny, task, patterns=pattern_scores(tiny, (4,), n=1), copies=copy_scores(tiny, ["Mary", "John"], n=2)
+        ),
+    ):
         with pytest.raises(ValueError, match="'greater-than'"):
             call()

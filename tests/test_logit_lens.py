@@ -16,7 +16,8 @@ def tasks(model, n=N):
 
 
 def tiny_share(d_vocab):
-    """Ranks that rounding may exchange among logits that are almost equal: one in 20,000, so none in a small vocabulary."""
+    """Ranks that rounding may exchange among logits that are almost equal: one in 20,000, so none in a small
+    vocabulary."""
     return d_vocab // 20_000
 
 
@@ -33,12 +34,18 @@ def assert_agrees(model, task):
         values = ref.values.reshape(len(ds.stage), 2)
         np.testing.assert_allclose(ds.logit_diff.isel(prompt=i), values[:, 0] - values[:, 1], atol=1e-4)
         near_ties = tiny_share(model.cfg.d_vocab)
-        np.testing.assert_allclose(ds["rank"].isel(prompt=i), ref.rank_trajectory(right).reshape(-1) + 1, atol=near_ties)
-        prob = reference(model, tokens, incl_mid=True, targets=[right], positions=-1, return_type="probs").values.reshape(-1)
+        np.testing.assert_allclose(
+            ds["rank"].isel(prompt=i), ref.rank_trajectory(right).reshape(-1) + 1, atol=near_ties
+        )
+        prob = reference(
+            model, tokens, incl_mid=True, targets=[right], positions=-1, return_type="probs"
+        ).values.reshape(-1)
         np.testing.assert_allclose(ds.probability.isel(prompt=i), prob, atol=1e-5)
         dla = direct_logit_attribution(model, tokens, right, wrong)
         ours = {str(c): float(v) for c, v in zip(ds.component.values, ds.contribution.isel(prompt=i).values)}
-        names = {"embed": "embed", "pos_embed": "pos_embed"} | {f"{l}_{k}_out": f"{k} {l}" for l in range(model.cfg.n_layers) for k in ("attn", "mlp")}
+        names = {"embed": "embed", "pos_embed": "pos_embed"} | {
+            f"{l}_{k}_out": f"{k} {l}" for l in range(model.cfg.n_layers) for k in ("attn", "mlp")
+        }
         assert set(names) == set(dla.labels)
         for label, value in zip(dla.labels, dla.attribution.reshape(-1).tolist()):
             assert ours[names[label]] == pytest.approx(value, abs=1e-4), label
@@ -69,7 +76,9 @@ def test_contributions_sum_to_the_models_logit_difference(tiny):
             assert float(ds.clean[i]) == pytest.approx(total, abs=1e-4)
             assert float(ds.logit_diff.isel(stage=-1, prompt=i)) == pytest.approx(total, abs=1e-4)
             spoilt = tiny(task.corrupted_tokens[i : i + 1, : int(task.lengths[i])])[0, -1]
-            assert float(ds.corrupted[i]) == pytest.approx(float(spoilt[task.correct[i]] - spoilt[task.wrong[i]]), abs=1e-4)
+            assert float(ds.corrupted[i]) == pytest.approx(
+                float(spoilt[task.correct[i]] - spoilt[task.wrong[i]]), abs=1e-4
+            )
 
 
 def test_padding_and_batches_change_nothing(tiny):
@@ -136,9 +145,14 @@ def made(diff, contribution=None):
     stages = ["embed", *(f"{l} {at}" for l in range(len(diff) // 2) for at in ("mid", "post"))]
     parts = {"embed": 0.0, "pos_embed": 0.0, "attn 0": diff[-1], "mlp 0": 0.0, "bias": 0.0} | (contribution or {})
     return xr.Dataset(
-        dict(logit_diff=(("stage", "prompt"), np.array(diff, float)[:, None]), rank=(("stage", "prompt"), np.ones((len(diff), 1), int)),
-             contribution=(("component", "prompt"), np.array(list(parts.values()))[:, None]), clean=("prompt", [sum(parts.values())])),
-        coords=dict(stage=stages, component=list(parts), prompt=[0]))
+        dict(
+            logit_diff=(("stage", "prompt"), np.array(diff, float)[:, None]),
+            rank=(("stage", "prompt"), np.ones((len(diff), 1), int)),
+            contribution=(("component", "prompt"), np.array(list(parts.values()))[:, None]),
+            clean=("prompt", [sum(parts.values())]),
+        ),
+        coords=dict(stage=stages, component=list(parts), prompt=[0]),
+    )
 
 
 @pytest.mark.parametrize("before, stage", [(0.49, "0 post"), (0.51, "0 mid")])

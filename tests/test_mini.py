@@ -164,10 +164,8 @@ def test_one_head_writes_against_the_answer_and_some_do_nothing(mini):
     heads = {r["head"]: r for r in measurements.head_table(mini, n=40)}
     ((l, h),) = network.ROLES["negative name mover"]
     negative = heads[f"L{l}H{h}"]
-    assert (
-        min(negative["direct_ioi"], negative["direct_mrs"]) < -0.1
-        and max(negative["direct_ioi"], negative["direct_mrs"]) < 0
-    )
+    assert min(negative["direct_ioi"], negative["direct_mrs"]) < -0.1
+    assert max(negative["direct_ioi"], negative["direct_mrs"]) < 0
     assert max(negative["ablated_ioi"], negative["ablated_mrs"]) > 0.1
     for l, h in network.ROLES["name mover"]:
         mover = heads[f"L{l}H{h}"]
@@ -281,9 +279,8 @@ def test_the_reader_marks_ends_answers_and_weights(reader):
     word = lambda r, i: reader.tokenizer.decode([int(b["x"][r, i])])
     assert b["row"].tolist() == [0, 1] and [word(r, e) for r, e in zip(b["row"], b["end"])] == [" to", " is"]
     assert [reader.tokenizer.decode([t]) for t in b["target"].tolist()] == [" Mary", " David"]
-    assert [word(0, i) for i in b["answer"][0].nonzero()[:, 0]] == [" Mary"] and [
-        word(1, i) for i in b["answer"][1].nonzero()[:, 0]
-    ] == [" David"]
+    assert [word(0, i) for i in b["answer"][0].nonzero()[:, 0]] == [" Mary"]
+    assert [word(1, i) for i in b["answer"][1].nonzero()[:, 0]] == [" David"]
     assert b["repeated"][0].nonzero()[:, 0].tolist() == [10] and b["repeated"][1].nonzero()[:, 0].tolist() == [14]
     assert (
         b["weight"][0, b["end"][0]] == batches.ANSWER_WEIGHT and b["weight"][1, 13] == 0
@@ -322,9 +319,8 @@ def test_the_same_seed_gives_the_same_weights(bpe):
 
 
 def test_hints_fade_and_the_last_fifth_is_text_alone():
-    assert set(training.hint_weights(0.0)) == set(network.ROLES) and set(training.hint_weights(0.41)) == {
-        "negative name mover"
-    }
+    assert set(training.hint_weights(0.0)) == set(network.ROLES)
+    assert set(training.hint_weights(0.41)) == {"negative name mover"}
     assert training.hint_weights(0.8) == training.hint_weights(0.99) == {}
 
 

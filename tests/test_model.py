@@ -42,9 +42,11 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     tried = []
+
     def refuse(*a, **k):
         tried.append(a)
         raise socket.gaierror(-2, "Name or service not known")
+
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     return tried
 
@@ -132,10 +134,20 @@ def test_a_sharded_folder(tiny, folder):
 
 
 def test_loading_is_silent_and_leaves_logging_alone(tiny_folder, capfd):
-    before = logging.root.manager.disable, logging.root.level, logging.getLogger("transformers").level, list(warnings.filters)
+    before = (
+        logging.root.manager.disable,
+        logging.root.level,
+        logging.getLogger("transformers").level,
+        list(warnings.filters),
+    )
     load_model(tiny_folder)
     assert capfd.readouterr() == ("", "")
-    assert (logging.root.manager.disable, logging.root.level, logging.getLogger("transformers").level, list(warnings.filters)) == before
+    assert (
+        logging.root.manager.disable,
+        logging.root.level,
+        logging.getLogger("transformers").level,
+        list(warnings.filters),
+    ) == before
 
 
 def test_no_shipped_model_by_that_name(tmp_path, monkeypatch):
@@ -165,9 +177,14 @@ def test_empty_name(name):
     assert "name" in complaint(name)
 
 
-@pytest.mark.parametrize("missing, words", [
-    ("config.json", "no config.json"), ("model.safetensors", "no complete model.safetensors"), ("tokenizer.json", "no tokenizer"),
-])
+@pytest.mark.parametrize(
+    "missing, words",
+    [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "no complete model.safetensors"),
+        ("tokenizer.json", "no tokenizer"),
+    ],
+)
 def test_a_folder_that_is_no_model(folder, missing, words):
     (folder / missing).unlink()
     text = complaint(folder)
@@ -195,27 +212,50 @@ def spoil(folder, weights=None, **config):
 LEFT_OUT = "transformer.h.1.mlp.c_fc.weight"
 
 
-@pytest.mark.parametrize("weights, config, words", [
-    (lambda w: {k: v for k, v in w.items() if k != LEFT_OUT}, {}, ["lack", LEFT_OUT, "save_pretrained"]),
-    (lambda w: {("x" if k == LEFT_OUT else k): v for k, v in w.items()}, {}, ["lack", LEFT_OUT, "hold x"]),
-    (lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, {}, ["'_orig_mod.'", "wrapper"]),
-    (lambda w: {f"module.{k}": v for k, v in w.items()}, {}, ["'module.'", "wrapper"]),
-    (lambda w: w | {"transformer.h.0.adapter": torch.ones(2)}, {}, ["hold transformer.h.0.adapter"]),
-    (None, dict(n_layer=2), ["hold transformer.h.2.", "more"]),
-    (None, dict(n_layer=4), ["lack transformer.h.3.", "more"]),
-    (None, dict(n_inner=64), ["shapes", "config.json"]),
-    (None, dict(n_positions=64), ["shapes of transformer.wpe.weight"]),
-    (None, dict(tie_word_embeddings=False), ["lack lm_head.weight"]),
-    (lambda w: w | {LEFT_OUT: w[LEFT_OUT].index_fill(0, torch.tensor(3), float("nan"))}, {}, [LEFT_OUT, "NaN"]),
-    (lambda w: w | {LEFT_OUT: w[LEFT_OUT].index_fill(0, torch.tensor(3), float("inf"))}, {}, [LEFT_OUT, "NaN or infinite"]),
-], ids=["missing", "renamed", "compiled", "parallel", "unexpected", "fewer layers", "more layers", "width", "context", "untied", "NaN", "infinite"])
+@pytest.mark.parametrize(
+    "weights, config, words",
+    [
+        (lambda w: {k: v for k, v in w.items() if k != LEFT_OUT}, {}, ["lack", LEFT_OUT, "save_pretrained"]),
+        (lambda w: {("x" if k == LEFT_OUT else k): v for k, v in w.items()}, {}, ["lack", LEFT_OUT, "hold x"]),
+        (lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, {}, ["'_orig_mod.'", "wrapper"]),
+        (lambda w: {f"module.{k}": v for k, v in w.items()}, {}, ["'module.'", "wrapper"]),
+        (lambda w: w | {"transformer.h.0.adapter": torch.ones(2)}, {}, ["hold transformer.h.0.adapter"]),
+        (None, dict(n_layer=2), ["hold transformer.h.2.", "more"]),
+        (None, dict(n_layer=4), ["lack transformer.h.3.", "more"]),
+        (None, dict(n_inner=64), ["shapes", "config.json"]),
+        (None, dict(n_positions=64), ["shapes of transformer.wpe.weight"]),
+        (None, dict(tie_word_embeddings=False), ["lack lm_head.weight"]),
+        (lambda w: w | {LEFT_OUT: w[LEFT_OUT].index_fill(0, torch.tensor(3), float("nan"))}, {}, [LEFT_OUT, "NaN"]),
+        (
+            lambda w: w | {LEFT_OUT: w[LEFT_OUT].index_fill(0, torch.tensor(3), float("inf"))},
+            {},
+            [LEFT_OUT, "NaN or infinite"],
+        ),
+    ],
+    ids=[
+        "missing",
+        "renamed",
+        "compiled",
+        "parallel",
+        "unexpected",
+        "fewer layers",
+        "more layers",
+        "width",
+        "context",
+        "untied",
+        "NaN",
+        "infinite",
+    ],
+)
 def test_files_that_are_not_the_model(folder, weights, config, words):
     text = complaint(spoil(folder, weights, **config))
     assert all(w in text for w in words), text
 
 
 def test_what_is_rightly_absent_or_left_over(tiny, folder):
-    """GPT-2's own file has no prefix, holds masks, and no head, which is tied; a head of its own is read where there is one."""
+    """GPT-2's own file has no prefix, holds masks, and no head, which is tied; a head of its own is read where there
+    is one."""
+
     def old(w):
         masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 8, 8) for layer in range(3)}
         return {k.removeprefix("transformer."): v for k, v in w.items()} | masks
@@ -226,10 +266,18 @@ def test_what_is_rightly_absent_or_left_over(tiny, folder):
     torch.testing.assert_close(own.W_U, 2 * tiny.W_U, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("file, content", [
-    *((f, c) for f in ("tokenizer.json", "model.safetensors", "model.safetensors.index.json") for c in ("{", "{}", "")),
-    ("tokenizer_config.json", "{"), ("tokenizer_config.json", ""),
-])
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        *(
+            (f, c)
+            for f in ("tokenizer.json", "model.safetensors", "model.safetensors.index.json")
+            for c in ("{", "{}", "")
+        ),
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", ""),
+    ],
+)
 def test_damaged_files_are_named(folder, file, content):
     if file.endswith("index.json"):
         (folder / "model.safetensors").unlink()
@@ -237,12 +285,16 @@ def test_damaged_files_are_named(folder, file, content):
     assert file in complaint(folder)
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda bridge: bridge.blocks[1].mlp.out.weight.data.mul_(1.1),
-    lambda bridge: bridge.embed.weight.data[1:].mul_(1.1),  # a prompt of one token again and again would not see it
-    lambda bridge: bridge.pos_embed.weight.data[10:].mul_(1.5),
-    lambda bridge: bridge.blocks[0].attn.q.weight.data.mul_(1.5),
-], ids=["an MLP", "tokens", "positions", "queries"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda bridge: bridge.blocks[1].mlp.out.weight.data.mul_(1.1),
+        lambda bridge: bridge.embed.weight.data[1:].mul_(1.1),  # a prompt of one token again and again would not see it
+        lambda bridge: bridge.pos_embed.weight.data[10:].mul_(1.5),
+        lambda bridge: bridge.blocks[0].attn.q.weight.data.mul_(1.5),
+    ],
+    ids=["an MLP", "tokens", "positions", "queries"],
+)
 def test_a_model_that_the_wrapper_gets_wrong(folder, monkeypatch, spoil):
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -297,7 +349,10 @@ def test_pickled_weights_are_refused_unopened(folder, tmp_path, name):
 def test_a_pickle_beside_safetensors_is_not_opened(folder, tmp_path, monkeypatch):
     mark = tmp_path / "opened"
     torch.save({"x": Bomb(str(mark))}, folder / "pytorch_model.bin")
-    def fail(*a, **k): raise AssertionError("torch.load was called")
+
+    def fail(*a, **k):
+        raise AssertionError("torch.load was called")
+
     monkeypatch.setattr(torch, "load", fail)
     load_model(folder)
     assert not mark.exists()
@@ -307,7 +362,11 @@ def test_code_of_a_model_is_never_run(folder, tmp_path):
     mark = tmp_path / "ran"
     (folder / "modeling_evil.py").write_text(f"open({str(mark)!r}, 'w')\nclass Evil: pass\nclass EvilConfig: pass\n")
     config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "evil", "architectures": ["Evil"], "auto_map": {"AutoConfig": "modeling_evil.EvilConfig", "AutoModelForCausalLM": "modeling_evil.Evil"}}
+    config |= {
+        "model_type": "evil",
+        "architectures": ["Evil"],
+        "auto_map": {"AutoConfig": "modeling_evil.EvilConfig", "AutoModelForCausalLM": "modeling_evil.Evil"},
+    }
     (folder / "config.json").write_text(json.dumps(config))
     assert "cannot be loaded" in complaint(folder)
     assert not mark.exists()
@@ -315,7 +374,9 @@ def test_code_of_a_model_is_never_run(folder, tmp_path):
 
 def test_unsupported_architecture(folder):
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}))
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "resnet", "architectures": ["ResNetForImageClassification"]})
+    )
     text = complaint(folder)
     assert "cannot be loaded" in text and "TransformerLens" in text
 

@@ -1,4 +1,5 @@
-"""Tasks of one's own: what they hold, that every measurement takes them, what is refused and how it is said; the whole study of a task."""
+"""Tasks of one's own: what they hold, that every measurement takes them, what is refused and how it is said; the
+whole study of a task."""
 
 import warnings
 
@@ -15,7 +16,19 @@ from namemovers import task_study
 from namemovers.activation_patching import HEAD_SITES, STREAM_SITES, Cell, patch
 from namemovers.attribution_patching import attribute
 from namemovers.copy_scores import task_copy_scores
-from namemovers.data import CUES, IOI_TEMPLATES, NAMES, OBJECTS, PLACES, Task, align, ioi_task, mrs_task, stretches, token_table
+from namemovers.data import (
+    CUES,
+    IOI_TEMPLATES,
+    NAMES,
+    OBJECTS,
+    PLACES,
+    Task,
+    align,
+    ioi_task,
+    mrs_task,
+    stretches,
+    token_table,
+)
 from namemovers.head_attribution import attention, head_attribution, name_ids, name_projection, subject_positions
 from namemovers.logit_lens import logit_lens
 from namemovers.path_patching import path_patch
@@ -45,7 +58,12 @@ def small():
 
 
 def make(tokenizer, **other):
-    return Task.from_template(**(dict(template=TEMPLATE, words=WORDS, answers=("A", "B"), corrupt={"B.2": "A"}, tokenizer=tokenizer, n=8) | other))
+    return Task.from_template(
+        **(
+            dict(template=TEMPLATE, words=WORDS, answers=("A", "B"), corrupt={"B.2": "A"}, tokenizer=tokenizer, n=8)
+            | other
+        )
+    )
 
 
 def words_at(task, position, which="clean"):
@@ -58,11 +76,17 @@ def words_at(task, position, which="clean"):
 
 def test_pairs(tokenizer):
     task = Task.from_pairs(CLEAN, CORRUPTED, ANSWERS, tokenizer)
-    assert list(task.positions) == ["change", "END"] and words_at(task, "change") == ["John", "Paul"] and words_at(task, "change", "corrupted") == ["Mary", "Anna"]
+    assert list(task.positions) == ["change", "END"]
+    assert words_at(task, "change") == ["John", "Paul"]
+    assert words_at(task, "change", "corrupted") == ["Mary", "Anna"]
     assert words_at(task, "END") == ["to", "to"] and task.subjects == ("change",) and len(task) == 2
-    assert [task.answer(i) for i in range(2)] == [" Mary", " Anna"] and [task.answer(i, wrong=True) for i in range(2)] == [" John", " Paul"]
+    assert [task.answer(i) for i in range(2)] == [" Mary", " Anna"]
+    assert [task.answer(i, wrong=True) for i in range(2)] == [" John", " Paul"]
     for i in range(2):
-        assert task.clean_tokens[i].tolist() == [tokenizer.bos_token_id, *tokenizer.encode(CLEAN[i], add_special_tokens=False)]
+        assert task.clean_tokens[i].tolist() == [
+            tokenizer.bos_token_id,
+            *tokenizer.encode(CLEAN[i], add_special_tokens=False),
+        ]
 
 
 def test_pairs_are_the_tasks_they_come_from(tokenizer):
@@ -75,20 +99,45 @@ def test_pairs_are_the_tasks_they_come_from(tokenizer):
 
 
 def test_positions_of_pairs(tokenizer):
-    task = Task.from_pairs(CLEAN, CORRUPTED, ANSWERS, tokenizer, positions={"verb": "gave a", "S2": [("John", 2), ("Paul", 2)], "IO": ["Mary", "Anna"], "first": "When"})
+    task = Task.from_pairs(
+        CLEAN,
+        CORRUPTED,
+        ANSWERS,
+        tokenizer,
+        positions={"verb": "gave a", "S2": [("John", 2), ("Paul", 2)], "IO": ["Mary", "Anna"], "first": "When"},
+    )
     assert list(task.positions) == ["first", "IO", "S2", "verb", "END"]  # in the order of the text
-    assert words_at(task, "S2") == ["John", "Paul"] and words_at(task, "IO") == ["Mary", "Anna"] and words_at(task, "verb") == ["a", "a"] and words_at(task, "first") == ["When", "When"]
+    assert words_at(task, "S2") == ["John", "Paul"]
+    assert words_at(task, "IO") == ["Mary", "Anna"]
+    assert words_at(task, "verb") == ["a", "a"]
+    assert words_at(task, "first") == ["When", "When"]
     assert task.subjects == ("IO", "S2") and task.names == [{"IO": "Mary", "S2": "John"}, {"IO": "Anna", "S2": "Paul"}]
-    assert Task.from_pairs(CLEAN, CORRUPTED, ANSWERS, tokenizer, positions={"verb": "gave"}, subjects=["verb"]).subjects == ("verb",)
+    assert Task.from_pairs(
+        CLEAN, CORRUPTED, ANSWERS, tokenizer, positions={"verb": "gave"}, subjects=["verb"]
+    ).subjects == ("verb",)
 
 
 def test_positions_that_are_found(tokenizer):
-    two = Task.from_pairs("Mary met John. Then Mary left", "John met Mary. Then Mary left", (" John", " Mary"), tokenizer)
+    two = Task.from_pairs(
+        "Mary met John. Then Mary left", "John met Mary. Then Mary left", (" John", " Mary"), tokenizer
+    )
     assert list(two.positions) == ["change 1", "change 2", "END"] and words_at(two, "change 1") == ["Mary"]
-    mixed = Task.from_pairs(["Mary met John. Then Mary left", "Anna met Paul. Then Anna left"], ["John met Mary. Then Mary left", "Anna met Tom. Then Anna left"], (" the", " a"), tokenizer)
+    mixed = Task.from_pairs(
+        ["Mary met John. Then Mary left", "Anna met Paul. Then Anna left"],
+        ["John met Mary. Then Mary left", "Anna met Tom. Then Anna left"],
+        (" the", " a"),
+        tokenizer,
+    )
     assert list(mixed.positions) == ["first change", "last change", "END"]
-    assert words_at(mixed, "first change") == ["Mary", "Paul"] and words_at(mixed, "last change") == ["John", "Paul"] and mixed.subjects == ()
-    run = Task.from_pairs("When Mary and John left, John gave a drink to", "When Mary and John left, Mary took a drink to", (" Mary", " John"), tokenizer)
+    assert words_at(mixed, "first change") == ["Mary", "Paul"]
+    assert words_at(mixed, "last change") == ["John", "Paul"]
+    assert mixed.subjects == ()
+    run = Task.from_pairs(
+        "When Mary and John left, John gave a drink to",
+        "When Mary and John left, Mary took a drink to",
+        (" Mary", " John"),
+        tokenizer,
+    )
     assert words_at(run, "change") == ["gave"]  # a stretch of two tokens: its last one
 
 
@@ -96,12 +145,20 @@ def test_answers_as_ids_and_one_pair_for_all(tokenizer):
     the, a = (tokenizer.encode(w, add_special_tokens=False)[0] for w in (" the", " a"))
     by_id = Task.from_pairs(CLEAN, CORRUPTED, (the, a), tokenizer)
     by_text = Task.from_pairs(CLEAN, CORRUPTED, (" the", " a"), tokenizer)
-    assert torch.equal(by_id.correct, by_text.correct) and torch.equal(by_id.wrong, by_text.wrong) and set(by_id.correct.tolist()) == {the}
-    assert torch.equal(Task.from_pairs(CLEAN, CORRUPTED, ((" Mary", " John"), (" Anna", " Paul")), tokenizer).correct, Task.from_pairs(CLEAN, CORRUPTED, ANSWERS, tokenizer).correct)
+    assert torch.equal(by_id.correct, by_text.correct)
+    assert torch.equal(by_id.wrong, by_text.wrong)
+    assert set(by_id.correct.tolist()) == {the}
+    assert torch.equal(
+        Task.from_pairs(CLEAN, CORRUPTED, ((" Mary", " John"), (" Anna", " Paul")), tokenizer).correct,
+        Task.from_pairs(CLEAN, CORRUPTED, ANSWERS, tokenizer).correct,
+    )
 
 
 def test_a_model_is_as_good_as_its_tokenizer(tiny):
-    assert torch.equal(Task.from_pairs(CLEAN, CORRUPTED, ANSWERS, tiny).clean_tokens, Task.from_pairs(CLEAN, CORRUPTED, ANSWERS, tiny.tokenizer).clean_tokens)
+    assert torch.equal(
+        Task.from_pairs(CLEAN, CORRUPTED, ANSWERS, tiny).clean_tokens,
+        Task.from_pairs(CLEAN, CORRUPTED, ANSWERS, tiny.tokenizer).clean_tokens,
+    )
     assert align(tiny, CLEAN[0], CORRUPTED[0]).equals(align(tiny.tokenizer, CLEAN[0], CORRUPTED[0]))
 
 
@@ -117,7 +174,9 @@ def test_prompts_of_unequal_length(tokenizer):
 
 def test_align(tokenizer):
     same = align(tokenizer, CLEAN[0], CORRUPTED[0])
-    assert (same.changed == "≠").sum() == 1 and "" not in set(same.clean) and list(same.columns) == ["clean", "corrupted", "changed"]
+    assert (same.changed == "≠").sum() == 1
+    assert "" not in set(same.clean)
+    assert list(same.columns) == ["clean", "corrupted", "changed"]
     longer = align(tokenizer, "Mary left with John.", "Mary then left with John.")
     assert (longer.clean == "").sum() == 1 and longer.corrupted[(longer.clean == "").idxmax()] == "·then"
 
@@ -145,7 +204,8 @@ def test_two_names_that_change_places_line_up(ids, data):
 @settings(max_examples=150, deadline=None)
 @given(st.lists(token, min_size=8, max_size=14, unique=True), st.data())
 def test_what_is_shifted_does_not(ids, data):
-    """A token left out, and another put in three or more tokens later: as many tokens, and nothing between in its place."""
+    """A token left out, and another put in three or more tokens later: as many tokens, and nothing between in its
+    place."""
     i = data.draw(st.integers(0, len(ids) - 5))
     j = data.draw(st.integers(i + 3, len(ids) - 1))
     new = ids[:i] + ids[i + 1 : j + 1] + [99] + ids[j + 1 :]
@@ -154,10 +214,27 @@ def test_what_is_shifted_does_not(ids, data):
 
 def test_it_says_where_they_part(tokenizer):
     a, b = "Mary left with John. She met", "Mary then left with John. She met"
-    with pytest.raises(ValueError, match=r"corrupted: prompt 1 does not line up .* they have \d+ and \d+ tokens, and they part at token 2, where the clean one has nothing and the corrupted one \[' then'\]; use words of as many tokens"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"corrupted: prompt 1 does not line up .* they have \d+ and \d+ tokens, and they part at token 2, where "
+            r"the clean one has nothing and the corrupted one \[' then'\]; use words of as many tokens"
+        ),
+    ):
         Task.from_pairs([CLEAN[0], a], [CORRUPTED[0], b], (" the", " a"), tokenizer)
-    with pytest.raises(ValueError, match=r"tokens each, but in between they are shifted, and they part at token 3, where the clean one has \[' late'\]"):
-        Task.from_pairs("It was late when Mary left the store and John met", "It was when Mary left the store and late John met", (" the", " a"), tokenizer)
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"tokens each, but in between they are shifted, and they part at token 3, "
+            r"where the clean one has \[' late'\]"
+        ),
+    ):
+        Task.from_pairs(
+            "It was late when Mary left the store and John met",
+            "It was when Mary left the store and late John met",
+            (" the", " a"),
+            tokenizer,
+        )
 
 
 # ---- from a template
@@ -165,19 +242,33 @@ def test_it_says_where_they_part(tokenizer):
 
 def test_template(tokenizer):
     task = make(tokenizer, n=30)
-    assert len(set(task.clean)) == 30 and list(task.positions) == ["A", "B.1", "PLACE", "B.2", "OBJECT", "END"] and task.subjects == ("A", "B.1", "B.2") and task.corruption == "B.2 <- A"
+    assert len(set(task.clean)) == 30
+    assert list(task.positions) == ["A", "B.1", "PLACE", "B.2", "OBJECT", "END"]
+    assert task.subjects == ("A", "B.1", "B.2")
+    assert task.corruption == "B.2 <- A"
     for i, names in enumerate(task.names):
         assert task.clean[i] == "When {A} and {B} went to the {PLACE}, {B} gave a {OBJECT} to".format(**names)
         assert task.corrupted[i] == "When {A} and {B} went to the {PLACE}, {A} gave a {OBJECT} to".format(**names)
         assert len(set(names.values())) == 4  # no word twice
     for position, key in (("A", "A"), ("B.1", "B"), ("PLACE", "PLACE"), ("B.2", "B"), ("OBJECT", "OBJECT")):
         assert words_at(task, position) == [n[key] for n in task.names]
-    assert words_at(task, "B.2", "corrupted") == [n["A"] for n in task.names] == [task.answer(i).strip() for i in range(30)]
+    assert (
+        words_at(task, "B.2", "corrupted")
+        == [n["A"] for n in task.names]
+        == [task.answer(i).strip() for i in range(30)]
+    )
 
 
 def test_a_template_of_ioi_is_ioi(tokenizer):
     """The same words in the same template: the same tokens, answers and places as ioi_task."""
-    theirs = ioi_task(tokenizer, n=1, order="ABBA", templates="went", names={"IO": "Mary", "S": "John"}, words={"PLACE": "store", "OBJECT": "drink"})
+    theirs = ioi_task(
+        tokenizer,
+        n=1,
+        order="ABBA",
+        templates="went",
+        names={"IO": "Mary", "S": "John"},
+        words={"PLACE": "store", "OBJECT": "drink"},
+    )
     text = IOI_TEMPLATES["went"].replace("{S}", "{B}").replace("{IO}", "{A}")
     own = make(tokenizer, template=text, words=dict(A=["Mary"], B=["John"], PLACE="store", OBJECT="drink"), n=1)
     assert own.clean == theirs.clean and own.corrupted == theirs.corrupted
@@ -189,11 +280,25 @@ def test_a_template_of_ioi_is_ioi(tokenizer):
 def test_corruptions(tokenizer):
     n, template = 12, "{A} met {B}. {A} called {B}. Then {C} saw"
     words, base = dict(A=NAMES, B=NAMES, C=["John", "Paul", "Tom"]), dict(template=template, answers=("A", "B"), n=n)
-    tasks = {str(c): make(tokenizer, words=words, corrupt=c, **base) for c in [("A", "B"), {"A": "B"}, {"A.2": None}, {"B": ["Susan", "Laura"]}, {"C": "Mary"}, {"A.1": "C", "B.2": None}]}
+    tasks = {
+        str(c): make(tokenizer, words=words, corrupt=c, **base)
+        for c in [
+            ("A", "B"),
+            {"A": "B"},
+            {"A.2": None},
+            {"B": ["Susan", "Laura"]},
+            {"C": "Mary"},
+            {"A.1": "C", "B.2": None},
+        ]
+    }
     assert len({tuple(t.clean) for t in tasks.values()}) == 1, "the clean prompts do not depend on the corruption"
-    fill = lambda i, task, **new: "{A1} met {B1}. {A2} called {B2}. Then {C1} saw".format(**{k + j: task.names[i][k] for k in "ABC" for j in "12"} | new)
+    fill = lambda i, task, **new: "{A1} met {B1}. {A2} called {B2}. Then {C1} saw".format(
+        **{k + j: task.names[i][k] for k in "ABC" for j in "12"} | new
+    )
     swap, one, new, listed, literal, two = tasks.values()
-    assert swap.corruption == "A <-> B" and new.corruption == "A.2 <- another" and two.corruption == "A.1 <- C, B.2 <- another"
+    assert swap.corruption == "A <-> B"
+    assert new.corruption == "A.2 <- another"
+    assert two.corruption == "A.1 <- C, B.2 <- another"
     for i in range(n):
         a, b, c = (swap.names[i][k] for k in "ABC")
         assert swap.corrupted[i] == fill(i, swap, A1=b, A2=b, B1=a, B2=a)
@@ -202,12 +307,18 @@ def test_corruptions(tokenizer):
         (added,) = words_at(new[i], "A.2", "corrupted")
         assert new.corrupted[i] == fill(i, new, A2=added) and added in NAMES and added not in (a, b, c)
         (drawn,) = words_at(listed[i], "B.1", "corrupted")
-        assert listed.corrupted[i] == fill(i, listed, B1=drawn, B2=drawn) and drawn in ("Susan", "Laura")  # one word for both places
+        # one word for both places
+        assert listed.corrupted[i] == fill(i, listed, B1=drawn, B2=drawn) and drawn in ("Susan", "Laura")
         assert words_at(two[i], "A.1", "corrupted") == [c] and words_at(two[i], "B.2", "corrupted")[0] not in (a, b, c)
 
 
 def test_several_templates(tokenizer):
-    task = make(tokenizer, template={"short": "{A} met {B}. {B} called", "long": "Then {B} met {A} at the {PLACE}. {B} called"}, words=dict(A=NAMES, B=NAMES, PLACE=PLACES), n=10)
+    task = make(
+        tokenizer,
+        template={"short": "{A} met {B}. {B} called", "long": "Then {B} met {A} at the {PLACE}. {B} called"},
+        words=dict(A=NAMES, B=NAMES, PLACE=PLACES),
+        n=10,
+    )
     assert sorted(task.templates) == ["long"] * 5 + ["short"] * 5 and len(set(task.lengths.tolist())) == 2
     assert set(task.positions) == {"A", "B.1", "B.2", "END"}, "PLACE is in one template only"
     for position in task.positions:
@@ -229,7 +340,8 @@ def test_answers_that_are_no_names(tokenizer):
 
 def test_after(tokenizer):
     task = make(tokenizer, after=["B.1", "A"], n=5)
-    assert torch.equal(task.positions["B.1+1"], task.positions["B.1"] + 1) and torch.equal(task.positions["A+1"], task.positions["A"] + 1)
+    assert torch.equal(task.positions["B.1+1"], task.positions["B.1"] + 1)
+    assert torch.equal(task.positions["A+1"], task.positions["A"] + 1)
     assert task.subjects == ("A", "B.1", "B.2")
     with pytest.raises(ValueError, match="after: there is no place 'B'"):
         make(tokenizer, after=["B"])
@@ -252,28 +364,52 @@ BAD_PAIRS = {
     "no prompts": (dict(clean=[], corrupted=[], answers=[]), "clean: no prompts given"),
     "blank": (dict(clean=["Mary left", " "]), "clean: prompt 1 is ' '; give a text"),
     "no text": (dict(clean=[3, "a"]), "clean: prompt 0 is 3"),
-    "ends in a space": (dict(clean=["When Mary and John left, John gave a drink to ", CLEAN[1]]), "clean: prompt 0, .* ends in a space; end it with a word"),
+    "ends in a space": (
+        dict(clean=["When Mary and John left, John gave a drink to ", CLEAN[1]]),
+        "clean: prompt 0, .* ends in a space; end it with a word",
+    ),
     "fewer corrupted": (dict(corrupted=CORRUPTED[:1]), "corrupted: 1 prompts for 2 clean ones"),
     "fewer answers": (dict(answers=ANSWERS[:1]), "answers: 1 for 2 prompts"),
     "twice": (dict(clean=[CLEAN[0]] * 2, corrupted=CORRUPTED), "clean: prompts 0 and 1 are the same"),
     "nothing changes": (dict(corrupted=[CORRUPTED[0], CLEAN[1]]), "corrupted: prompt 1 is the same as the clean one"),
     "no pair": (dict(answers=[" Mary", " Anna"]), r"answers: prompt 0 has ' Mary'; give a \(right, wrong\) pair"),
     "three answers": (dict(answers=[(" Mary", " John", " Paul"), ANSWERS[1]]), "answers: prompt 0 has .* pair"),
-    "equal answers": (dict(answers=[ANSWERS[0], (" Paul", " Paul")]), "answers: right and wrong answer of prompt 1 are the same"),
-    "no space": (dict(answers=[("Mary", " John"), ANSWERS[1]]), "answers: 'Mary' .prompt 0. would go on with the word 'to' without a space; write ' Mary'"),
-    "several tokens": (dict(answers=[(" Bartholomew", " John"), ANSWERS[1]]), r"answers: ' Bartholomew' .prompt 0. is not one token but \d: \['.*; choose an answer of one token"),
+    "equal answers": (
+        dict(answers=[ANSWERS[0], (" Paul", " Paul")]),
+        "answers: right and wrong answer of prompt 1 are the same",
+    ),
+    "no space": (
+        dict(answers=[("Mary", " John"), ANSWERS[1]]),
+        "answers: 'Mary' .prompt 0. would go on with the word 'to' without a space; write ' Mary'",
+    ),
+    "several tokens": (
+        dict(answers=[(" Bartholomew", " John"), ANSWERS[1]]),
+        r"answers: ' Bartholomew' .prompt 0. is not one token but \d: \['.*; choose an answer of one token",
+    ),
     "empty answer": (dict(answers=[("", " John"), ANSWERS[1]]), "answers: prompt 0 has the answer ''"),
-    "no such id": (dict(answers=[(10**6, 1), ANSWERS[1]]), "answers: prompt 0 has the token id 1000000, but ids go from 0 to"),
+    "no such id": (
+        dict(answers=[(10**6, 1), ANSWERS[1]]),
+        "answers: prompt 0 has the token id 1000000, but ids go from 0 to",
+    ),
     "true is no id": (dict(answers=[(True, 1), ANSWERS[1]]), "answers: prompt 0 has the answer True"),
     "END": (dict(positions={"END": "to"}), "positions: 'END' is there by itself"),
     "not in the prompt": (dict(positions={"x": "Archibald"}), "positions\\['x'\\]: 'Archibald' is not in prompt 0"),
-    "there twice": (dict(positions={"x": ["John", "Paul"]}), r"positions\['x'\]: 'John' is 2 times in prompt 0, .*; say which one, from \('John', 1\) to \('John', 2\)"),
-    "no third": (dict(positions={"x": [("John", 3), ("Paul", 1)]}), "positions\\['x'\\]: prompt 0 has 'John' 2 times, so there is no occurrence 3"),
-    "within a token": (dict(positions={"x": "Whe"}), "positions\\['x'\\]: 'Whe' ends within a token of prompt 0 .'When'."),
+    "there twice": (
+        dict(positions={"x": ["John", "Paul"]}),
+        r"positions\['x'\]: 'John' is 2 times in prompt 0, .*; say which one, from \('John', 1\) to \('John', 2\)",
+    ),
+    "no third": (
+        dict(positions={"x": [("John", 3), ("Paul", 1)]}),
+        "positions\\['x'\\]: prompt 0 has 'John' 2 times, so there is no occurrence 3",
+    ),
+    "within a token": (
+        dict(positions={"x": "Whe"}),
+        "positions\\['x'\\]: 'Whe' ends within a token of prompt 0 .'When'.",
+    ),
     "too few pieces": (dict(positions={"x": ["Mary"]}), "positions\\['x'\\]: 1 pieces for 2 prompts"),
     "no piece": (dict(positions={"x": 4}), "positions\\['x'\\]: 4 is no piece"),
     "unknown subject": (dict(subjects=["Z"]), "subjects: there is no position 'Z'"),
-    "no tokenizer": (dict(tokenizer=3), "tokenizer: int has none"),
+    "no tokenizer": (dict(tokenizer=3), "tokenizer: 3 is no tokenizer; give a Hugging Face tokenizer"),
 }
 
 
@@ -286,21 +422,42 @@ def test_pairs_that_are_refused(tokenizer, case):
 
 
 BAD_TEMPLATES = {
-    "several tokens": (dict(words=WORDS | {"A": ["Mary", "Bartholomew", "Archibald"]}), r"words\['A'\]: 2 of 3 are not one token after a space \('Bartholomew' is \d: \['.*'Archibald' is \d.*leave them out"),
-    "one of the shipped": (dict(words={k: v for k, v in WORDS.items() if k != "B"}), r"words: none for the placeholder \{B\}; give some"),
+    "several tokens": (
+        dict(words=WORDS | {"A": ["Mary", "Bartholomew", "Archibald"]}),
+        (
+            r"words\['A'\]: 2 of 3 are not one token after a space \('Bartholomew' is \d: "
+            r"\['.*'Archibald' is \d.*leave them out"
+        ),
+    ),
+    "one of the shipped": (
+        dict(words={k: v for k, v in WORDS.items() if k != "B"}),
+        r"words: none for the placeholder \{B\}; give some",
+    ),
     "unknown words": (dict(words=WORDS | {"Z": ["x"]}), r"words: the template has no placeholder \{Z\}"),
     "no words": (dict(words=WORDS | {"A": []}), r"words\['A'\]: expected words"),
-    "too many": (dict(words=dict(A=["Mary"], B=["John"], PLACE=["store"], OBJECT=["drink"]), n=2), "n: 2 prompts were asked for but only 1"),
-    "too few words": (dict(words=dict(A=["Mary"], B=["Mary"], PLACE=["store"], OBJECT=["drink"]), n=1), "n: 1 prompts were asked for but only 0"),
+    "too many": (
+        dict(words=dict(A=["Mary"], B=["John"], PLACE=["store"], OBJECT=["drink"]), n=2),
+        "n: 2 prompts were asked for but only 1",
+    ),
+    "too few words": (
+        dict(words=dict(A=["Mary"], B=["Mary"], PLACE=["store"], OBJECT=["drink"]), n=1),
+        "n: 1 prompts were asked for but only 0",
+    ),
     "one answer": (dict(answers="A"), "answers: 'A' is no pair"),
-    "unknown answer": (dict(answers=("Z", "B")), "answers: 'Z' is neither a placeholder .A, B, PLACE, OBJECT. nor a text with its leading space, such as ' Z'"),
+    "unknown answer": (
+        dict(answers=("Z", "B")),
+        "answers: 'Z' is neither a placeholder .A, B, PLACE, OBJECT. nor a text with its leading space, such as ' Z'",
+    ),
     "equal answers": (dict(answers=("A", "A")), "answers: right and wrong answer of prompt 0 are the same"),
     "no corruption": (dict(corrupt={}), "corrupt: {} says no corruption"),
     "a word for corruption": (dict(corrupt="swap"), "corrupt: 'swap' says no corruption"),
     "unknown place": (dict(corrupt={"B.3": "A"}), "corrupt: there is no placeholder or place 'B.3'; there are"),
     "swap of places": (dict(corrupt=("B.1", "A")), r"corrupt: \('B.1', 'A'\) must be two placeholders"),
     "nothing changes": (dict(corrupt={"A": "A"}), "corrupted: prompt 0 is the same as the clean one"),
-    "longer": (dict(corrupt={"B.2": "Bartholomew"}), r"corrupted: prompt 0 does not line up .* the clean one has \[' \w+'\] and the corrupted one \["),
+    "longer": (
+        dict(corrupt={"B.2": "Bartholomew"}),
+        r"corrupted: prompt 0 does not line up .* the clean one has \[' \w+'\] and the corrupted one \[",
+    ),
     "no placeholder": (dict(template="Mary left", words={}), "template: 'Mary left' has no placeholder"),
     "empty placeholder": (dict(template="{} left"), "empty placeholder"),
     "a place as placeholder": (dict(template="{A.1} left {B}"), r"template: \{A.1\} cannot name a position"),
@@ -308,7 +465,10 @@ BAD_TEMPLATES = {
     "n": (dict(n=0), "n: 0 is no such number"),
     "seed": (dict(seed=-1), "seed: -1"),
     "subjects": (dict(subjects=["Z"]), r"subjects: the template has no placeholder \{Z\}"),
-    "no space before a word": (dict(template="({A} met {B}). {B} called", words=dict(A=CUES[:3], B=CUES[3:9])), r"words\['A'\]: '\w+' is not one token where .* puts it; put a space before the placeholder"),
+    "no space before a word": (
+        dict(template="({A} met {B}). {B} called", words=dict(A=CUES[:3], B=CUES[3:9])),
+        r"words\['A'\]: '\w+' is not one token where .* puts it; put a space before the placeholder",
+    ),
 }
 
 
@@ -327,7 +487,9 @@ def test_an_answer_is_a_token_after_its_prompt():
         pytest.skip("GPT-2's tokenizer is not beside the repository (../shared/gpt2_tokenizer)")
     assert len(gpt2.encode(" 1800", add_special_tokens=False)) == 1
     text = "The war lasted from the year {} to the year 18"
-    with pytest.raises(ValueError, match=r"answers: '00' is one token, but not after prompt 0: .* ends in the tokens \['.*', ' 1800'\]"):
+    with pytest.raises(
+        ValueError, match=r"answers: '00' is one token, but not after prompt 0: .* ends in the tokens \['.*', ' 1800'\]"
+    ):
         Task.from_pairs(text.format(1842), text.format(1801), ("00", "42"), gpt2)
 
 
@@ -335,7 +497,12 @@ def test_an_answer_is_a_token_after_its_prompt():
 
 
 def test_every_measurement(tiny):
-    task = make(tiny, template=["{A} met {B}. {B} called", "Then {B} met {A} at the {PLACE}. {B} called"], words=dict(A=NAMES, B=NAMES, PLACE=PLACES), n=5)
+    task = make(
+        tiny,
+        template=["{A} met {B}. {B} called", "Then {B} met {A} at the {PLACE}. {B} called"],
+        words=dict(A=NAMES, B=NAMES, PLACE=PLACES),
+        n=5,
+    )
     assert len(set(task.lengths.tolist())) == 2
     for site in STREAM_SITES:
         assert list(patch(tiny, task, site, "named_position").position.values) == list(task.positions)
@@ -353,20 +520,27 @@ def test_every_measurement(tiny):
     moved = whole.logit_diff.sel(set="all") - whole.logit_diff.sel(set="none")
     np.testing.assert_allclose(moved, lens.clean - lens.corrupted, atol=1e-4)
     copies, projection = task_copy_scores(tiny, task), name_projection(tiny, task, n_resamples=20)
-    assert list(copies["name"].values) == list(projection["name"].values) == ["A", "B.1", "B.2"] == subject_positions(task)
-    assert name_ids(tiny.tokenizer, task)[:, 0].tolist() == task.correct.tolist() and name_ids(tiny.tokenizer, task)[:, 2].tolist() == task.wrong.tolist()
+    assert (
+        list(copies["name"].values) == list(projection["name"].values) == ["A", "B.1", "B.2"] == subject_positions(task)
+    )
+    assert name_ids(tiny.tokenizer, task)[:, 0].tolist() == task.correct.tolist()
+    assert name_ids(tiny.tokenizer, task)[:, 2].tolist() == task.wrong.tolist()
 
 
 def test_a_task_without_names_says_so(tiny):
     task = Task.from_pairs(CLEAN, CORRUPTED, (" the", " a"), tiny)
     for measure in (task_copy_scores, name_projection):
-        with pytest.raises(ValueError, match=r"task 'own' has no position that holds a name.*\['change', 'END'\]: name some with subjects="):
+        with pytest.raises(
+            ValueError,
+            match=r"task 'own' has no position that holds a name.*\['change', 'END'\]: name some with subjects=",
+        ):
             measure(tiny, task)
     assert patch(tiny, task, "z").effect.notnull().all() and head_attribution(tiny, task).attribution.notnull().all()
 
 
 def test_ioi_and_mrs_name_their_subjects_as_before(small):
-    assert subject_positions(ioi_task(small, n=2)) == ["IO", "S1", "S2"] and subject_positions(mrs_task(small, n=2)) == ["S1", "S2", "S3", "S4"]
+    assert subject_positions(ioi_task(small, n=2)) == ["IO", "S1", "S2"]
+    assert subject_positions(mrs_task(small, n=2)) == ["S1", "S2", "S3", "S4"]
 
 
 # ---- the whole study
@@ -406,7 +580,10 @@ def test_summary_says_what_the_results_say(tiny):
         found.heads("x")
     figures = found.figures()
     assert set(figures) == set(found) and all(len(f.data) for f in figures.values())
-    assert all(word in found.read() for word in ("Mean logit difference", "Heads whose output restores", "Heads that write for the answer"))
+    assert all(
+        word in found.read()
+        for word in ("Mean logit difference", "Heads whose output restores", "Heads that write for the answer")
+    )
 
 
 def test_where_a_head_looks(tiny):
@@ -474,18 +651,26 @@ def test_what_cannot_be_measured_is_left_out(tiny, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that patching falls back on hooks
         found = study(Task.from_pairs(CLEAN, CORRUPTED, (" the", " a"), tiny), tiny, progress=False)
-    assert found.left_out["path_patch_logits"] == "it has wheels" and "no position that holds a name" in found.left_out["copy_scores"]
+    assert found.left_out["path_patch_logits"] == "it has wheels"
+    assert "no position that holds a name" in found.left_out["copy_scores"]
     assert set(found) == set(MEASURES) - {"path_patch_logits", "copy_scores"} and set(found.figures()) == set(found)
-    assert not {"path to the logits (effect)", "names copied (share)"} & set(found.summary()) and "it has wheels" in found.read()
+    assert not {"path to the logits (effect)", "names copied (share)"} & set(found.summary())
+    assert "it has wheels" in found.read()
 
 
 def test_one_prompt_and_a_corruption_that_does_nothing(tiny):
-    """No interval, no test; and an effect that is not defined. Neither may break the table, the figures or the sentences."""
+    """No interval, no test; and an effect that is not defined. Neither may break the table, the figures or the
+    sentences."""
     one = study(make(tiny, n=1), tiny, progress=False)
-    assert "*" not in "".join(one.summary().astype(str).values.ravel()) and len(one.figures()) == len(one) and "no head of 12 can be called significant" in one.read()
+    assert "*" not in "".join(one.summary().astype(str).values.ravel())
+    assert len(one.figures()) == len(one)
+    assert "no head of 12 can be called significant" in one.read()
     task = make(tiny, n=3)
     same = study(task.__class__(**{**task.__dict__, "corrupted_tokens": task.clean_tokens}), tiny, progress=False)
-    assert same["patch_z_head"].effect.isnull().all() and (same.summary()["patching (effect)"] == "").all() and len(same.figures()) == len(same) and same.read()
+    assert same["patch_z_head"].effect.isnull().all()
+    assert (same.summary()["patching (effect)"] == "").all()
+    assert len(same.figures()) == len(same)
+    assert same.read()
 
 
 def test_shipped_tasks_too(tiny):
@@ -504,8 +689,17 @@ def test_progress_is_shown(tiny, capsys):
 def test_mini_finds_its_name_movers_in_a_task_it_was_not_made_for(mini):
     """mini's name movers are L2H0 and L2H2, by its card; they answer who was left out of three."""
     task = Task.from_template(
-        ["{A}, {B} and {C} went to the {PLACE}. {B} and {C} gave a {OBJECT} to", "{B}, {C} and {A} went to the {PLACE}. {B} and {C} gave a {OBJECT} to"],
-        dict(A=NAMES, B=NAMES, C=NAMES, PLACE=PLACES, OBJECT=OBJECTS), ("A", "B"), {"B.2": "A"}, mini, n=24, name="left_out")
+        [
+            "{A}, {B} and {C} went to the {PLACE}. {B} and {C} gave a {OBJECT} to",
+            "{B}, {C} and {A} went to the {PLACE}. {B} and {C} gave a {OBJECT} to",
+        ],
+        dict(A=NAMES, B=NAMES, C=NAMES, PLACE=PLACES, OBJECT=OBJECTS),
+        ("A", "B"),
+        {"B.2": "A"},
+        mini,
+        n=24,
+        name="left_out",
+    )
     found = study(task, mini, progress=False)
     assert float((found["logit_lens"].clean > 0).mean()) >= 0.9 and float(found["logit_lens"].corrupted.mean()) < 0
     for method in ("attribution (logits)", "path to the logits (effect)"):

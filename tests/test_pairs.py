@@ -1,4 +1,5 @@
 """Pairs of runs: direction, grouping, and what is refused."""
+
 from types import SimpleNamespace
 
 import pytest
@@ -23,11 +24,17 @@ def test_denoising_patches_into_the_corrupted_run():
 
 
 def test_pairs_have_the_fields_of_a_task():
-    task = SimpleNamespace(clean_tokens=torch.tensor([[1, 2]]), corrupted_tokens=torch.tensor([[1, 3]]), correct=torch.tensor([4]),
-                           wrong=torch.tensor([5]), positions={"END": torch.tensor([1])})
+    task = SimpleNamespace(
+        clean_tokens=torch.tensor([[1, 2]]),
+        corrupted_tokens=torch.tensor([[1, 3]]),
+        correct=torch.tensor([4]),
+        wrong=torch.tensor([5]),
+        positions={"END": torch.tensor([1])},
+    )
     pairs = Pairs.of(task, "noise")
     found = {name: getattr(pairs, name).tolist() for name in ("clean", "corrupted", "end", "correct", "wrong")}
-    assert found == {"clean": [[1, 2]], "corrupted": [[1, 3]], "end": [1], "correct": [4], "wrong": [5]} and pairs.direction == "noise"
+    assert found == {"clean": [[1, 2]], "corrupted": [[1, 3]], "end": [1], "correct": [4], "wrong": [5]}
+    assert pairs.direction == "noise"
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
@@ -60,12 +67,18 @@ def test_groups_of_some_prompts_and_of_runs_that_share_nothing():
     assert pairs.length == 3 and len(pairs) == 3
 
 
-@pytest.mark.parametrize("bad, said", [
-    (lambda: pairs_of([[0]], [[0]], [0], "up"), "direction='up'"),
-    (lambda: pairs_of([[0, 1]], [[0]], [0]), "prompts of one shape"),
-    (lambda: Question("loss"), "metric='loss'"),
-    (lambda: Question(memory_budget=5).needs(6, "one patch"), "memory_budget=5 is too small for one patch: give at least 6"),
-])
+@pytest.mark.parametrize(
+    "bad, said",
+    [
+        (lambda: pairs_of([[0]], [[0]], [0], "up"), "direction='up'"),
+        (lambda: pairs_of([[0, 1]], [[0]], [0]), "prompts of one shape"),
+        (lambda: Question("loss"), "metric='loss'"),
+        (
+            lambda: Question(memory_budget=5).needs(6, "one patch"),
+            "memory_budget=5 is too small for one patch: give at least 6",
+        ),
+    ],
+)
 def test_what_cannot_be_run_is_refused(bad, said):
     with pytest.raises(ValueError, match=said):
         bad()
@@ -73,6 +86,7 @@ def test_what_cannot_be_run_is_refused(bad, said):
 
 def test_metrics_are_those_of_patching():
     from namemovers.activation_patching import METRICS as functions
+
     assert tuple(functions) == METRICS
 
 

@@ -1,4 +1,5 @@
 """Path patching against two passes by plain forward hooks on transformers' own modules, for keys that heads share and norms after attention."""
+
 import pytest
 import torch
 
@@ -18,10 +19,18 @@ def shape(request, tmp_path_factory):
 
 class Hooks:
     "Forward hooks on modules, gone when it is over."
-    def __init__(self): self.handles = []
-    def __enter__(self): return self
-    def __exit__(self, *_): [handle.remove() for handle in self.handles]
-    def add(self, module, before, change): self.handles.append(catch(module, before, change))
+
+    def __init__(self):
+        self.handles = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        [handle.remove() for handle in self.handles]
+
+    def add(self, module, before, change):
+        self.handles.append(catch(module, before, change))
 
 
 @torch.no_grad()
@@ -36,7 +45,8 @@ def recorded(plain, tokens):
     return z, mlps
 
 
-def part_of(head, d): return slice(head * d, (head + 1) * d)
+def part_of(head, d):
+    return slice(head * d, (head + 1) * d)
 
 
 @torch.no_grad()
@@ -49,14 +59,18 @@ def first_pass(plain, asked, sender, d, through_mlps, listen=()):
 
     def frozen(l):
         z = base[l].clone()
-        if l == sender[0]: z[..., part_of(sender[1], d)] = donor[l][..., part_of(sender[1], d)]
+        if l == sender[0]:
+            z[..., part_of(sender[1], d)] = donor[l][..., part_of(sender[1], d)]
         return lambda t: z
+
     with Hooks() as hooks:
         for l, p in enumerate(places(plain)):
             hooks.add(p.o, True, frozen(l))
-            if not through_mlps: hooks.add(p.mlp_out, False, lambda t, l=l: mlps[l])
+            if not through_mlps:
+                hooks.add(p.mlp_out, False, lambda t, l=l: mlps[l])
             for layer, name in listen:
-                if layer == l: hooks.add(getattr(p, name), False, lambda t, key=(layer, name): heard.setdefault(key, t.clone()))
+                if layer == l:
+                    hooks.add(getattr(p, name), False, lambda t, key=(layer, name): heard.setdefault(key, t.clone()))
         y = plain(asked.base, use_cache=False).logits
     return y, heard
 
@@ -66,10 +80,13 @@ def second_pass(plain, asked, name, heads, heard, d):
     "The base run in which `heads` {layer: numbers} have the inputs that were heard."
     with Hooks() as hooks:
         for l, numbers in heads.items():
+
             def put(t, l=l, numbers=numbers):
                 t = t.clone()
-                for n in numbers: t[..., part_of(n, d)] = heard[l, name][..., part_of(n, d)]
+                for n in numbers:
+                    t[..., part_of(n, d)] = heard[l, name][..., part_of(n, d)]
                 return t
+
             hooks.add(getattr(places(plain)[l], name), False, put)
         return plain(asked.base, use_cache=False).logits
 

@@ -1,4 +1,5 @@
-"""The planted model: reproducible, does its tasks, and the truth about it agrees with counterfactuals on the built model.
+"""The planted model: reproducible, does its tasks, and the truth about it agrees with counterfactuals on the built
+model.
 
 The counterfactuals are run through TransformerLens' hooks, or through the plain Hugging Face model, and not through the
 fast engine, whose methods the planted models are there to judge."""
@@ -112,7 +113,9 @@ def test_tasks_in_both_orders_and_nobody_without_a_cue(variant):
         task = ioi_task(model.tokenizer, 60, 11, order=order)
         assert (logits(model, task).argmax(-1) == task.correct).float().mean() >= 0.95
         swapped = replace(task, clean_tokens=task.corrupted_tokens, correct=task.wrong)
-        assert (logits(model, swapped).argmax(-1) == swapped.correct).float().mean() >= 0.95, "with S2 exchanged the other name is right"
+        assert (logits(model, swapped).argmax(-1) == swapped.correct).float().mean() >= 0.95, (
+            "with S2 exchanged the other name is right"
+        )
     assert (logits(model, mrs := mrs_task(model.tokenizer, 60, 11)).argmax(-1) == mrs.correct).float().mean() >= 0.95
     for corruption in ("no_cue", "other_cue"):
         task = mrs_task(model.tokenizer, 60, 11, corruption=corruption)
@@ -141,13 +144,24 @@ def test_folding_changes_no_prediction(variant):
     assert (plain.transformer.h[0].ln_1.weight - 1).abs().max() > 0.1, "there is something to fold"
     tokens = mrs_task(model.tokenizer, 4).clean_tokens
     with torch.no_grad():
-        torch.testing.assert_close(model(tokens).log_softmax(-1), plain(tokens).logits.log_softmax(-1), atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            model(tokens).log_softmax(-1), plain(tokens).logits.log_softmax(-1), atol=1e-4, rtol=0
+        )
 
 
 # the truth against counterfactuals
 
 
-@pytest.mark.parametrize("key", [("ioi", "switch_s2", "denoise"), ("mrs", "switch_subjects", "denoise"), ("mrs", "no_cue", "denoise"), ("ioi", "abc", "noise")], ids=" ".join)
+@pytest.mark.parametrize(
+    "key",
+    [
+        ("ioi", "switch_s2", "denoise"),
+        ("mrs", "switch_subjects", "denoise"),
+        ("mrs", "no_cue", "denoise"),
+        ("ioi", "abc", "noise"),
+    ],
+    ids=" ".join,
+)
 def test_heads_that_pass_on_a_difference_are_those_that_patching_moves(variant, key):
     model, circuit = variant
     name, corruption, direction = key
@@ -181,23 +195,31 @@ def test_every_part_is_needed_or_makes_up_for_another(variant):
 
     assert without(ioi, "name mover") < 0.5 and without(mrs, "name mover") < 0.5
     assert without(ioi, "S-inhibition") < 0.5 and without(ioi, "duplicate token", "induction") < 0.6
-    assert without(mrs, "cue") < 0.1 and without(mrs, "recency") < 0.5 and without(mrs, "previous token") < 0.1 and without(mrs, "induction") < 0.1
+    assert without(mrs, "cue") < 0.1
+    assert without(mrs, "recency") < 0.5
+    assert without(mrs, "previous token") < 0.1
+    assert without(mrs, "induction") < 0.1
     for task in (ioi, mrs):
         assert without(task, "negative name mover") > 1.05
-        assert without(task, "name mover", "backup name mover") < without(task, "name mover") - 0.1, "the backup made up for them"
+        assert without(task, "name mover", "backup name mover") < without(task, "name mover") - 0.1, (
+            "the backup made up for them"
+        )
         assert without(task, "backup name mover") > 0.9, "and is quiet as long as they work"
     # parts of the other task
-    assert abs(without(ioi, "cue", "recency") - 1) < 0.1 and abs(without(mrs, "S-inhibition", "duplicate token") - 1) < 0.1
+    assert abs(without(ioi, "cue", "recency") - 1) < 0.1
+    assert abs(without(mrs, "S-inhibition", "duplicate token") - 1) < 0.1
 
 
 def test_edges_act_through_the_inputs_that_the_truth_names(variant):
-    """Path patching by hand: one head's output of the clean run into one input of one later head of the corrupted run."""
+    """Path patching by hand: one head's output of the clean run into one input of one later head of the corrupted
+    run."""
     model, circuit = variant
     task = ioi_task(model.tokenizer, 8, 5)
     layers = range(model.cfg.n_layers)
     z_names = [f"blocks.{l}.attn.hook_z" for l in layers]
     clean, corrupted = (kept(model, t, z_names) for t in (task.clean_tokens, task.corrupted_tokens))
-    base, distance = difference(model, task, corrupted=True), (difference(model, task) - difference(model, task, corrupted=True)).mean()
+    base = difference(model, task, corrupted=True)
+    distance = (difference(model, task) - difference(model, task, corrupted=True)).mean()
 
     def effect(sender, receiver, component):
         freeze = {n: v.clone() for n, v in corrupted.items()}
@@ -209,7 +231,11 @@ def test_edges_act_through_the_inputs_that_the_truth_names(variant):
         def into(value, hook):
             found[hook.name] = value.clone()
 
-        hooks = [(n, lambda z, hook: freeze[hook.name]) for n in z_names] + [(n, lambda x, hook: mlps[hook.name]) for n in mlps] + [(wanted, into)]
+        hooks = (
+            [(n, lambda z, hook: freeze[hook.name]) for n in z_names]
+            + [(n, lambda x, hook: mlps[hook.name]) for n in mlps]
+            + [(wanted, into)]
+        )
         with torch.no_grad():
             model.run_with_hooks(task.corrupted_tokens, fwd_hooks=hooks)
 
@@ -220,12 +246,24 @@ def test_edges_act_through_the_inputs_that_the_truth_names(variant):
 
         return float(((difference(model, task, [(wanted, put)], corrupted=True) - base).mean() / distance).abs())
 
-    strongest = {p: max(circuit.find(p), key=lambda h: next(x["weight"] for x in circuit.heads if (x["layer"], x["head"]) == h)) for p in PARTS}
+    strongest = {
+        p: max(circuit.find(p), key=lambda h: next(x["weight"] for x in circuit.heads if (x["layer"], x["head"]) == h))
+        for p in PARTS
+    }
     before_negative = {"attention": "S-inhibition", "suppression": "name mover"}[circuit.parameters["negative"]]
-    for sender, receiver, true in (("S-inhibition", "name mover", "q"), (before_negative, "negative name mover", "q"), ("duplicate token", "S-inhibition", "v"), ("induction", "S-inhibition", "v")):
+    for sender, receiver, true in (
+        ("S-inhibition", "name mover", "q"),
+        (before_negative, "negative name mover", "q"),
+        ("duplicate token", "S-inhibition", "v"),
+        ("induction", "S-inhibition", "v"),
+    ):
         assert {e["component"] for e in circuit.paths("ioi", "switch_s2", sender, receiver)} == {true}
         found = {c: effect(strongest[sender], strongest[receiver], c) for c in "qkv"}
-        assert found[true] > 0.03 and all(v < 0.1 * found[true] for c, v in found.items() if c != true), (sender, receiver, found)
+        assert found[true] > 0.03 and all(v < 0.1 * found[true] for c, v in found.items() if c != true), (
+            sender,
+            receiver,
+            found,
+        )
 
 
 def test_induction_needs_the_previous_token_head_through_its_keys(variant):
@@ -251,7 +289,8 @@ def test_induction_needs_the_previous_token_head_through_its_keys(variant):
         return value
 
     assert any((found[k] - before[k]).abs().max() > 0.1 for k in keys)
-    whole, through_keys = difference(model, task, hooks).mean(), difference(model, task, [(k, only_keys) for k in keys]).mean()
+    whole = difference(model, task, hooks).mean()
+    through_keys = difference(model, task, [(k, only_keys) for k in keys]).mean()
     clean = difference(model, task).mean()
     assert whole < 0.1 * clean and abs(through_keys - whole) < 0.1 * clean
 
@@ -264,7 +303,9 @@ def test_truth_is_of_one_piece():
         t = truth(seed)
         assert sorted(t.parts) == [(l, h) for l in range(t.parameters["n_layers"]) for h in range(planted.N_HEADS)]
         for part, p in PARTS.items():
-            assert [x["weight"] for x in sorted(t.heads, key=lambda x: -x["weight"]) if x["part"] == part] == sorted(p.weights, reverse=True)
+            assert [x["weight"] for x in sorted(t.heads, key=lambda x: -x["weight"]) if x["part"] == part] == sorted(
+                p.weights, reverse=True
+            )
         layer = {head_name(*h): h[0] for h in t.parts} | {"embed": -1, "logits": 99}
         assert all(layer[e["sender"]] < layer[e["receiver"]] for e in t.edges)
         for task, parts in CIRCUITS.items():
@@ -277,7 +318,9 @@ def test_truth_is_of_one_piece():
             assert {head_name(*h) for h in t.find(task=task)} <= up & down
         for task, corruption in CHANGES:
             assert set(t.find(task=task, corruption=corruption)) <= set(t.find(task=task))
-            assert t.mask(task=task, corruption=corruption).values.sum() == len(t.find(task=task, corruption=corruption))
+            assert t.mask(task=task, corruption=corruption).values.sum() == len(
+                t.find(task=task, corruption=corruption)
+            )
     assert len({json.dumps(list(truth(s).parts.values())) for s in range(20)}) > 15, "seeds differ in who stands where"
 
 
@@ -297,7 +340,11 @@ def test_signs_are_those_of_the_logits(variant):
         for part in ("name mover", "negative name mover", "S-inhibition", "recency", "cue"):
             for head in circuit.find(part, task=task.name):
                 sign = next(x[task.name] for x in circuit.heads if (x["layer"], x["head"]) == head)
-                assert sign * float((before - difference(model, task, replaced([head]))).mean()) > 0, (task.name, part, head)
+                assert sign * float((before - difference(model, task, replaced([head]))).mean()) > 0, (
+                    task.name,
+                    part,
+                    head,
+                )
 
 
 def test_more_layers_and_fewer_distractors(tmp_path):
@@ -315,10 +362,14 @@ def test_more_layers_and_fewer_distractors(tmp_path):
 def test_same_parameters_same_weights_in_another_process(cache, tmp_path):
     here = build(3)
     code = f"from namemovers.planted import build; build(3, folder={str(tmp_path / 'again')!r})"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
+    )
     assert sha(here) == sha(tmp_path / "again")
     assert sha(here) != sha(build(4)), "another seed, another model"
-    assert sha(build(3, noise=0.001, folder=tmp_path / "noisy")) != sha(build(3, noise=0.002, folder=tmp_path / "noisier"))
+    assert sha(build(3, noise=0.001, folder=tmp_path / "noisy")) != sha(
+        build(3, noise=0.002, folder=tmp_path / "noisier")
+    )
 
 
 def test_a_named_variant_is_built_once(cache):
@@ -370,8 +421,21 @@ def test_building_leaves_the_random_state_alone(tmp_path):
 # what cannot be
 
 
-@pytest.mark.parametrize("arguments, says", [(dict(seed=-1), "seed=-1"), (dict(seed=1.5), "seed=1.5"), (dict(seed=True), "seed=True"), (dict(noise=-0.1), "noise=-0.1"), (dict(noise="much"), "noise='much'"),
-    (dict(noise=float("nan")), "noise=nan"), (dict(n_layers=5), "n_layers=5"), (dict(distractors=10), "distractors=10"), (dict(negative="no"), "negative='no'")], ids=str)
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        (dict(seed=-1), "seed=-1"),
+        (dict(seed=1.5), "seed=1.5"),
+        (dict(seed=True), "seed=True"),
+        (dict(noise=-0.1), "noise=-0.1"),
+        (dict(noise="much"), "noise='much'"),
+        (dict(noise=float("nan")), "noise=nan"),
+        (dict(n_layers=5), "n_layers=5"),
+        (dict(distractors=10), "distractors=10"),
+        (dict(negative="no"), "negative='no'"),
+    ],
+    ids=str,
+)
 def test_bad_parameters(arguments, says):
     assert says in complaint(build, **arguments) and says in complaint(truth, **arguments)
 
@@ -396,5 +460,7 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
 
 def test_unknown_parts_tasks_and_corruptions():
     t = truth()
-    assert "'mover'" in complaint(t.find, "mover") and "'abc'" in complaint(t.find, task="abc") and "'abc'" in complaint(t.paths, "mrs", "abc")
+    assert "'mover'" in complaint(t.find, "mover")
+    assert "'abc'" in complaint(t.find, task="abc")
+    assert "'abc'" in complaint(t.paths, "mrs", "abc")
     assert "planted-x" in complaint(load_model, "planted-x", offline=True)

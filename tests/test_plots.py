@@ -19,7 +19,9 @@ def heads(layers=3, n_heads=4, prompts=20, seed=0, **effect):
     x = np.random.default_rng(seed).normal(0, 0.2, (layers, n_heads, prompts))
     x[-1, 0] += 2
     x[0, 1] -= 1
-    return xr.DataArray(x, dims=("layer", "head", "prompt"), coords={"layer": range(layers), "head": range(n_heads)}, name="effect")
+    return xr.DataArray(
+        x, dims=("layer", "head", "prompt"), coords={"layer": range(layers), "head": range(n_heads)}, name="effect"
+    )
 
 
 TOKENS = ["<|endoftext|>", " <b>", " a", " a", "\n", " David", " & co"]
@@ -41,16 +43,20 @@ def test_heatmap_shows_the_summary():
     hover = h.customdata[2][0]
     assert "L2H0" in hover and "n = 20" in hover and "95 % interval" in hover
     assert f"{float(s['mean'][2, 0]):.3g}" in hover and f"{float(s.low[2, 0]):.3g}" in hover
-    assert fig.layout.xaxis.title.text == "head" and fig.layout.yaxis.title.text == "layer" and fig.layout.yaxis.autorange == "reversed"
+    assert fig.layout.xaxis.title.text == "head"
+    assert fig.layout.yaxis.title.text == "layer"
+    assert fig.layout.yaxis.autorange == "reversed"
 
 
 def test_few_prompts_are_said_to_test_nothing():
     few = heatmap(heads(prompts=8))
-    assert not any(few.data[0].text.ravel()) and few.layout.xaxis.title.text == "head · no dots, for with so few prompts nothing is tested"
+    assert not any(few.data[0].text.ravel())
+    assert few.layout.xaxis.title.text == "head · no dots, for with so few prompts nothing is tested"
     hover = few.data[0].customdata[2][0]
     assert "untested: the test needs n = 9" in hover and "q =" not in hover and "interval" in hover
     enough = heatmap(heads(prompts=9))
-    assert any(enough.data[0].text.ravel()) and "tested" not in enough.layout.xaxis.title.text + enough.data[0].customdata[2][0]
+    assert any(enough.data[0].text.ravel())
+    assert "tested" not in enough.layout.xaxis.title.text + enough.data[0].customdata[2][0]
     assert "interval" not in heatmap(heads(prompts=2)).data[0].customdata[2][0]
 
 
@@ -58,7 +64,10 @@ def test_heatmap_takes_per_prompt_values_and_variables():
     a = heatmap(summarise(heads())).to_json()
     assert heatmap(heads()).to_json() == a
     assert heatmap(xr.Dataset({"other": heads() * 2, "effect": heads()})).to_json() == a
-    assert heatmap(xr.Dataset({"other": heads() * 2, "effect": heads()}), "other").data[0].z[0][0] != heatmap(heads()).data[0].z[0][0]
+    assert (
+        heatmap(xr.Dataset({"other": heads() * 2, "effect": heads()}), "other").data[0].z[0][0]
+        != heatmap(heads()).data[0].z[0][0]
+    )
     with pytest.raises(ValueError, match="no variable 'nope'"):
         heatmap(xr.Dataset({"effect": heads()}), "nope")
     with pytest.raises(ValueError, match="two dimensions"):
@@ -72,8 +81,13 @@ def test_layers_are_rows_whatever_the_order():
 def test_tokens_on_an_axis():
     fig = heatmap(by_position(), labels=TOKENS)
     names = fig.layout.xaxis.ticktext
-    assert names[0] == "&lt;|endoftext|&gt;" and names[1] == "·&lt;b&gt;" and names[4] == "⏎" and names[6] == "·&amp; co"
-    assert names[2] == names[3] == "·a" and len(set(fig.layout.xaxis.tickvals)) == len(TOKENS), "equal tokens keep their own columns"
+    assert names[0] == "&lt;|endoftext|&gt;"
+    assert names[1] == "·&lt;b&gt;"
+    assert names[4] == "⏎"
+    assert names[6] == "·&amp; co"
+    assert names[2] == names[3] == "·a" and len(set(fig.layout.xaxis.tickvals)) == len(TOKENS), (
+        "equal tokens keep their own columns"
+    )
     assert np.isnan(np.array(fig.data[0].z, dtype=float)[:, -1]).all() and fig.data[0].customdata[0][-1] == ""
     with pytest.raises(ValueError, match="labels"):
         heatmap(by_position(), labels=TOKENS[:3])
@@ -102,7 +116,9 @@ def test_direction_names_the_scale():
 
 def test_bars_take_both_ends():
     fig = bars(heads(), k=2)
-    assert len(fig.layout.xaxis.ticktext) == 4 and fig.layout.xaxis.ticktext[0] == "L2H0" and fig.layout.xaxis.ticktext[-1] == "L0H1"
+    assert len(fig.layout.xaxis.ticktext) == 4
+    assert fig.layout.xaxis.ticktext[0] == "L2H0"
+    assert fig.layout.xaxis.ticktext[-1] == "L0H1"
     s = summarise(heads())
     assert fig.data[0].y[0] == pytest.approx(float(s["mean"][2, 0]))
     assert fig.data[0].error_y.array[0] == pytest.approx(float(s.high[2, 0] - s["mean"][2, 0]))
@@ -138,7 +154,12 @@ def test_scatter_names_the_notable():
 
 
 def test_points():
-    x = xr.DataArray(np.random.default_rng(0).random((5, 3)), dims=("prompt", "name"), coords={"name": ["IO", "S1", "<S2>"]}, name="attention")
+    x = xr.DataArray(
+        np.random.default_rng(0).random((5, 3)),
+        dims=("prompt", "name"),
+        coords={"name": ["IO", "S1", "<S2>"]},
+        name="attention",
+    )
     fig = points(x, x * 2, by="name", y_label="output")
     assert [t.name for t in fig.data] == ["IO", "S1", "&lt;S2&gt;"] and all(len(t.x) == 5 for t in fig.data)
     assert len(points(x, x).data) == 1 and len(points(x, x).data[0].x) == 15
@@ -155,7 +176,14 @@ def test_attention():
         attention(a[:2], TOKENS)
 
 
-EDGES = {("L9H6", "logits", ""): 1.0, ("L10H7", "logits", ""): -2.0, ("L8H6", "L9H6", "q"): 0.5, ("L8H6", "L9H6", "k"): 0.0, ("MLP 5", "L8H6", "v"): 0.7, ("embed", "MLP 5", ""): 0.2}
+EDGES = {
+    ("L9H6", "logits", ""): 1.0,
+    ("L10H7", "logits", ""): -2.0,
+    ("L8H6", "L9H6", "q"): 0.5,
+    ("L8H6", "L9H6", "k"): 0.0,
+    ("MLP 5", "L8H6", "v"): 0.7,
+    ("embed", "MLP 5", ""): 0.2,
+}
 
 
 def paths(n=30):
@@ -166,8 +194,15 @@ def paths(n=30):
 
 def published_table():
     heads = sorted(h for members in IOI_HEADS.values() for h in members)
-    return pd.DataFrame([dict(sender=a, receiver=b, component="qkv"[(i + j) % 3], mean=(-1) ** i * (j + 1)) for i, a in enumerate(heads) for j, b in enumerate(heads) if a[0] < b[0] and (i * j) % 9 == 0]
-                        + [dict(sender=h, receiver="logits", component="", mean=1.0) for h in heads[-9:]])
+    return pd.DataFrame(
+        [
+            dict(sender=a, receiver=b, component="qkv"[(i + j) % 3], mean=(-1) ** i * (j + 1))
+            for i, a in enumerate(heads)
+            for j, b in enumerate(heads)
+            if a[0] < b[0] and (i * j) % 9 == 0
+        ]
+        + [dict(sender=h, receiver="logits", component="", mean=1.0) for h in heads[-9:]]
+    )
 
 
 def drawn(fig):
@@ -178,29 +213,50 @@ def test_graph_draws_every_edge_by_sign_size_and_type():
     s = summarise(paths())
     fig = graph(s, roles={"name mover": [(9, 6)], "unused": [(1, 1)]}, heads=heads(12, 12), title="t")
     lines = drawn(fig)
-    assert set(lines) == {"L9H6 → logits", "L10H7 → logits", "L8H6 → L9H6, query", "L8H6 → L9H6, key", "MLP 5 → L8H6, value", "embed → MLP 5"}
+    assert set(lines) == {
+        "L9H6 → logits",
+        "L10H7 → logits",
+        "L8H6 → L9H6, query",
+        "L8H6 → L9H6, key",
+        "MLP 5 → L8H6, value",
+        "embed → MLP 5",
+    }
     blue, red = plots.DIVERGING[5][1], plots.DIVERGING[1][1]
     assert lines["L9H6 → logits"].line.color == blue and lines["L10H7 → logits"].line.color == red
     widths = {n: t.line.width for n, t in lines.items()}
     assert max(widths, key=widths.get) == "L10H7 → logits"
-    assert (widths["L9H6 → logits"] - 1) / (widths["L10H7 → logits"] - 1) == pytest.approx(abs(float(s["mean"][0] / s["mean"][1])))
-    assert [lines[f"L8H6 → L9H6, {w}"].line.dash for w in ("query", "key")] == ["solid", "dash"] and lines["MLP 5 → L8H6, value"].line.dash == "dot"
+    assert (widths["L9H6 → logits"] - 1) / (widths["L10H7 → logits"] - 1) == pytest.approx(
+        abs(float(s["mean"][0] / s["mean"][1]))
+    )
+    assert [lines[f"L8H6 → L9H6, {w}"].line.dash for w in ("query", "key")] == ["solid", "dash"]
+    assert lines["MLP 5 → L8H6, value"].line.dash == "dot"
     assert lines["L8H6 → L9H6, key"].opacity < lines["L8H6 → L9H6, query"].opacity, "what is not significant is faint"
     hover = lines["L9H6 → logits"].customdata[0]
     assert "95 % interval" in hover and "n = 30" in hover and f"{float(s['mean'][0]):.3g}" in hover
     nodes = next(t for t in fig.data if t.name == "nodes")
     assert len(nodes.x) == 6 and any("L9H6</b><br>name mover<br>mean" in h for h in nodes.customdata)
     height = {h.split("</b>")[0].removeprefix("<b>"): (x, y) for h, x, y in zip(nodes.customdata, nodes.x, nodes.y)}
-    assert [n for n, _ in sorted(height.items(), key=lambda i: i[1][1])] == ["embed", "MLP 5", "L8H6", "L9H6", "L10H7", "logits"] and height["L9H6"][0] == 6
+    assert [n for n, _ in sorted(height.items(), key=lambda i: i[1][1])] == [
+        "embed",
+        "MLP 5",
+        "L8H6",
+        "L9H6",
+        "L10H7",
+        "logits",
+    ]
+    assert height["L9H6"][0] == 6
     keys = [t.name for t in fig.data if t.showlegend is not False]
     assert keys == ["name mover", "other head", "for the answer", "against it", "query", "key", "value"]
     boxes = {a.text: a.bgcolor for a in fig.layout.annotations}
-    assert boxes["<b>L9H6</b>"] != boxes["<b>L8H6</b>"] == boxes["<b>logits</b>"] and all(contrast(c, "#ffffff") >= 4.5 for c in boxes.values() if c)
+    assert boxes["<b>L9H6</b>"] != boxes["<b>L8H6</b>"] == boxes["<b>logits</b>"]
+    assert all(contrast(c, "#ffffff") >= 4.5 for c in boxes.values() if c)
     for t in lines.values():
         assert np.all(np.diff(t.y) > 0), "edges go up"
     again = graph(s, roles={"cue": [(10, 7)], "found at level 1": [(8, 6)], "name mover": [(9, 6)]})
     key = lambda f: {t.name: t.marker.color for t in f.data if t.mode == "markers"}
-    assert key(again)["name mover"] == key(fig)["name mover"] and "other head" not in key(again), "a role has one colour in every figure"
+    assert key(again)["name mover"] == key(fig)["name mover"] and "other head" not in key(again), (
+        "a role has one colour in every figure"
+    )
     assert len({key(again)[r] for r in ("cue", "found at level 1", "name mover")}) == 3
 
 
@@ -221,23 +277,36 @@ def test_graph_takes_results_masks_and_tables():
     kept = s.assign(kept=("edge", np.arange(6) < 2))
     assert list(drawn(graph(kept))) == ["L9H6 → logits", "L10H7 → logits"]
     mask = graph(xr.zeros_like(s["mean"], dtype=bool).copy(data=np.arange(6) < 2))
-    assert list(drawn(mask)) == ["L9H6 → logits", "L10H7 → logits"] and {t.line.color for t in drawn(mask).values()} == {plots.GREY}
+    assert list(drawn(mask)) == ["L9H6 → logits", "L10H7 → logits"]
+    assert {t.line.color for t in drawn(mask).values()} == {plots.GREY}
     assert drawn(graph(table_of[["sender", "receiver"]]))["L9H6 → logits"].customdata[0] == "<b>L9H6 → logits</b>"
     nothing = graph(kept.assign(kept=("edge", np.zeros(6, bool))))
     assert not drawn(nothing) and any(a.text == "no edge" for a in nothing.layout.annotations)
     assert len(next(t for t in graph(s, roles=IOI_HEADS, alone=True).data if t.name == "nodes").x) == 26 + 3
     many = {f"role {i}": [(9, 6)] if i == 8 else [(0, i)] for i in range(12)}
-    assert {a.bgcolor for a in graph(s, roles=many).layout.annotations if a.text == "<b>L9H6</b>"} == {plots._dark(plots.COLOURS[0])}, "too many roles: colours go to those that are drawn"
+    assert {a.bgcolor for a in graph(s, roles=many).layout.annotations if a.text == "<b>L9H6</b>"} == {
+        plots._dark(plots.COLOURS[0])
+    }, "too many roles: colours go to those that are drawn"
 
 
 def test_edges_pass_beside_other_nodes():
-    column = pd.DataFrame([("L0H1", "L3H1", "q"), ("L1H1", "logits", ""), ("L2H1", "logits", ""), ("L0H3", "logits", "")], columns=["sender", "receiver", "component"])
+    column = pd.DataFrame(
+        [("L0H1", "L3H1", "q"), ("L1H1", "logits", ""), ("L2H1", "logits", ""), ("L0H3", "logits", "")],
+        columns=["sender", "receiver", "component"],
+    )
     line = drawn(graph(column))["L0H1 → L3H1, query"]
     assert not np.any([(abs(np.array(line.x) - 1) < 0.1) & (abs(np.array(line.y) - y) < 0.15) for y in (1, 2)])
 
 
-@pytest.mark.parametrize("bad, message", [
-    (dict(sender=["L9H6"], receiver=["L9H7"]), "not below"), (dict(sender=["L9H6"], receiver=["head 3"]), "'head 3'"), (dict(sender=["logits"], receiver=["L9H7"]), "not below"), (dict(sender=["L9H6"]), "'receiver'")])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (dict(sender=["L9H6"], receiver=["L9H7"]), "not below"),
+        (dict(sender=["L9H6"], receiver=["head 3"]), "'head 3'"),
+        (dict(sender=["logits"], receiver=["L9H7"]), "not below"),
+        (dict(sender=["L9H6"]), "'receiver'"),
+    ],
+)
 def test_edges_that_make_no_graph(bad, message):
     with pytest.raises(ValueError, match=message) as e:
         graph(pd.DataFrame(bad))
@@ -254,21 +323,35 @@ def test_titles_are_text_and_wrap():
 
 
 def test_token_label_keeps_what_cannot_be_seen():
-    assert token_label(" a") == "·a" and token_label("  a b") == "··a b" and token_label("") == "∅" and token_label("<") == "&lt;"
+    assert token_label(" a") == "·a"
+    assert token_label("  a b") == "··a b"
+    assert token_label("") == "∅"
+    assert token_label("<") == "&lt;"
 
 
 def test_nothing_unseen_is_left_in_a_label():
-    """Characters that reverse the direction, take no room, or look like a space are written out, in labels, titles and tables."""
+    """Characters that reverse the direction, take no room, or look like a space are written out, in labels, titles
+    and tables."""
     strange = "a\u202eb\u2066\u200b\u200d\ufeff\u00ad\u3164\ufe0f\x1b\xa0\u2028c"
     table_text = table(pd.DataFrame({strange: [strange]}), caption=strange).data.replace("\xa0", "")
     for shown in (token_label(strange), heatmap(heads(), title=strange).layout.title.text, table_text):
         assert shown.isascii() and "\\u202e" in shown
-    assert token_label("\ud800") == "\\ud800" and token_label(" né 🦜 مرحبا") == "·né 🦜 مرحبا" and token_label("\u0301") == "◌\u0301"
+    assert token_label("\ud800") == "\\ud800"
+    assert token_label(" né 🦜 مرحبا") == "·né 🦜 مرحبا"
+    assert token_label("\u0301") == "◌\u0301"
 
 
 def test_table_is_plain_and_safe():
-    html = table(pd.DataFrame({"a": ["<script>"], "b": [-1.234], "c": [3], "d": [True], "e": [np.nan]}), caption="x & y").data
-    assert "<script>" not in html and "&lt;script&gt;" in html and "−1.23" in html and ">3<" in html and ">yes<" in html and ">–<" in html and "x &amp; y" in html
+    html = table(
+        pd.DataFrame({"a": ["<script>"], "b": [-1.234], "c": [3], "d": [True], "e": [np.nan]}), caption="x & y"
+    ).data
+    assert "<script>" not in html
+    assert "&lt;script&gt;" in html
+    assert "−1.23" in html
+    assert ">3<" in html
+    assert ">yes<" in html
+    assert ">–<" in html
+    assert "x &amp; y" in html
     assert table(pd.DataFrame({"a": [1]}, index=pd.Index(["L0H1"], name="head")), index=True).data.count("L0H1") == 1
 
 
@@ -277,6 +360,7 @@ def contrast(a, b):
         v = [int(c[i : i + 2], 16) / 255 for i in (1, 3, 5)]
         v = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in v]
         return 0.2126 * v[0] + 0.7152 * v[1] + 0.0722 * v[2]
+
     high, low = sorted((light(a), light(b)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 
@@ -302,29 +386,55 @@ def test_the_scale_is_symmetric_and_told_apart_without_red_and_green():
 
 def all_figures():
     return {
-        "heads": heatmap(heads(), title="Three layers of four heads"), "heads12": heatmap(heads(12, 12), title="A long title " * 12),
-        "positions": heatmap(by_position(), labels=TOKENS, title="Tokens"), "bars": bars(heads(12, 12), title="Bars"), "lines": lines({"MRS": heads().isel(head=0), "IOI": heads().isel(head=1)}, title="Lines"),
-        "scatter": scatter(heads(12, 12), heads(12, 12, seed=1), title="Scatter"), "attention": attention(np.tril(np.ones((7, 7))) / 7, TOKENS, title="Attention"),
-        "graph": graph(paths(), roles={"name mover": [(9, 6)]}, title="Graph"), "large": graph(published_table(), roles=IOI_HEADS, alone=True, title="A large graph"),
+        "heads": heatmap(heads(), title="Three layers of four heads"),
+        "heads12": heatmap(heads(12, 12), title="A long title " * 12),
+        "positions": heatmap(by_position(), labels=TOKENS, title="Tokens"),
+        "bars": bars(heads(12, 12), title="Bars"),
+        "lines": lines({"MRS": heads().isel(head=0), "IOI": heads().isel(head=1)}, title="Lines"),
+        "scatter": scatter(heads(12, 12), heads(12, 12, seed=1), title="Scatter"),
+        "attention": attention(np.tril(np.ones((7, 7))) / 7, TOKENS, title="Attention"),
+        "graph": graph(paths(), roles={"name mover": [(9, 6)]}, title="Graph"),
+        "large": graph(published_table(), roles=IOI_HEADS, alone=True, title="A large graph"),
     }
 
 
 def test_a_browser_draws_them_without_clipping(tmp_path):
     """Every figure in a column of 760 and of 360 pixels: no error, and every text inside the figure's own box."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = next((p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()), None)
+    chromium = next(
+        (p for p in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome") if Path(p).exists()),
+        None,
+    )
     if chromium is None and os.environ.get("CI"):
         pytest.fail("no Chromium to draw with: apt-get install chromium")
     if chromium is None:
         pytest.skip("no Chromium to draw with")
     figures = all_figures()
     script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-    draw = "".join(f"{{const f = {fig.to_json()}; Plotly.newPlot('{n}', f.data, f.layout, {{responsive: true, displayModeBar: false}})}};" for n, fig in figures.items())
+    draw = "".join(
+        f"{{const f = {fig.to_json()}; "
+        f"Plotly.newPlot('{n}', f.data, f.layout, {{responsive: true, displayModeBar: false}})}};"
+        for n, fig in figures.items()
+    )
     divs = "".join(f'<div id="{n}"></div>' for n in figures)
     page_file = tmp_path / "p.html"
-    page_file.write_text(f'<!doctype html><meta charset="utf-8"><body style="margin:0">{divs}<script src="file://{script}"></script><script>{draw}</script>')
+    page_file.write_text(
+        f'<!doctype html><meta charset="utf-8"><body style="margin:0">{divs}'
+        f'<script src="file://{script}"></script><script>{draw}</script>'
+    )
     with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        browser = p.chromium.launch(
+            executable_path=chromium,
+            args=[
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-quic",
+                "--no-first-run",
+                "--disable-background-networking",
+                "--disable-component-update",
+                "--disable-sync",
+            ],
+        )
         for width in (760, 360):
             page = browser.new_page(viewport={"width": width, "height": 900})
             errors = []
@@ -336,14 +446,21 @@ def test_a_browser_draws_them_without_clipping(tmp_path):
             assert not errors
             outside = page.evaluate("""() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(d => {
                 const box = d.getBoundingClientRect();
-                return [...d.querySelectorAll('.gtitle, .annotation-text, .legendtext, .xtitle, .ytitle, .xtick text, .ytick text, .cbtitle text')].filter(t => {
+                const drawn = d.querySelector('.main-svg').getBoundingClientRect();
+                const right = box.left + Math.max(box.width, drawn.width);
+                const texts = '.gtitle, .annotation-text, .legendtext, .xtitle, .ytitle, .xtick text, .ytick text, '
+                    + '.cbtitle text';
+                return [...d.querySelectorAll(texts)].filter(t => {
                     const b = t.getBoundingClientRect();
-                    return b.width && (b.top < box.top - 1 || b.left < box.left - 1 || b.bottom > box.bottom + 1 || b.right > box.left + Math.max(box.width, d.querySelector('.main-svg').getBoundingClientRect().width) + 1);
+                    const above = b.top < box.top - 1, below = b.bottom > box.bottom + 1;
+                    return b.width && (above || below || b.left < box.left - 1 || b.right > right + 1);
                 }).map(t => d.id + ': ' + t.textContent);
             })""")
             if width == 760:
                 assert outside == []
-            labels = page.evaluate("() => [...document.querySelectorAll('#positions .xtick text')].map(t => t.textContent)")
+            labels = page.evaluate(
+                "() => [...document.querySelectorAll('#positions .xtick text')].map(t => t.textContent)"
+            )
             assert labels[0] == "<|endoftext|>" and labels[1] == "·<b>" and len(labels) == len(TOKENS)
             page.close()
         browser.close()

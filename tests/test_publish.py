@@ -18,7 +18,18 @@ import xarray as xr
 from PIL import Image
 
 from namemovers import plots
-from namemovers.publish import drawing, figures, lacking, latex_text, look, notes, read_provenance, save_figure, save_table, tables
+from namemovers.publish import (
+    drawing,
+    figures,
+    lacking,
+    latex_text,
+    look,
+    notes,
+    read_provenance,
+    save_figure,
+    save_table,
+    tables,
+)
 from namemovers.stats import summarise
 from press.page import export_page
 
@@ -26,7 +37,16 @@ ROOT = Path(__file__).parents[1]
 WRITEUP = ROOT / "nbs" / "writeup.ipynb"
 SVG = "{http://www.w3.org/2000/svg}"
 N = 16  # prompts: enough for a cell among fifteen to be significant
-ATTRS = dict(model="mini", weights_hash="c0ffee" * 10, task="mrs", n=N, seed=3, corruption="switch_subjects", namemovers_version="0.1.0", note="a <b> & \"ü\"")
+ATTRS = dict(
+    model="mini",
+    weights_hash="c0ffee" * 10,
+    task="mrs",
+    n=N,
+    seed=3,
+    corruption="switch_subjects",
+    namemovers_version="0.1.0",
+    note='a <b> & "ü"',
+)
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +62,26 @@ def result():
     values = np.random.default_rng(0).normal(0.1, 0.2, (3, 5, N))
     values[1, 2] += 2
     values[2, 0] -= 1
-    return xr.Dataset({"effect": (("layer", "head", "prompt"), values)}, coords={"layer": range(3), "head": range(5)}, attrs=ATTRS)
+    return xr.Dataset(
+        {"effect": (("layer", "head", "prompt"), values)}, coords={"layer": range(3), "head": range(5)}, attrs=ATTRS
+    )
 
 
 @pytest.fixture(scope="module")
 def figure(result):
-    return plots.heatmap(summarise(result.effect, n_resamples=199), title="Heads <of> mini & what they do: a title that is too long for one column of a paper")
+    return plots.heatmap(
+        summarise(result.effect, n_resamples=199),
+        title="Heads <of> mini & what they do: a title that is too long for one column of a paper",
+    )
 
 
 @pytest.fixture(scope="module")
 def files(browser, figure, result, tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures")
-    return {end: save_figure(figure, folder / f"heads.{end}", columns=1, result=result) for end in ("pdf", "svg", "png", "html")}
+    return {
+        end: save_figure(figure, folder / f"heads.{end}", columns=1, result=result)
+        for end in ("pdf", "svg", "png", "html")
+    }
 
 
 def content(pdf):
@@ -72,7 +100,9 @@ def fonts(pdf):
             drawn = "/CharProcs" in font  # Type 3: glyphs are in the file as drawings
             what = inner.get("/FontDescriptor", {})
             file = next((what[k] for k in ("/FontFile", "/FontFile2", "/FontFile3") if k in what), None)
-            found[str(font.get("/BaseFont", ref))] = 1 if drawn else len(file.get_object().get_data()) if file is not None else None
+            found[str(font.get("/BaseFont", ref))] = (
+                1 if drawn else len(file.get_object().get_data()) if file is not None else None
+            )
     return found
 
 
@@ -88,7 +118,11 @@ def test_pdf_has_its_size_fonts_and_text(files):
     assert embedded and all(embedded.values()) and any("Inter" in name for name in embedded)
     text = " ".join(reader.pages[0].extract_text().split())
     assert "Heads <of> mini & what they do" in text and "layer" in text and "head" in text and "1 clean" in text
-    images = [o for o in (reader.pages[0]["/Resources"].get("/XObject") or {}).values() if o.get_object().get("/Subtype") == "/Image"]
+    images = [
+        o
+        for o in (reader.pages[0]["/Resources"].get("/XObject") or {}).values()
+        if o.get_object().get("/Subtype") == "/Image"
+    ]
     assert not images, "cells are to be vectors"
 
 
@@ -117,7 +151,7 @@ def test_png_shows_something_at_its_resolution(files):
     assert [round(d / 0.0254) for d in dpi] == [11811, 11811]
     assert len(np.unique(pixels[::3, ::3].reshape(-1, pixels.shape[2]), axis=0)) > 20
     assert (pixels[:3, :3, :3] == 255).all()  # paper is white, also in a viewer with a dark ground
-    dark = np.array([0x12, 0x3f, 0x7c])  # the largest effect
+    dark = np.array([0x12, 0x3F, 0x7C])  # the largest effect
     assert (np.abs(pixels[..., :3].astype(int) - dark).sum(-1) < 12).mean() > 0.01
 
 
@@ -125,21 +159,30 @@ def test_all_say_where_they_come_from(files):
     notes = {end: read_provenance(path) for end, path in files.items()}
     for about in notes.values():
         assert {k: about[k] for k in ATTRS} == ATTRS
-        assert about["made_by"].startswith("namemovers ") and about["title"].startswith("Heads <of> mini & what they do")
+        assert about["made_by"].startswith("namemovers ")
+        assert about["title"].startswith("Heads <of> mini & what they do")
     assert len({json.dumps(a, sort_keys=True) for a in notes.values()}) == 1
     info = content(files["pdf"]).metadata
-    assert info["/Title"].startswith("Heads <of> mini") and info["/Creator"].startswith("namemovers") and "/CreationDate" not in info
+    assert info["/Title"].startswith("Heads <of> mini")
+    assert info["/Creator"].startswith("namemovers")
+    assert "/CreationDate" not in info
 
 
 def test_the_same_figure_gives_the_same_file(browser, figure, result, files, tmp_path):
     for end in ("pdf", "html"):
-        assert save_figure(figure, tmp_path / f"other.{end}", columns=1, result=result).read_bytes() == files[end].read_bytes(), end
+        assert (
+            save_figure(figure, tmp_path / f"other.{end}", columns=1, result=result).read_bytes()
+            == files[end].read_bytes()
+        ), end
     assert figure.layout.width and "Inter" not in str(figure.layout.font), "the figure itself is left as it was"
 
 
 def test_width_height_and_title(browser, figure, tmp_path):
     page = content(save_figure(figure, tmp_path / "a.pdf", width=5, height=2, title=False)).pages[0]
-    assert (float(page.mediabox.width), float(page.mediabox.height)) == (pytest.approx(360, abs=0.5), pytest.approx(144, abs=0.5))
+    assert (float(page.mediabox.width), float(page.mediabox.height)) == (
+        pytest.approx(360, abs=0.5),
+        pytest.approx(144, abs=0.5),
+    )
     assert "Heads" not in page.extract_text() and read_provenance(tmp_path / "a.pdf")["title"].startswith("Heads")
 
 
@@ -148,10 +191,16 @@ def test_layout():
     assert wide.layout.width * scale == pytest.approx(6.75 * 96) and 13 * scale * 0.75 == pytest.approx(8, rel=0.01)
     fixed, _ = look.laid_out(wide, 3.25, aspect=2)
     assert fixed.layout.width / fixed.layout.height == pytest.approx(2, rel=0.01)
-    long = go.Figure(go.Scatter(y=[1, 2]), layout=dict(xaxis_title="a name of an axis that is much too long for a column of a paper"))
-    assert "<br>" in look.laid_out(long, 3.25)[0].layout.xaxis.title.text and "<br>" not in look.laid_out(long, 6.75)[0].layout.xaxis.title.text
-    level = go.Figure(go.Bar(y=[1] * 8), layout=dict(xaxis=dict(tickvals=list(range(8)), ticktext=["L10H10"] * 8, tickangle=0)))
-    assert look.laid_out(level, 3.25)[0].layout.xaxis.tickangle == -60 and look.laid_out(level, 6.75)[0].layout.xaxis.tickangle == 0
+    long = go.Figure(
+        go.Scatter(y=[1, 2]), layout=dict(xaxis_title="a name of an axis that is much too long for a column of a paper")
+    )
+    assert "<br>" in look.laid_out(long, 3.25)[0].layout.xaxis.title.text
+    assert "<br>" not in look.laid_out(long, 6.75)[0].layout.xaxis.title.text
+    level = go.Figure(
+        go.Bar(y=[1] * 8), layout=dict(xaxis=dict(tickvals=list(range(8)), ticktext=["L10H10"] * 8, tickangle=0))
+    )
+    assert look.laid_out(level, 3.25)[0].layout.xaxis.tickangle == -60
+    assert look.laid_out(level, 6.75)[0].layout.xaxis.tickangle == 0
     graph = plots.graph(pd.DataFrame({"sender": ["L0H0", "L1H11"], "receiver": ["L1H11", "logits"]}))
     with pytest.warns(UserWarning, match="columns=2"):
         laid, scale = look.laid_out(graph, 3.25)
@@ -169,8 +218,10 @@ def test_html_makes_no_request(browser, files):
         page.on("pageerror", lambda e: wrong.append(str(e)))
         page.goto(files["html"].as_uri())
         page.wait_for_selector(".heatmaplayer image")
-        assert not wrong and not [u for u in asked if not u.startswith(("data:", "blob:")) and u != files["html"].as_uri()]
-        assert page.evaluate("document.fonts.check('13px Inter')") and "Inter" in page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fontFamily")
+        assert not wrong
+        assert not [u for u in asked if not u.startswith(("data:", "blob:")) and u != files["html"].as_uri()]
+        assert page.evaluate("document.fonts.check('13px Inter')")
+        assert "Inter" in page.evaluate("getComputedStyle(document.querySelector('.xtick text')).fontFamily")
         chromium.close()
 
 
@@ -178,7 +229,9 @@ def test_several_results(figure, result, tmp_path):
     other = result.assign_attrs(task="ioi", corruption="switch_s2")
     for many in ([result, other], {"MRS": result, "IOI": other}):
         about = read_provenance(save_figure(figure, tmp_path / "x.html", result=many))
-        assert about["task"] == ["mrs", "ioi"] and about["n"] == N and about["corruption"] == ["switch_subjects", "switch_s2"]
+        assert about["task"] == ["mrs", "ioi"]
+        assert about["n"] == N
+        assert about["corruption"] == ["switch_subjects", "switch_s2"]
     assert set(read_provenance(save_figure(figure, tmp_path / "x.html"))) == {"title", "made_by"}
 
 
@@ -205,7 +258,7 @@ def test_wrong_arguments(figure, tmp_path, name, given, says):
 
 
 def test_not_a_figure(tmp_path):
-    with pytest.raises(ValueError, match="fig must be a plotly figure, but it is DataFrame"):
+    with pytest.raises(ValueError, match="fig: .* is no plotly figure"):
         save_figure(pd.DataFrame(), tmp_path / "x.pdf")
 
 
@@ -230,7 +283,9 @@ def test_without_chromium(figure, tmp_path, monkeypatch):
 def test_without_kaleido(figure, tmp_path, monkeypatch):
     there = drawing.find_spec
     for module in (drawing, notes):
-        monkeypatch.setattr(module, "find_spec", lambda name: None if name in ("kaleido", "pypdf", "PIL") else there(name))
+        monkeypatch.setattr(
+            module, "find_spec", lambda name: None if name in ("kaleido", "pypdf", "PIL") else there(name)
+        )
     with pytest.raises(RuntimeError, match=r"kaleido and pypdf and pillow: pip install 'namemovers\[figures\]'"):
         save_figure(figure, tmp_path / "x.svg")
     (tmp_path / "x.pdf").write_bytes(b"%PDF-1.4")
@@ -260,8 +315,14 @@ def test_whole_or_not_at_all(figure, tmp_path, monkeypatch):
 
 
 def test_nothing_to_read(tmp_path):
-    for name, data, says in [("a.svg", b"<svg/>", "holds no provenance"), ("a.html", b"<html>", "holds no provenance"), ("a.tex", b"x", "holds no provenance"),
-                             ("a.png", b"x", "is no PNG"), ("a.pdf", b"x", "is no PDF"), ("a.csv", b"a\n1", "no other kind")]:
+    for name, data, says in [
+        ("a.svg", b"<svg/>", "holds no provenance"),
+        ("a.html", b"<html>", "holds no provenance"),
+        ("a.tex", b"x", "holds no provenance"),
+        ("a.png", b"x", "is no PNG"),
+        ("a.pdf", b"x", "is no PDF"),
+        ("a.csv", b"a\n1", "no other kind"),
+    ]:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=says):
             read_provenance(tmp_path / name)
@@ -271,7 +332,14 @@ def test_nothing_to_read(tmp_path):
 
 # ---- tables
 
-HARD = pd.DataFrame({"who_#1": ["50 % & more", "a_b^c~d\\e", "[x] {y} $z$", "*star", "<b> → −2 ≥ α₁ “q” --n"], "effect": [0.123456789, -1.5, np.nan, 1e-9, 2.0], "n": [1, 2, 3, 4, 5], "ok": [True, False, True, True, False]})
+HARD = pd.DataFrame(
+    {
+        "who_#1": ["50 % & more", "a_b^c~d\\e", "[x] {y} $z$", "*star", "<b> → −2 ≥ α₁ “q” --n"],
+        "effect": [0.123456789, -1.5, np.nan, 1e-9, 2.0],
+        "n": [1, 2, 3, 4, 5],
+        "ok": [True, False, True, True, False],
+    }
+)
 
 
 def body(tex):
@@ -288,13 +356,17 @@ def balanced(tex):
     for c in plain:
         depth += {"{": 1, "}": -1}.get(c, 0)
         assert depth >= 0
-    assert depth == 0 and plain.count("$") % 2 == 0 and not re.search(r"[#%~^<>]|(?<!\$)_", plain.replace("$_", "").replace("$^", ""))
+    assert depth == 0
+    assert plain.count("$") % 2 == 0
+    assert not re.search(r"[#%~^<>]|(?<!\$)_", plain.replace("$_", "").replace("$^", ""))
     opened = re.findall(r"\\begin\{(\w+)\}", plain)
     assert opened == re.findall(r"\\end\{(\w+)\}", plain)[::-1]
 
 
 def test_latex(tmp_path, result):
-    tex = save_table(HARD, tmp_path / "t.tex", caption="100 % of_it", label="tab:hard", result=result).read_text(encoding="utf-8")
+    tex = save_table(HARD, tmp_path / "t.tex", caption="100 % of_it", label="tab:hard", result=result).read_text(
+        encoding="utf-8"
+    )
     balanced(tex)
     rows = body(tex)
     assert re.search(r"\\begin\{tabular\}\{(\w+)\}", tex)[1] == "lrrl" and all(len(r) == 4 for r in rows)
@@ -313,8 +385,17 @@ def test_latex_compiles(tmp_path):
         pytest.skip("pdflatex is not on the PATH; test_latex looks at braces, columns and escapes")
     save_table(HARD, tmp_path / "t.tex", caption="100 % of_it", label="tab:hard")
     save_table(pd.DataFrame({"sign": list(tables.TEX)}), tmp_path / "signs.tex")
-    (tmp_path / "p.tex").write_text("\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{t.tex}\\tiny\\input{signs.tex}\\end{document}")
-    done = subprocess.run(["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "p.tex"], cwd=tmp_path, capture_output=True, text=True, errors="replace")
+    (tmp_path / "p.tex").write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}"
+        "\\input{t.tex}\\tiny\\input{signs.tex}\\end{document}"
+    )
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "p.tex"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
     assert done.returncode == 0, done.stdout[-1500:]
 
 
@@ -333,13 +414,18 @@ def test_csv_comes_back(tmp_path, result):
     for row in back.itertuples():
         layer, head = map(int, re.fullmatch(r"L(\d+)H(\d+)", row.head).groups())
         here = summary.sel(layer=layer, head=head)
-        assert row.mean == float(here["mean"]) and row.low == float(here.low) and row.q == float(here.q) and row.significant == bool(here.significant) and row.n == N
+        assert row.mean == float(here["mean"])
+        assert row.low == float(here.low)
+        assert row.q == float(here.q)
+        assert row.significant == bool(here.significant)
+        assert row.n == N
 
 
 def test_tables_of_every_kind(tmp_path, result):
     summary = summarise(result.effect, n_resamples=599)
     rows = body(save_table(summary.where(summary.significant), tmp_path / "s.tex", result=result).read_text())
-    assert rows[0] == ["head", "effect (0 corrupted, 1 clean)", r"95 \% interval", "q", "n"] and len(rows) == 1 + int(summary.significant.sum())
+    assert rows[0] == ["head", "effect (0 corrupted, 1 clean)", r"95 \% interval", "q", "n"]
+    assert len(rows) == 1 + int(summary.significant.sum())
     low, high = (float(summary[v].sel(layer=1, head=2)) for v in ("low", "high"))
     assert rows[1][0] == "L1H2" and rows[1][2] == f"{low:.2f} to {high:.2f}" and rows[1][4] == str(N)
     shown = plots.table(HARD, caption="a_b")
@@ -352,8 +438,16 @@ def test_tables_of_every_kind(tmp_path, result):
     assert read_provenance(save_table(result, tmp_path / "r.tex"))["task"] == "mrs"
 
 
-@pytest.mark.parametrize("table, given, says", [([1], {}, "must be a DataFrame"), (HARD, dict(digits=-1), "digits"), (HARD, dict(label="a b}"), "label"), (pd.DataFrame(), {}, "no columns"),
-                                                (pd.DataFrame({("a", "b"): [1]}), {}, "one row of column names")])
+@pytest.mark.parametrize(
+    "table, given, says",
+    [
+        ([1], {}, "must be a DataFrame"),
+        (HARD, dict(digits=-1), "digits"),
+        (HARD, dict(label="a b}"), "label"),
+        (pd.DataFrame(), {}, "no columns"),
+        (pd.DataFrame({("a", "b"): [1]}), {}, "one row of column names"),
+    ],
+)
 def test_wrong_tables(table, given, says, tmp_path):
     with pytest.raises(ValueError, match=says):
         save_table(table, tmp_path / "x.tex", **given)
@@ -365,7 +459,12 @@ def test_wrong_tables(table, given, says, tmp_path):
 
 
 def figures_of(notebook):
-    return [o["data"]["application/vnd.plotly.v1+json"] for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"] for o in c.get("outputs", []) if "application/vnd.plotly.v1+json" in o.get("data", {})]
+    return [
+        o["data"]["application/vnd.plotly.v1+json"]
+        for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        for o in c.get("outputs", [])
+        if "application/vnd.plotly.v1+json" in o.get("data", {})
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -376,7 +475,8 @@ def pages(browser, result, tmp_path_factory):
 
 def test_writeup_as_pdf(pages):
     reader = content(pages["pdf"])
-    assert 5 <= len(reader.pages) <= 25 and all(float(p.mediabox.width) == pytest.approx(595, abs=1) for p in reader.pages)
+    assert 5 <= len(reader.pages) <= 25
+    assert all(float(p.mediabox.width) == pytest.approx(595, abs=1) for p in reader.pages)
     embedded = fonts(pages["pdf"])
     assert all(embedded.values()) and any("Inter" in name for name in embedded)
     text = " ".join(" ".join(p.extract_text() for p in reader.pages).split())
@@ -395,9 +495,14 @@ def test_writeup_as_pdf(pages):
                 assert re.sub(r"\s", "", heading) in squeezed, heading
     assert "(drawnwithJavaScript)" not in squeezed and f"1 / {len(reader.pages)}" in text
     assert [o["/Title"] for o in reader.outline if not isinstance(o, list)], "headings are bookmarks"
-    assert read_provenance(pages["pdf"])["weights_hash"] == ATTRS["weights_hash"] and read_provenance(pages["pdf"])["notebook"] == "writeup.ipynb"
+    assert read_provenance(pages["pdf"])["weights_hash"] == ATTRS["weights_hash"]
+    assert read_provenance(pages["pdf"])["notebook"] == "writeup.ipynb"
     for page in reader.pages:  # a heading is not the last thing on a page
-        lines = [l.strip() for l in page.extract_text().split("\n") if l.strip() and not re.fullmatch(r"\d+ ?/ ?\d+|Write-up|\d+ / \d+.*", l.strip())]
+        lines = [
+            l.strip()
+            for l in page.extract_text().split("\n")
+            if l.strip() and not re.fullmatch(r"\d+ ?/ ?\d+|Write-up|\d+ / \d+.*", l.strip())
+        ]
         assert lines and lines[-1] not in ("Question", "Tasks", "Methods", "Results", "Limits", "References")
 
 
@@ -418,7 +523,7 @@ def test_writeup_as_html(pages):
         boxes.first.scroll_into_view_if_needed()
         page.wait_for_selector('.nm-figure[data-state="drawn"]')
         boxes.last.scroll_into_view_if_needed()
-        page.wait_for_function("document.querySelectorAll('.nm-figure')[document.querySelectorAll('.nm-figure').length - 1].dataset.state === 'drawn'")
+        page.wait_for_function("[...document.querySelectorAll('.nm-figure')].at(-1).dataset.state === 'drawn'")
         assert page.evaluate("document.fonts.check('16px Inter')")
         assert not [u for u in asked if not u.startswith(("data:", "blob:")) and u != pages["html"].as_uri()], asked
         assert not wrong, wrong
@@ -446,10 +551,13 @@ def test_wrong_pages(tmp_path):
 
 def test_command(tmp_path):
     def call(*args):
-        return subprocess.run([sys.executable, "-m", "namemovers", "export", *args], cwd=ROOT, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, "-m", "namemovers", "export", *args], cwd=ROOT, capture_output=True, text=True
+        )
 
     done = call("claim", "--to", str(tmp_path / "x.html"))
     assert done.returncode == 2 and "NOTEBOOK" in done.stderr and done.stderr.count("\n") == 1
     done = call("first_patch", "--to", str(tmp_path / "x.html"))
     assert done.returncode == 0, done.stderr
-    assert "A first patch" in (tmp_path / "x.html").read_text(encoding="utf-8") and read_provenance(tmp_path / "x.html")["notebook"] == "first_patch.ipynb"
+    assert "A first patch" in (tmp_path / "x.html").read_text(encoding="utf-8")
+    assert read_provenance(tmp_path / "x.html")["notebook"] == "first_patch.ipynb"

@@ -1,4 +1,5 @@
 """GGUF files, and Gemma 3 270M from packages: what is loaded is what the file holds, and says where it is from."""
+
 import hashlib
 import json
 import warnings
@@ -39,13 +40,19 @@ def test_parts_are_put_together_checked_and_named(cache, tmp_path, monkeypatch):
     def dequantise(file, folder):
         seen.append(file.read_bytes())
         (folder / "config.json").write_text("{}")
+
     monkeypatch.setattr(quantised, "_dequantise", dequantise)
     monkeypatch.setattr(quantised, "_quantisation", lambda file: "Q4_K_M")
     folder = packed_folder("small")
     assert seen == [b"0123456789"] and packed_folder("small") == folder and len(seen) == 1
-    assert about(folder) == {"file": "small.gguf", "sha256": hashlib.sha256(b"0123456789").hexdigest(),
-                             "quantisation": "Q4_K_M", "note": "made up"}
-    assert sorted(p.name for p in cache.iterdir() if not p.name.endswith(".lock")) == [folder.name]  # nothing left beside
+    assert about(folder) == {
+        "file": "small.gguf",
+        "sha256": hashlib.sha256(b"0123456789").hexdigest(),
+        "quantisation": "Q4_K_M",
+        "note": "made up",
+    }
+    # nothing left beside
+    assert sorted(p.name for p in cache.iterdir() if not p.name.endswith(".lock")) == [folder.name]
 
 
 def test_parts_of_another_file_are_refused(cache, tmp_path, monkeypatch):
@@ -59,7 +66,9 @@ def test_nothing_is_left_of_what_fails(cache, tmp_path, monkeypatch):
     parts_of(monkeypatch, tmp_path / "parts", b"0123456789")
     monkeypatch.setattr(quantised, "_quantisation", lambda file: "Q4_K_M")
 
-    def full(file, folder): raise OSError(28, "No space left on device")
+    def full(file, folder):
+        raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(quantised, "_dequantise", full)
     with pytest.raises(OSError, match="make room, or name another folder by NAMEMOVERS_CACHE"):
         packed_folder("small")
@@ -85,6 +94,7 @@ def test_a_package_that_is_missing_says_how_to_get_it(monkeypatch):
 @pytest.fixture(scope="module")
 def gemma():
     from namemovers.model import load_model
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return load_model(NAME, device="cpu")
@@ -93,12 +103,15 @@ def gemma():
 @there
 def test_gemma_says_mary_and_john(gemma):
     from namemovers.model import run_at_end
+
     shares = []
     for first, second in (("Mary", "John"), ("Mary", "John")):
         subject = second if not shares else first
         answer = first if not shares else second
         text = f"When {first} and {second} went to the store, {subject} gave a drink to"
-        ids = torch.tensor([[gemma.tokenizer.bos_token_id, *gemma.tokenizer(text, add_special_tokens=False)["input_ids"]]])
+        ids = torch.tensor(
+            [[gemma.tokenizer.bos_token_id, *gemma.tokenizer(text, add_special_tokens=False)["input_ids"]]]
+        )
         p = run_at_end(gemma, ids, torch.tensor([ids.shape[1] - 1]))[0][0].softmax(-1)
         shares.append(float(p[gemma.tokenizer.encode(f" {answer}", add_special_tokens=False)[0]]))
     assert shares[0] == pytest.approx(0.85, abs=0.01) and shares[1] == pytest.approx(0.45, abs=0.01)
@@ -125,7 +138,13 @@ def test_gemma_is_patched_exactly_and_solves_ioi(gemma):
     few = task[:2]
     pairs, rows = Pairs.of(few), torch.arange(2)
     at = few.positions["S2"]
-    for site, cell in (("z", Cell(11, 3)), ("z", Cell(15, 0)), ("resid_pre", Cell(5, None, at)), ("v", Cell(11, 0)), ("mlp_out", Cell(3))):
+    for site, cell in (
+        ("z", Cell(11, 3)),
+        ("z", Cell(15, 0)),
+        ("resid_pre", Cell(5, None, at)),
+        ("v", Cell(11, 0)),
+        ("mlp_out", Cell(3)),
+    ):
         y = patched_logits(plain, site, cell, pairs.base, pairs.donor, gemma.cfg.d_head)[rows, pairs.end]
         own = (y.gather(1, pairs.correct[:, None]) - y.gather(1, pairs.wrong[:, None]))[:, 0]
         assert np.abs((sweep(gemma, pairs, site, [cell])[0][0] - own).numpy()).max() < 1e-4 * 20, site

@@ -1,4 +1,5 @@
-"""What is committed: the library in step with its notebooks, notebooks clean and with outputs, exact pins, no leftovers."""
+"""What is committed: the library in step with its notebooks, notebooks clean and with outputs, exact pins, no
+leftovers."""
 
 import json
 import re
@@ -12,7 +13,12 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted(p.relative_to(ROOT) for f in ("nbs", "ioi_nbs") for p in (ROOT / f).rglob("*.ipynb") if not any(x[0] in "._" for x in p.relative_to(ROOT).parts))
+NOTEBOOKS = sorted(
+    p.relative_to(ROOT)
+    for f in ("nbs", "ioi_nbs")
+    for p in (ROOT / f).rglob("*.ipynb")
+    if not any(x[0] in "._" for x in p.relative_to(ROOT).parts)
+)
 BY_HAND = {"__init__.py", "_modidx.py"}
 
 
@@ -23,7 +29,11 @@ def cells(path, kind="code"):
 def tracked():
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         pytest.skip("not a git repository")
-    return subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip("\0").split("\0")
+    return (
+        subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+        .stdout.strip("\0")
+        .split("\0")
+    )
 
 
 @pytest.fixture(scope="session")
@@ -91,11 +101,15 @@ def test_every_pin_is_exact_and_within_the_ranges():
         name, version = re.fullmatch(r"([\w.-]+)==([\w.]+)", line).groups()
         pins[re.sub(r"[-_.]+", "-", name).lower()] = version
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = project["dependencies"] + [r for name, extra in project["optional-dependencies"].items() if name not in ("bench", "real") for r in extra]
+    needed = project["dependencies"] + [
+        r for name, extra in project["optional-dependencies"].items() if name not in ("bench", "real") for r in extra
+    ]
     for text in needed:
         r = Requirement(text)
         pinned = pins.get(re.sub(r"[-_.]+", "-", r.name).lower())
-        assert pinned and r.specifier.contains(pinned), f"requirements.lock has {r.name} {pinned}, pyproject.toml wants {text}; run make lock"
+        assert pinned and r.specifier.contains(pinned), (
+            f"requirements.lock has {r.name} {pinned}, pyproject.toml wants {text}; run make lock"
+        )
     assert pins["torch"] == "2.13.0"
 
 
@@ -115,10 +129,23 @@ def test_console_script():
 
 def test_nothing_is_left_over():
     files = tracked()
-    assert not [f for f in files if re.search(r"\.ipynb_checkpoints|__pycache__|\.orig$|\.rej$|~$|^(results|_site|_proc|build|dist|\.venv)/|\.pyc$", f)]
+    assert not [
+        f
+        for f in files
+        if re.search(
+            r"\.ipynb_checkpoints|__pycache__|\.orig$|\.rej$|~$|^(results|_site|_proc|build|dist|\.venv)/|\.pyc$", f
+        )
+    ]
     big = [f for f in files if (ROOT / f).is_file() and (ROOT / f).stat().st_size > 12e6]
     assert not big
-    assert sum(p.stat().st_size for p in (ROOT / "namemovers").rglob("*") if p.is_file() and p.parent.name.startswith("mini")) <= 12e6
+    assert (
+        sum(
+            p.stat().st_size
+            for p in (ROOT / "namemovers").rglob("*")
+            if p.is_file() and p.parent.name.startswith("mini")
+        )
+        <= 12e6
+    )
 
 
 def test_the_readme_s_example_runs(tmp_path):

@@ -16,11 +16,28 @@ from namemovers.results import load, provenance, save, stamp
 def ds():
     rng = np.random.default_rng(0)
     return xr.Dataset(
-        dict(effect=(("layer", "head", "prompt"), rng.normal(size=(2, 3, 4))), clean=("prompt", rng.normal(size=4).astype("float32")),
-             token=(("layer", "prompt"), np.array([[" a", "<b>", "é", ""]] * 2, dtype=object)), ok=("prompt", np.array([True, False, True, True])),
-             nothing=("layer", [np.nan, 1.0])),
+        dict(
+            effect=(("layer", "head", "prompt"), rng.normal(size=(2, 3, 4))),
+            clean=("prompt", rng.normal(size=4).astype("float32")),
+            token=(("layer", "prompt"), np.array([[" a", "<b>", "é", ""]] * 2, dtype=object)),
+            ok=("prompt", np.array([True, False, True, True])),
+            nothing=("layer", [np.nan, 1.0]),
+        ),
         coords=dict(layer=[0, 1], head=[0, 1, 2], prompt=range(4), position=("layer", ["S1", "END"])),
-        attrs=dict(model="mini", task="mrs", n=4, seed=0, exact=True, screen=None, names=["S1", "S2"], nested={"a": [1, 2.5]}, note="json: no", empty="", share=0.5))
+        attrs=dict(
+            model="mini",
+            task="mrs",
+            n=4,
+            seed=0,
+            exact=True,
+            screen=None,
+            names=["S1", "S2"],
+            nested={"a": [1, 2.5]},
+            note="json: no",
+            empty="",
+            share=0.5,
+        ),
+    )
 
 
 def test_round_trip_without_loss(tmp_path, ds):
@@ -28,7 +45,10 @@ def test_round_trip_without_loss(tmp_path, ds):
     assert path == tmp_path / "mrs_x.nc"
     back = load("mrs_x", tmp_path)
     xr.testing.assert_identical(ds, back)
-    assert back.attrs == ds.attrs and back.attrs["exact"] is True and back.attrs["screen"] is None and isinstance(back.attrs["n"], int)
+    assert back.attrs == ds.attrs
+    assert back.attrs["exact"] is True
+    assert back.attrs["screen"] is None
+    assert isinstance(back.attrs["n"], int)
     assert back.effect.dtype == ds.effect.dtype and back.clean.dtype == ds.clean.dtype and back.ok.dtype == bool
 
 
@@ -58,7 +78,10 @@ def test_default_folders(tmp_path, ds, monkeypatch):
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, ds, monkeypatch):
     save(ds, "x", tmp_path)
-    def fails(*a, **k): raise RuntimeError("disk full")
+
+    def fails(*a, **k):
+        raise RuntimeError("disk full")
+
     monkeypatch.setattr(xr.Dataset, "to_netcdf", fails)
     with pytest.raises(RuntimeError):
         save(ds.assign_attrs(n=99), "x", tmp_path)
@@ -94,12 +117,21 @@ def test_the_same_in_two_processes(tiny_folder, tmp_path):
     """Measured and saved twice, in two processes with other hash seeds: the same numbers and attributes."""
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from namemovers.model import load_model; from namemovers.data import mrs_task; from namemovers.logit_lens import logit_lens\n"
-        "from namemovers.results import save; from namemovers.stats import summarise\n"
+        "from namemovers.model import load_model\n"
+        "from namemovers.data import mrs_task\n"
+        "from namemovers.logit_lens import logit_lens\n"
+        "from namemovers.results import save\n"
+        "from namemovers.stats import summarise\n"
         f"m = load_model({str(tiny_folder)!r}, device='cpu'); ds = logit_lens(m, mrs_task(m.tokenizer, n=6))\n"
-        "save(ds, 'lens', sys.argv[1]); save(summarise(ds.contribution), 'summary', sys.argv[1])\n")
+        "save(ds, 'lens', sys.argv[1]); save(summarise(ds.contribution), 'summary', sys.argv[1])\n"
+    )
     for i in "12":
-        subprocess.run([sys.executable, "-c", code, str(tmp_path / i)], check=True, env={**os.environ, "PYTHONHASHSEED": i}, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / i)],
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": i},
+            capture_output=True,
+        )
     for name in ("lens", "summary"):
         xr.testing.assert_identical(load(name, tmp_path / "1"), load(name, tmp_path / "2"))
 
@@ -117,8 +149,13 @@ def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
     from namemovers.stats import summarise
 
     task = told_apart(tiny, ioi_task(tiny.tokenizer, n=12, seed=3))
-    found = {"patch": patch(tiny, task, "z"), "screened": patch(tiny, task, "z", screen=2), "attribute": attribute(tiny, task, "z"),
-             "path_patch": path_patch(tiny, task), "edges": ablate_edges(tiny, task)}
+    found = {
+        "patch": patch(tiny, task, "z"),
+        "screened": patch(tiny, task, "z", screen=2),
+        "attribute": attribute(tiny, task, "z"),
+        "path_patch": path_patch(tiny, task),
+        "edges": ablate_edges(tiny, task),
+    }
     for name, ds in found.items():
         s = summarise(ds.effect, n_resamples=9)
         assert {k: v for k, v in ds.attrs.items() if s.attrs.get(k) != v} == {}, name
@@ -137,13 +174,16 @@ def test_a_stamp_is_over_what_a_variable_was_made_of(ds):
     assert ds.clean.attrs == {} and ds["effect"].attrs == {"unit": "share", "model": "another"}
 
 
-@pytest.mark.parametrize("name, attrs, says", [
-    ("mrs_x", dict(n=4), "n = 4, but the settings ask for 7"),
-    ("mrs_x", dict(n=7, seed=1), "seed = 1"),
-    ("mrs_x", dict(n=7, corruption="no_cue"), "corruption = 'no_cue'"),
-    ("ioi_x", dict(task="ioi", n=8), "n = 8"),
-    ("mrs_x_n1", dict(n=7), "n = 7"),
-])
+@pytest.mark.parametrize(
+    "name, attrs, says",
+    [
+        ("mrs_x", dict(n=4), "n = 4, but the settings ask for 7"),
+        ("mrs_x", dict(n=7, seed=1), "seed = 1"),
+        ("mrs_x", dict(n=7, corruption="no_cue"), "corruption = 'no_cue'"),
+        ("ioi_x", dict(task="ioi", n=8), "n = 8"),
+        ("mrs_x_n1", dict(n=7), "n = 7"),
+    ],
+)
 def test_results_of_another_study_are_refused(tmp_path, ds, monkeypatch, name, attrs, says):
     for variable in ("MODEL", "N", "SEED", "CORRUPTION"):
         monkeypatch.delenv(variable, raising=False)
@@ -199,7 +239,12 @@ def test_results_of_other_prompts_than_the_studys_have_an_n_and_a_seed_of_their_
     monkeypatch.chdir(tmp_path)
     ds = xr.Dataset({"x": ("prompt", np.arange(3.0))}, attrs=dict(model="mini"))
     study = dict(task="mrs", seed=1, corruption="new_subjects")
-    for name, attrs in (("copy_scores", dict(n=1224, seed=0)), ("pattern_scores", dict(n=24, seed=0)), ("mrs_one_prompt", study | dict(n=400)), ("ioi_stability", dict(task="ioi", n=400, seed=1))):
+    for name, attrs in (
+        ("copy_scores", dict(n=1224, seed=0)),
+        ("pattern_scores", dict(n=24, seed=0)),
+        ("mrs_one_prompt", study | dict(n=400)),
+        ("ioi_stability", dict(task="ioi", n=400, seed=1)),
+    ):
         save(ds.assign_attrs(attrs), name)
         assert load(name).attrs["n"] == attrs["n"]
     for name, attrs in (("mrs_one_prompt", study | dict(n=400, seed=0)), ("mrs_paths", study | dict(n=7))):

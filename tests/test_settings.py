@@ -47,14 +47,17 @@ def test_the_environment_overrides(tmp_path, monkeypatch):
     assert s.results.name == "me--other"
 
 
-@pytest.mark.parametrize("text, words", [
-    ("[study]\nn = many\n", ["n must be", "'many'"]),
-    ("[study]\nn = 0\n", ["n must be", "at least 1"]),
-    ("[study]\nn = 2.5\n", ["n must be", "'2.5'"]),
-    ("[study]\nseed = -1\n", ["seed must be", "at least 0"]),
-    ("[study]\nmodle = mini\n", ["modle", "model"]),
-    ("no section\n", ["settings.ini", "[study]"]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("[study]\nn = many\n", ["n must be", "'many'"]),
+        ("[study]\nn = 0\n", ["n must be", "at least 1"]),
+        ("[study]\nn = 2.5\n", ["n must be", "'2.5'"]),
+        ("[study]\nseed = -1\n", ["seed must be", "at least 0"]),
+        ("[study]\nmodle = mini\n", ["modle", "model"]),
+        ("no section\n", ["settings.ini", "[study]"]),
+    ],
+)
 def test_bad_files_give_one_line(tmp_path, text, words):
     with pytest.raises(ValueError) as e:
         settings(write(tmp_path, text))

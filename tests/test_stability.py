@@ -12,14 +12,23 @@ from namemovers.stability import agreement, chance, enough, spread, stability, t
 
 
 def grid(values):
-    return xr.DataArray(np.asarray(values, float), dims=("layer", "head"), coords=dict(layer=range(len(values)), head=range(len(values[0]))))
+    return xr.DataArray(
+        np.asarray(values, float),
+        dims=("layer", "head"),
+        coords=dict(layer=range(len(values)), head=range(len(values[0]))),
+    )
 
 
 def prompts(strength, scatter=1.0, n=200, seed=0):
     """Values of heads with the given true means [layer, head], over n prompts."""
     strength = np.asarray(strength, float)
     x = strength[..., None] + scatter * np.random.default_rng(seed).normal(size=(*strength.shape, n))
-    return xr.DataArray(x, dims=("layer", "head", "prompt"), coords=dict(layer=range(x.shape[0]), head=range(x.shape[1]), prompt=range(n)), attrs={"model": "made up"})
+    return xr.DataArray(
+        x,
+        dims=("layer", "head", "prompt"),
+        coords=dict(layer=range(x.shape[0]), head=range(x.shape[1]), prompt=range(n)),
+        attrs={"model": "made up"},
+    )
 
 
 def slow_rbo(first, second, p):
@@ -36,8 +45,12 @@ def test_agreement_is_what_its_definitions_say():
         order = lambda g: list(np.argsort(-(abs(g) if sign == 0 else sign * g).values.ravel()))
         first, second = order(a), order(b)
         assert got.rbo.item() == pytest.approx(slow_rbo(first, second, 0.8))
-        assert got.overlap.values.tolist() == pytest.approx([len(set(first[:k]) & set(second[:k])) / k for k in (3, 10)])
-        assert got.rho.item() == pytest.approx(sp.spearmanr(*((abs(g) if sign == 0 else g).values.ravel() for g in (a, b))).statistic)
+        assert got.overlap.values.tolist() == pytest.approx(
+            [len(set(first[:k]) & set(second[:k])) / k for k in (3, 10)]
+        )
+        assert got.rho.item() == pytest.approx(
+            sp.spearmanr(*((abs(g) if sign == 0 else g).values.ravel() for g in (a, b))).statistic
+        )
 
 
 def test_the_same_and_the_reverse():
@@ -83,7 +96,8 @@ def test_more_prompts_agree_more_and_a_clear_ranking_at_once():
 
 
 def test_heads_that_do_nothing_agree_as_chance_does():
-    """So that agreement that is there by construction would show: prompts that two studies share, or two halves of a pool."""
+    """So that agreement that is there by construction would show: prompts that two studies share, or two halves of a
+    pool."""
     nothing = prompts(np.zeros((4, 10)), n=800)
     for against in ("same", 40):
         s = stability(nothing, sizes=(1, 10, 40), against=against)
@@ -97,7 +111,9 @@ def test_heads_that_do_nothing_agree_as_chance_does():
 def test_a_study_of_two_draws_shares_no_prompt():
     """With two prompts that disagree, another study of one prompt is always the other one; with `all`, never."""
     x = grid([[0.0, 0.0], [0.0, 0.0]]).expand_dims(prompt=range(2), axis=-1).copy()
-    x.values[0, 0] = [10, 1]; x.values[1, 1] = [1, 10.5]; x.values[0, 1] = [0.5, 0.5]
+    x.values[0, 0] = [10, 1]
+    x.values[1, 1] = [1, 10.5]
+    x.values[0, 1] = [0.5, 0.5]
     s = stability(x, sizes=(1,), k=(1,), draws=50)
     assert float(s.overlap.max()) == 0
     assert 0 < float(stability(x, sizes=(1,), k=(1,), against="all", draws=50).overlap.mean()) < 1
@@ -108,9 +124,15 @@ def test_seed_attrs_and_spread():
     a, b, c = (stability(v, sizes=(2, 10), draws=40, seed=s) for s in (3, 3, 4))
     xr.testing.assert_identical(a, b)
     assert not a.rbo.equals(c.rbo)
-    assert a.attrs["drawing_seed"] == 3 and a.attrs["model"] == "made up" and a.attrs["prompts"] == 60 and a.attrs["against"] == "same"
+    assert a.attrs["drawing_seed"] == 3
+    assert a.attrs["model"] == "made up"
+    assert a.attrs["prompts"] == 60
+    assert a.attrs["against"] == "same"
     s = spread(a.rbo)
-    assert (s.low <= s["mean"]).all() and (s["mean"] <= s.high).all() and (s.n == 40).all() and s["mean"].dims == ("size",)
+    assert (s.low <= s["mean"]).all()
+    assert (s["mean"] <= s.high).all()
+    assert (s.n == 40).all()
+    assert s["mean"].dims == ("size",)
     assert s.low.values[0] == pytest.approx(np.quantile(a.rbo.values[0], 0.025))
 
 
@@ -120,24 +142,29 @@ def test_enough_asks_for_the_last_crossing():
     assert enough(v.isel(size=[0, 1, 2])) is None
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda v: stability(v, sizes=(40,)), "sizes: a study of 40 prompts and another of 40 cannot be drawn from 60"),
-    (lambda v: stability(v, sizes=(61,), against="all"), "sizes: a study of 61 prompts cannot"),
-    (lambda v: stability(v, sizes=(0,)), "sizes: a study of 0"),
-    (lambda v: stability(v, sizes=(1,), against=60), "another of 60"),
-    (lambda v: stability(v, against="half"), "against: 'half'"),
-    (lambda v: stability(v, sizes=(1,), k=(17,)), r"k: \[17\] of 16 heads"),
-    (lambda v: stability(v, sizes=(1,), p=1.0), "p: 1.0"),
-    (lambda v: stability(v.mean("prompt")), "layer, head and prompt"),
-    (lambda v: agreement(v, v), "grids of layer and head"),
-    (lambda v: chance(10, k=(0,)), r"k: \[0\]"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda v: stability(v, sizes=(40,)), "sizes: a study of 40 prompts and another of 40 cannot be drawn from 60"),
+        (lambda v: stability(v, sizes=(61,), against="all"), "sizes: a study of 61 prompts cannot"),
+        (lambda v: stability(v, sizes=(0,)), "sizes: a study of 0"),
+        (lambda v: stability(v, sizes=(1,), against=60), "another of 60"),
+        (lambda v: stability(v, against="half"), "against: 'half'"),
+        (lambda v: stability(v, sizes=(1,), k=(17,)), r"k: \[17\] of 16 heads"),
+        (lambda v: stability(v, sizes=(1,), p=1.0), "p: 1.0"),
+        (lambda v: stability(v.mean("prompt")), "layer, head and prompt"),
+        (lambda v: agreement(v, v), "grids of layer and head"),
+        (lambda v: chance(10, k=(0,)), r"k: \[0\]"),
+    ],
+)
 def test_errors(call, message):
-    with pytest.raises(ValueError, match=message): call(prompts(np.ones((4, 4)), n=60))
+    with pytest.raises(ValueError, match=message):
+        call(prompts(np.ones((4, 4)), n=60))
 
 
 def test_the_pilots_question_in_its_own_figures():
-    """Quoted grids of GPT-2 small: nine of the ten largest heads of one prompt are among those of fifty, and four of five."""
+    """Quoted grids of GPT-2 small: nine of the ten largest heads of one prompt are among those of fifty, and four of
+    five."""
     got = agreement(published_grid("mrs", "z", 1), published_grid("mrs", "z", 50))
     assert (got.overlap * got.k).round().values.tolist() == [4, 9]
     assert got.rbo > 0.75 > 3 * got.chance_rbo

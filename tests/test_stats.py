@@ -27,7 +27,13 @@ def heads(layers=3, n_heads=4, prompts=30, seed=0, effect=None):
     x = np.random.default_rng(seed).normal(size=(layers, n_heads, prompts))
     for (l, h), v in (effect or {}).items():
         x[l, h] += v
-    return xr.DataArray(x, dims=("layer", "head", "prompt"), coords={"layer": range(layers), "head": range(n_heads)}, name="effect", attrs={"model": "m"})
+    return xr.DataArray(
+        x,
+        dims=("layer", "head", "prompt"),
+        coords={"layer": range(layers), "head": range(n_heads)},
+        name="effect",
+        attrs={"model": "m"},
+    )
 
 
 def students(x, confidence=0.95):
@@ -40,7 +46,8 @@ def hall(t, skew):
 
 
 def test_interval_is_student_s_and_hall_s():
-    """The lower and the higher end of the two, Hall's found by trying: a mean belongs to it if its transformed t does."""
+    """The lower and the higher end of the two, Hall's found by trying: a mean belongs to it if its transformed t
+    does."""
     for n in (3, 7, 30):
         x = np.random.default_rng(n).exponential(size=(4, n)) - 0.5
         s = summarise(xr.DataArray(x, dims=("cell", "prompt")))
@@ -78,7 +85,10 @@ def test_batches_change_nothing(monkeypatch):
     v = heads(prompts=20)
     whole = summarise(v, n_resamples=500)
     import namemovers.stats as module
-    monkeypatch.setattr(module, "int", lambda x: 2000 if isinstance(x, float) and x >= 1e6 else builtins.int(x), raising=False)
+
+    monkeypatch.setattr(
+        module, "int", lambda x: 2000 if isinstance(x, float) and x >= 1e6 else builtins.int(x), raising=False
+    )
     xr.testing.assert_allclose(whole, summarise(v, n_resamples=500))
 
 
@@ -94,12 +104,24 @@ def test_no_false_discoveries_among_nothing():
 
 
 def test_degenerate_cells():
-    x = xr.DataArray([[0.0] * 6, [np.nan] * 6, [1.0] * 6, [1, 2, 3, np.nan, np.nan, np.nan], [np.nan] * 5 + [7], [1e-9, 0, 0, 0, 0, 0]], dims=("cell", "prompt"))
+    x = xr.DataArray(
+        [
+            [0.0] * 6,
+            [np.nan] * 6,
+            [1.0] * 6,
+            [1, 2, 3, np.nan, np.nan, np.nan],
+            [np.nan] * 5 + [7],
+            [1e-9, 0, 0, 0, 0, 0],
+        ],
+        dims=("cell", "prompt"),
+    )
     s = summarise(x)
     assert s["mean"].values[[0, 2, 3, 4]].tolist() == [0, 1, 2, 7] and np.isnan(s["mean"].values[1])
     assert s.n.values.tolist() == [6, 0, 6, 3, 1, 6]
     assert s.p.values[0] == 1 and s.p.values[2] == pytest.approx(2 / 2**6) and s.p.values[3] >= 2 / 2**3
-    assert np.isnan(s.p.values[[1, 4]]).all() and np.isnan(s.q.values[[1, 4]]).all() and not s.significant.values[[1, 4]].any()
+    assert np.isnan(s.p.values[[1, 4]]).all()
+    assert np.isnan(s.q.values[[1, 4]]).all()
+    assert not s.significant.values[[1, 4]].any()
     assert s.attrs["n_tests"] == 4
     assert (s.low.values[0], s.high.values[0]) == (0, 0) and (s.low.values[2], s.high.values[2]) == (1, 1)
     assert np.isnan(s.low.values[[1, 4]]).all()
@@ -131,7 +153,10 @@ def test_what_cannot_be_called_is_untested():
         assert s.attrs["prompts_needed"] == prompts_needed(12) == 9
         assert (untested(s) is not None) == few and bool(s.significant.any()) != few
         if few:
-            head = f"untested: with {n} prompt{'s' if n > 1 else ''} no head of 12 can be called significant; the test needs at least 9"
+            head = (
+                f"untested: with {n} prompt{'s' if n > 1 else ''} no head of 12 can be called significant; "
+                f"the test needs at least 9"
+            )
             assert untested(s) == heads_in_words(s) == heads_in_words(s, sign=-1) == differ_in_words(s) == head
         else:
             assert s.significant[1, 2] and s.significant[2, 0]
@@ -139,7 +164,8 @@ def test_what_cannot_be_called_is_untested():
 
 
 def test_many_real_heads_do_not_make_a_small_study_a_test():
-    """With eight prompts twelve sure heads pass the correction together, but one alone could not: its absence says nothing."""
+    """With eight prompts twelve sure heads pass the correction together, but one alone could not: its absence says
+    nothing."""
     s = summarise(heads(prompts=8) + 50)
     assert (s.q <= 0.05).all() and not s.significant.any() and untested(s)
 
@@ -155,7 +181,10 @@ def test_untested_of_other_cells_names_them():
     v = heads(prompts=4)
     assert "no cell of 12" in untested(summarise(v.rename(head="position")))
     assert "no edge of 4" in untested(summarise(v[0].rename(head="edge").drop_vars("edge")))
-    assert untested(summarise(v[0, 0])) == "untested: with 4 prompts nothing can be called significant; the test needs at least 6"
+    assert (
+        untested(summarise(v[0, 0]))
+        == "untested: with 4 prompts nothing can be called significant; the test needs at least 6"
+    )
     assert "with 4 names" in untested(summarise(v.rename(prompt="name"), dim="name"))
     assert "no cell of 4 can" in untested(summarise(v.rename(layer="study").transpose("study", ...), family="head"))
 
@@ -163,7 +192,10 @@ def test_untested_of_other_cells_names_them():
 @pytest.mark.parametrize("cells, real", [(1, 1), (12, 1), (16, 1), (144, 1), (144, 5), (144, 144), (20_000, 2)])
 def test_prompts_needed_is_where_the_procedure_can_reject(cells, real):
     n = prompts_needed(cells, real)
-    def least_q(n): return sp.false_discovery_control([min(1, 2 / 2**n)] * real + [1.0] * (cells - real)).min()
+
+    def least_q(n):
+        return sp.false_discovery_control([min(1, 2 / 2**n)] * real + [1.0] * (cells - real)).min()
+
     assert least_q(n) <= 0.05 < least_q(n - 1)
 
 
@@ -191,7 +223,10 @@ def test_same_seed_same_numbers():
     xr.testing.assert_identical(summarise(heads()), summarise(heads()))
     other = summarise(heads(), seed=1)
     assert not other.d_low.equals(summarise(heads()).d_low)
-    xr.testing.assert_identical(other.drop_vars(["d_low", "d_high"]).drop_attrs(), summarise(heads()).drop_vars(["d_low", "d_high"]).drop_attrs())
+    xr.testing.assert_identical(
+        other.drop_vars(["d_low", "d_high"]).drop_attrs(),
+        summarise(heads()).drop_vars(["d_low", "d_high"]).drop_attrs(),
+    )
 
 
 def test_quick_enough():
@@ -240,22 +275,32 @@ def test_proportion():
     with pytest.raises(ValueError, match="dim"):
         proportion(x, dim="name")
 
-# The truth of these is known: mean and standard deviation of what is drawn. Skewness at most 1, as of most heads' effects.
+
+# The truth of these is known: mean and standard deviation of what is drawn. Skewness at most 1, as of most heads'
+# effects.
 SHAPES = {
     "normal": (lambda rng, size: rng.normal(0.5, 1, size), 0.5, 1),
     "heavy tails": (lambda rng, size: 0.5 + rng.standard_t(5, size), 0.5, (5 / 3) ** 0.5),
-    "two kinds": (lambda rng, size: np.where(rng.random(size) < 0.3, rng.normal(1.5, 0.3, size), rng.normal(0, 0.3, size)), 0.45, (0.09 + 0.21 * 2.25) ** 0.5),
+    "two kinds": (
+        lambda rng, size: np.where(rng.random(size) < 0.3, rng.normal(1.5, 0.3, size), rng.normal(0, 0.3, size)),
+        0.45,
+        (0.09 + 0.21 * 2.25) ** 0.5,
+    ),
     "skewed": (lambda rng, size: rng.gamma(4, 0.25, size), 1, 0.5),
 }
 
 
 def coverage(shapes, prompts, studies=1000, confidence=0.95, n_resamples=1999):
-    """Share of made-up studies whose intervals hold the true mean, and the true standardised mean: {shape: (mean, d)}."""
+    """Share of made-up studies whose intervals hold the true mean, and the true standardised mean: {shape: (mean,
+    d)}."""
     found = {}
     for i, (shape, (draw, mean, sd)) in enumerate(shapes.items()):
         x = xr.DataArray(draw(np.random.default_rng(i), (studies, prompts)), dims=("study", "prompt"))
         s = summarise(x, n_resamples=n_resamples, confidence=confidence, seed=i)
-        found[shape] = tuple(float(((low <= v) & (v <= high)).mean()) for v, low, high in ((mean, s.low, s.high), (mean / sd, s.d_low, s.d_high)))
+        found[shape] = tuple(
+            float(((low <= v) & (v <= high)).mean())
+            for v, low, high in ((mean, s.low, s.high), (mean / sd, s.d_low, s.d_high))
+        )
     return found
 
 
@@ -269,15 +314,18 @@ def test_95_percent_intervals_hold_the_truth_93_to_97_times_in_100():
 
 def test_coverage_follows_the_confidence():
     """So that the test above could fail: intervals for 80 % hold the truth 80 times in 100, not 95."""
-    (mean, d), = coverage({"normal": SHAPES["normal"]}, prompts=50, confidence=0.8).values()
+    ((mean, d),) = coverage({"normal": SHAPES["normal"]}, prompts=50, confidence=0.8).values()
     assert 0.76 <= mean <= 0.83 and 0.76 <= d <= 0.83
 
 
 def made_up_studies(real, studies=80, heads=40, prompts=12, size=1.2, together=0.3, seed=0):
-    """Studies of which the first `real` heads do something; all heads of a study share part of their prompts' scatter."""
+    """Studies of which the first `real` heads do something; all heads of a study share part of their prompts'
+    scatter."""
     rng = np.random.default_rng(seed)
     truth = np.arange(heads) < real
-    noise = (1 - together) ** 0.5 * rng.normal(size=(studies, heads, prompts)) + together**0.5 * rng.normal(size=(studies, 1, prompts))
+    own = rng.normal(size=(studies, heads, prompts))
+    shared = rng.normal(size=(studies, 1, prompts))
+    noise = (1 - together) ** 0.5 * own + together**0.5 * shared
     return xr.DataArray(noise + size * truth[:, None], dims=("study", "head", "prompt")), truth
 
 
@@ -293,7 +341,8 @@ def test_false_discoveries_are_held_at_their_level(real):
     corrected, alone = share_false(s.significant.values, truth), share_false(s.p.values <= 0.05, truth)
     assert corrected <= 0.05, corrected
     assert alone > 2 * corrected and alone > (0.5 if real == 0 else 0.06)  # without the correction it is far from held
-    if real: assert s.significant.values[:, truth].mean() > 0.75  # and it is not held by finding nothing
+    if real:
+        assert s.significant.values[:, truth].mean() > 0.75  # and it is not held by finding nothing
     assert 0.03 <= float((s.p <= 0.05).values[:, ~truth].mean()) <= 0.05
 
 
@@ -316,10 +365,17 @@ def test_effect_size():
     x = v.values.reshape(-1, 40)
     d = x.mean(-1) / x.std(-1, ddof=1)
     np.testing.assert_allclose(s.d.values.ravel(), d)
-    ci = sp.bootstrap((x,), lambda u, axis=-1: u.mean(axis) / u.std(axis, ddof=1), axis=-1, n_resamples=999, rng=np.random.default_rng(0)).confidence_interval
+    ci = sp.bootstrap(
+        (x,),
+        lambda u, axis=-1: u.mean(axis) / u.std(axis, ddof=1),
+        axis=-1,
+        n_resamples=999,
+        rng=np.random.default_rng(0),
+    ).confidence_interval
     np.testing.assert_allclose(s.d_low.values.ravel(), ci.low)
     np.testing.assert_allclose(s.d_high.values.ravel(), ci.high)
-    far = summarise(v + 1e6, n_resamples=999, null=1e6)  # the same whatever the values are measured from, and in whatever unit
+    # the same whatever the values are measured from, and in whatever unit
+    far = summarise(v + 1e6, n_resamples=999, null=1e6)
     np.testing.assert_allclose(far.d, s.d, atol=1e-6)
     np.testing.assert_allclose(far.d_high, s.d_high, atol=1e-5)
     np.testing.assert_allclose(far.low - 1e6, s.low, atol=1e-6)
@@ -329,11 +385,23 @@ def test_effect_size():
 
 def test_effect_size_of_cells_without_spread():
     many = 20
-    s = summarise(xr.DataArray([[0.0] * many, [2.0] * many, [1.0] * (many - 1) + [2.0], [1, 2] + [np.nan] * (many - 2), [1.0] + [np.nan] * (many - 1)], dims=("cell", "prompt")))
+    s = summarise(
+        xr.DataArray(
+            [
+                [0.0] * many,
+                [2.0] * many,
+                [1.0] * (many - 1) + [2.0],
+                [1, 2] + [np.nan] * (many - 2),
+                [1.0] + [np.nan] * (many - 1),
+            ],
+            dims=("cell", "prompt"),
+        )
+    )
     assert (s.d.values[0], s.d_low.values[0], s.d_high.values[0]) == (0, 0, 0)
     assert np.isnan([s.d.values[1], s.d_low.values[1], s.d_high.values[1]]).all() and np.isnan(s.d.values[4])
     one = [1.0] * (many - 1) + [2.0]
-    assert s.d.values[2] == pytest.approx(np.mean(one) / np.std(one, ddof=1)) and s.d.values[3] == pytest.approx(1.5 / np.std([1, 2], ddof=1))
+    assert s.d.values[2] == pytest.approx(np.mean(one) / np.std(one, ddof=1))
+    assert s.d.values[3] == pytest.approx(1.5 / np.std([1, 2], ddof=1))
     assert not np.isinf(s.d_high.values).any() and not np.isinf(s.d_low.values).any()
 
 
@@ -353,7 +421,9 @@ def test_seeds_are_recorded():
 def test_proportion_of_what_is_there():
     s = proportion(xr.DataArray([[1, 0, np.nan, 1], [np.nan] * 4], dims=("kind", "prompt")))
     assert s.n.values.tolist() == [3, 0] and s["mean"].values[0] == pytest.approx(2 / 3)
-    assert (s.low.values[0], s.high.values[0]) == pytest.approx(tuple(sp.binomtest(2, 3).proportion_ci(0.95, method="wilson")))
+    assert (s.low.values[0], s.high.values[0]) == pytest.approx(
+        tuple(sp.binomtest(2, 3).proportion_ci(0.95, method="wilson"))
+    )
     assert np.isnan([s["mean"].values[1], s.low.values[1], s.high.values[1]]).all()
 
 
@@ -363,7 +433,11 @@ def test_correlation_interval_covers():
     shift = rng.normal(size=(cells, 1, n))
     x, y = (xr.DataArray(shift + rng.normal(size=(cells, 4, n)), dims=("cell", "name", "prompt")) for _ in range(2))
     s = correlation(x, y, over="name", n_resamples=400)  # population correlation: 0.5
-    assert 0.88 <= float(((s.low < 0.5) & (0.5 < s.high)).mean()) <= 0.99
+    middle, half = (s.low + s.high) / 2, (s.high - s.low) / 2
+    least, most = (sp.binom.ppf(q, cells, level) for q, level in ((0.01, 0.93), (0.99, 0.96)))
+    held = {width: int((abs(middle - 0.5) < width * half).sum()) for width in (0.75, 1, 1.4)}
+    assert least <= held[1] <= most
+    assert held[0.75] < least and held[1.4] > most, held  # so that narrower and wider ones are noticed
     expected = sp.pearsonr(x.values[3].ravel(), y.values[3].ravel()).statistic
     assert s.correlation.values[3] == pytest.approx(expected)
     xr.testing.assert_allclose(correlation(x.transpose("prompt", "cell", "name"), y, over=["name"], n_resamples=400), s)
@@ -377,25 +451,36 @@ def test_correlation_of_a_head_that_never_varies():
     assert one.correlation.item() == pytest.approx(1) and np.isnan(one.low.item())
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda v: correlation(v, v, over="name"), "x must have the dimension 'name'"), (lambda v: correlation(v, v, dim="sample"), "'sample'"),
-    (lambda v: correlation(v, v.rename(head="position")), "same dimensions")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda v: correlation(v, v, over="name"), "x must have the dimension 'name'"),
+        (lambda v: correlation(v, v, dim="sample"), "'sample'"),
+        (lambda v: correlation(v, v.rename(head="position")), "same dimensions"),
+    ],
+)
 def test_correlation_of_what_does_not_fit(call, message):
-    with pytest.raises(ValueError, match=message): call(heads(prompts=5))
+    with pytest.raises(ValueError, match=message):
+        call(heads(prompts=5))
 
 
 def test_overlap_is_hypergeometric():
     a = xr.DataArray(np.arange(144).reshape(12, 12) < 10, dims=("layer", "head"))
-    b = xr.DataArray((np.arange(144).reshape(12, 12) >= 4) & (np.arange(144).reshape(12, 12) < 12), dims=("layer", "head"))
+    b = xr.DataArray(
+        (np.arange(144).reshape(12, 12) >= 4) & (np.arange(144).reshape(12, 12) < 12), dims=("layer", "head")
+    )
     found = overlap(a, b)
-    assert (found["a"], found["b"], found["shared"], found["heads"]) == (10, 8, 6, 144) and found["expected"] == pytest.approx(80 / 144)
+    assert (found["a"], found["b"], found["shared"], found["heads"]) == (10, 8, 6, 144)
+    assert found["expected"] == pytest.approx(80 / 144)
     assert found["p"] == pytest.approx(sum(sp.hypergeom.pmf(k, 144, 10, 8) for k in (6, 7, 8)))
 
 
 def test_a_share_of_the_distance_carries_it():
     rng = np.random.default_rng(0)
     apart = rng.normal(3, 2, 50)
-    moved = xr.DataArray(np.stack([apart, 0.5 * apart + rng.normal(0, 0.3, 50)]), dims=("head", "prompt"), attrs={"model": "m"})
+    moved = xr.DataArray(
+        np.stack([apart, 0.5 * apart + rng.normal(0, 0.3, 50)]), dims=("head", "prompt"), attrs={"model": "m"}
+    )
     share = normalise(moved, apart)
     np.testing.assert_allclose(share, moved / apart.mean())
     np.testing.assert_allclose(share.distance, apart / apart.mean())
@@ -417,7 +502,8 @@ def test_what_a_few_chosen_prompts_restore_is_a_share_of_their_own_distance():
 
 
 def test_the_distance_lasts(tmp_path):
-    """Through saving, choosing, and sums and differences of cells; what has it in common only by accident is no share of it."""
+    """Through saving, choosing, and sums and differences of cells; what has it in common only by accident is no
+    share of it."""
     from namemovers.results import load, save
 
     rng = np.random.default_rng(2)
@@ -427,7 +513,12 @@ def test_the_distance_lasts(tmp_path):
     ds["effect"] = normalise(moved, apart)
     save(ds, "x", tmp_path)
     back = load("x", tmp_path)
-    for effect in (ds.effect, back.effect, back.effect.isel(prompt=[3, 1, 2] * 5), back.effect.transpose("prompt", "head")):
+    for effect in (
+        ds.effect,
+        back.effect,
+        back.effect.isel(prompt=[3, 1, 2] * 5),
+        back.effect.transpose("prompt", "head"),
+    ):
         s = summarise(effect, n_resamples=9)
         np.testing.assert_allclose([s.low, s["mean"], s.high], [[1, 0.5]] * 3, atol=1e-9)
     apart_from = summarise(back.effect.isel(head=0) - back.effect.isel(head=1), n_resamples=9)
@@ -443,10 +534,14 @@ def test_every_study_of_many_has_its_own_distance():
     apart = rng.normal(3, 1, 60)
     share = normalise(xr.DataArray(0.5 * apart + rng.normal(0, 0.2, 60), dims="prompt"), apart)
     chosen = rng.integers(60, size=(5, 20))
-    many = summarise(share.isel(prompt=xr.DataArray(chosen, dims=("study", "draw"))).rename(draw="prompt"), n_resamples=9)
+    many = summarise(
+        share.isel(prompt=xr.DataArray(chosen, dims=("study", "draw"))).rename(draw="prompt"), n_resamples=9
+    )
     for i, some in enumerate(chosen):
         one = summarise(share.isel(prompt=some), n_resamples=9)
-        np.testing.assert_allclose([many["mean"][i], many.low[i], many.high[i]], [one["mean"], one.low, one.high], rtol=1e-6)
+        np.testing.assert_allclose(
+            [many["mean"][i], many.low[i], many.high[i]], [one["mean"], one.low, one.high], rtol=1e-6
+        )
 
 
 def test_a_ratio_is_inside_where_the_test_of_moved_less_ratio_times_distance_allows_it():
@@ -479,11 +574,16 @@ def test_no_share_of_what_may_be_nothing():
     moved = xr.DataArray(np.ones((2, 12)), dims=("head", "prompt"))
     rng = np.random.default_rng(6)
     unsure = rng.normal(0.05, 1, 12)
-    for apart, said in ((np.zeros(12), "is zero over 12 prompts"), (unsure, r"\[-[\d.]+, [\d.]+\], which may be zero, over 12 prompts"), (np.zeros(1), "over 1 prompt,")):
+    for apart, said in (
+        (np.zeros(12), "is zero over 12 prompts"),
+        (unsure, r"\[-[\d.]+, [\d.]+\], which may be zero, over 12 prompts"),
+        (np.zeros(1), "over 1 prompt,"),
+    ):
         with pytest.warns(UserWarning, match=said) as caught:
-            share = normalise(moved[:, :len(apart)], apart)
+            share = normalise(moved[:, : len(apart)], apart)
         assert len(caught) == 1 and share.isnull().all() and summarise(share, n_resamples=9)["mean"].isnull().all()
-    with pytest.warns(UserWarning): assert np.isnan(normalise(np.ones(3), np.zeros(3))).all()
+    with pytest.warns(UserWarning):
+        assert np.isnan(normalise(np.ones(3), np.zeros(3))).all()
 
 
 def test_a_sure_distance_warns_of_nothing(recwarn):
@@ -540,7 +640,9 @@ def false_calls(shape, n, together, sign, heads=40, studies=STUDIES):
 
 
 # with fewer prompts than 30 lognormal values, and with fewer than 20 those of gamma, are not held: the page says so
-@pytest.mark.parametrize("shape, n", [(shape, n) for shape in SKEWED for n in (20, 50, 200) if not (shape == "lognormal" and n < 50)])
+@pytest.mark.parametrize(
+    "shape, n", [(shape, n) for shape in SKEWED for n in (20, 50, 200) if not (shape == "lognormal" and n < 50)]
+)
 def test_studies_without_a_true_head_call_one_in_no_more_than_five_of_a_hundred(shape, n):
     """More calls than the bound come from a test that holds its level once in a thousand times."""
     most = sp.binom.ppf(0.999, STUDIES, 0.05)
@@ -584,7 +686,8 @@ def test_power_beside_flipping_signs():
 
 @pytest.mark.parametrize("n", [3, 5, 8, 12, 20, 50])
 def test_intervals_cover_whatever_the_shape(n):
-    """Ninety times in a hundred at least from three prompts on (gamma with shape one half from five), and not always."""
+    """Ninety times in a hundred at least from three prompts on (gamma with shape one half from five), and not
+    always."""
     from namemovers.stats import _mean_interval
 
     studies = 2000
@@ -597,7 +700,8 @@ def test_intervals_cover_whatever_the_shape(n):
 
 @pytest.mark.parametrize("n", [10, 20, 50])
 def test_intervals_of_shares_cover(n):
-    """Distances that are skewed and scatter as much as their mean, moved along or not: the ratio's interval, and that of a fixed distance."""
+    """Distances that are skewed and scatter as much as their mean, moved along or not: the ratio's interval, and
+    that of a fixed distance."""
     rng, studies, hits, fixed = np.random.default_rng(n), 1000, [], []
     apart = rng.exponential(2, (studies, n)) + 0.3  # 2.3 on average
     scale = apart.mean(-1, keepdims=True)
@@ -613,22 +717,38 @@ def test_intervals_of_shares_cover(n):
     assert fixed[1] < 0.8 * studies  # what moves not along with the distance, taken as certain
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda v: summarise(v.where(v["head"] > 0, np.inf)), "values: 90 of 360 values are infinite"),
-    (lambda v: summarise(v.where(v["head"] > 0, -np.inf)), "values: 90 of 360 values are infinite"),
-    (lambda v: summarise(v, null=np.nan), "null: nan"), (lambda v: summarise(v, null=np.inf), "null: inf"),
-    (lambda v: summarise(v, confidence=0.0), "confidence: 0.0"), (lambda v: summarise(v, confidence=1), "confidence: 1"),
-    (lambda v: summarise(v, confidence=95), "confidence: 95"), (lambda v: summarise(v, confidence=np.nan), "confidence: nan"),
-    (lambda v: summarise(v, n_resamples=0), "n_resamples: 0"), (lambda v: summarise(v, n_resamples=2.5), "n_resamples: 2.5"),
-    (lambda v: proportion(v > 0, confidence=1.0), "confidence: 1.0"), (lambda v: proportion(v + np.inf), "values: 360 of 360"),
-    (lambda v: rank_correlation(v, v + np.inf), "b: 360"), (lambda v: rank_correlation(v + np.inf, v), "a: 360"),
-    (lambda v: rank_correlation(v, v, confidence=2), "confidence: 2"), (lambda v: rank_correlation(v, v, n_resamples=-1), "n_resamples: -1"),
-    (lambda v: correlation(v, v + np.inf), "y: 360"), (lambda v: correlation(v, v, confidence=-0.1), "confidence: -0.1"),
-    (lambda v: correlation(v, v, n_resamples=0), "n_resamples: 0"),
-    (lambda v: normalise(v, np.full(30, np.inf)), "distance: 30 of 30"), (lambda v: normalise(v, np.full(30, np.nan)), "distance: 30 of 30 prompts have none"),
-    (lambda v: prompts_needed(0), "real: 1 of cells=0"), (lambda v: prompts_needed(5, 6), "real: 6"), (lambda v: prompts_needed(5, q=1.0), "q: 1.0")])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda v: summarise(v.where(v["head"] > 0, np.inf)), "values: 90 of 360 values are infinite"),
+        (lambda v: summarise(v.where(v["head"] > 0, -np.inf)), "values: 90 of 360 values are infinite"),
+        (lambda v: summarise(v, null=np.nan), "null: nan"),
+        (lambda v: summarise(v, null=np.inf), "null: inf"),
+        (lambda v: summarise(v, confidence=0.0), "confidence: 0.0"),
+        (lambda v: summarise(v, confidence=1), "confidence: 1"),
+        (lambda v: summarise(v, confidence=95), "confidence: 95"),
+        (lambda v: summarise(v, confidence=np.nan), "confidence: nan"),
+        (lambda v: summarise(v, n_resamples=0), "n_resamples: 0"),
+        (lambda v: summarise(v, n_resamples=2.5), "n_resamples: 2.5"),
+        (lambda v: proportion(v > 0, confidence=1.0), "confidence: 1.0"),
+        (lambda v: proportion(v + np.inf), "values: 360 of 360"),
+        (lambda v: rank_correlation(v, v + np.inf), "b: 360"),
+        (lambda v: rank_correlation(v + np.inf, v), "a: 360"),
+        (lambda v: rank_correlation(v, v, confidence=2), "confidence: 2"),
+        (lambda v: rank_correlation(v, v, n_resamples=-1), "n_resamples: -1"),
+        (lambda v: correlation(v, v + np.inf), "y: 360"),
+        (lambda v: correlation(v, v, confidence=-0.1), "confidence: -0.1"),
+        (lambda v: correlation(v, v, n_resamples=0), "n_resamples: 0"),
+        (lambda v: normalise(v, np.full(30, np.inf)), "distance: 30 of 30"),
+        (lambda v: normalise(v, np.full(30, np.nan)), "distance: 30 of 30 prompts have none"),
+        (lambda v: prompts_needed(0), "real: 1 of cells=0"),
+        (lambda v: prompts_needed(5, 6), "real: 6"),
+        (lambda v: prompts_needed(5, q=1.0), "q: 1.0"),
+    ],
+)
 def test_numbers_that_cannot_be(call, message):
-    with pytest.raises(ValueError, match=message): call(heads())
+    with pytest.raises(ValueError, match=message):
+        call(heads())
 
 
 def test_p_values_are_fine_enough_for_many_cells():
@@ -637,6 +757,7 @@ def test_p_values_are_fine_enough_for_many_cells():
     x[7] += 2
     t = time.process_time()
     from namemovers.stats import _p_value
+
     p = _p_value(x)
     assert time.process_time() - t < 2
     assert sp.false_discovery_control(p)[7] < 0.01
@@ -651,6 +772,7 @@ def test_values_that_are_zero_in_most_prompts():
 
 def test_one_or_two_prompts_have_no_correlation_with_an_interval():
     v = heads(prompts=2)
-    assert np.isnan(rank_correlation(v, v, paired=True, n_resamples=9).low) and np.isnan(correlation(v, v, n_resamples=9).low).all()
+    assert np.isnan(rank_correlation(v, v, paired=True, n_resamples=9).low)
+    assert np.isnan(correlation(v, v, n_resamples=9).low).all()
     w = heads(prompts=3)
     assert np.isfinite(rank_correlation(w, w, paired=True, n_resamples=9).low)

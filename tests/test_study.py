@@ -35,11 +35,13 @@ def text(cell):
 
 @pytest.fixture
 def root(tmp_path, tiny_folder, monkeypatch):
-    """An empty repository that studies the tiny model."""
+    """An empty repository that studies the tiny model, without an order."""
     for name in ("MODEL", "N", "SEED", "CORRUPTION", "DEVICE"):
         monkeypatch.setenv(name, "")
     (tmp_path / "settings.ini").write_text(f"[study]\nmodel = {tiny_folder}\nn = 3\n")
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "x"\nversion = "0"\n[tool.nbdev]\nnbs_path = "nbs"\ntst_flags = "notest"\n')
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "x"\nversion = "0"\n[tool.nbdev]\nnbs_path = "nbs"\ntst_flags = "notest"\n'
+    )
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -49,11 +51,12 @@ def copies(root):
     return root / "results" / "tiny" / "notebooks"
 
 
-def test_order(tmp_path):
-    for name in ("nbs/writeup", "nbs/index", "nbs/claims", "nbs/stability", "nbs/00_data", "nbs/core/model", "ioi_nbs/comparison", "ioi_nbs/00_data", "nbs/_draft", "nbs/.ipynb_checkpoints/a"):
+def test_which_notebooks_there_are(tmp_path):
+    hidden = ("nbs/_draft", "nbs/.ipynb_checkpoints/a")
+    for name in ("ioi_nbs/00_data", "nbs/index", "nbs/00_data", "nbs/core/model", *hidden):
         write(tmp_path / f"{name}.ipynb", "1")
     found = [p.with_suffix("").as_posix() for p in notebooks.notebooks(tmp_path)]
-    assert found == ["nbs/00_data", "nbs/core/model", "ioi_nbs/00_data", "ioi_nbs/comparison", "nbs/stability", "nbs/claims", "nbs/writeup", "nbs/index"]
+    assert found == ["nbs/00_data", "nbs/core/model", "nbs/index", "ioi_nbs/00_data"]
     with pytest.raises(ValueError, match="no notebooks"):
         notebooks.notebooks(tmp_path / "nowhere")
 
@@ -85,7 +88,9 @@ def test_outputs_are_those_of_jupyter(tmp_path):
 
 
 def test_state_is_fresh(tmp_path):
-    path = write(tmp_path / "a.ipynb", "import json\nprint(hasattr(json, 'mark'), 'mark' in globals())\njson.mark = mark = 1")
+    path = write(
+        tmp_path / "a.ipynb", "import json\nprint(hasattr(json, 'mark'), 'mark' in globals())\njson.mark = mark = 1"
+    )
     for _ in range(2):
         assert text(asyncio.run(kernels.execute(path)).cells[0]) == "False False\n"
 
@@ -117,6 +122,8 @@ def test_a_failing_notebook(root, copies, capsys):
 
 def test_resumes(root, capsys, monkeypatch):
     mark = "open('../ran', 'a').write('{0} ')"
+    first = '[study]\n"nbs/00_a" = {}\n"nbs/core/b" = {}\n"ioi_nbs/00_c" = {}\n'
+    (root / "study.toml").write_text(first + '"nbs/index" = {needs = ["ioi_nbs/00_c"]}\n')
     for name in ("nbs/00_a", "nbs/core/b", "ioi_nbs/00_c", "nbs/index"):
         write(root / f"{name}.ipynb", mark.format(name) if "core" not in name else "1")
     ran = lambda: sorted((root / "ran").read_text().split()) if (root / "ran").exists() else []
@@ -146,7 +153,11 @@ def test_resumes(root, capsys, monkeypatch):
 
 def test_wrong_settings_stop_it_before_it_starts(root, monkeypatch):
     write(root / "nbs/00_a.ipynb", "open('../ran', 'w')")
-    for name, value, message in (("N", "0", "at least 1"), ("MODEL", "./nowhere", "nowhere"), ("CORRUPTION", "nonsense", "nonsense")):
+    for name, value, message in (
+        ("N", "0", "at least 1"),
+        ("MODEL", "./nowhere", "nowhere"),
+        ("CORRUPTION", "nonsense", "nonsense"),
+    ):
         with monkeypatch.context() as m:
             m.setenv(name, value)
             with pytest.raises(ValueError, match=message) as e:
@@ -173,7 +184,14 @@ def test_update_writes_clean_outputs_into_the_source(root):
 def test_ctrl_c_leaves_nothing_behind(root, copies):
     write(root / "nbs/00_quick.ipynb", "1")
     write(root / "nbs/01_slow.ipynb", "import os, time\nopen('../pid', 'w').write(str(os.getpid()))\ntime.sleep(600)")
-    process = subprocess.Popen([sys.executable, "-m", "namemovers", "study"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=AWAY)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "namemovers", "study"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=AWAY,
+    )
     deadline = time.monotonic() + 240
     while not ((root / "pid").exists() and (root / "pid").read_text() and (copies / "nbs/00_quick.ipynb").exists()):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -186,6 +204,7 @@ def test_ctrl_c_leaves_nothing_behind(root, copies):
 
 
 def test_rerun(root):
+    (root / "study.toml").write_text('[study]\n"nbs/00_good" = {}\n"ioi_nbs/00_after" = {needs = ["nbs/00_good"]}\n')
     write(root / "nbs/00_good.ipynb", "open('../saved', 'w').write('1');", "#| eval: false\n1 / 0", "#| notest\n1 / 0")
     write(root / "ioi_nbs/00_after.ipynb", "assert open('../saved').read() == '1'")
     write(root / "nbs/01_bad.ipynb", "assert 1 == 2")
@@ -207,14 +226,18 @@ def test_headline(tmp_path):
     for task in ("mrs", "ioi"):
         logit_diff = xr.DataArray(np.full(20, 3.5) + rng.normal(0, 0.1, 20), dims="prompt")
         attribution = xr.DataArray(heads if task == "mrs" else noise, **over("prompt"))
-        results.save(xr.Dataset({"attribution": attribution, "logit_diff": logit_diff}), f"{task}_head_attribution", tmp_path)
+        results.save(
+            xr.Dataset({"attribution": attribution, "logit_diff": logit_diff}), f"{task}_head_attribution", tmp_path
+        )
         results.save(xr.Dataset({"effect": xr.DataArray(heads, **over("prompt"))}), f"{task}_patch_z_head", tmp_path)
     results.save(xr.Dataset({"copy_score": xr.DataArray(heads, **over("name"))}), "copy_scores", tmp_path)
     rows = {line.split("   ")[0]: line for line in headline.headline(tmp_path, k=2).splitlines()}
     assert rows["prompts"].count("20") == 2
     assert rows["logit difference"].count("3.5") >= 2 and rows["logit difference"].count("[3.") == 2
     assert rows["top heads by patching"].count("L2H1 0.75, L1H3 0.25") == 2
-    assert rows["top heads by attribution"].count("L2H1 0.75, L1H3 0.25") == 1, "of both tasks, one has heads that are sure"
+    assert rows["top heads by attribution"].count("L2H1 0.75, L1H3 0.25") == 1, (
+        "of both tasks, one has heads that are sure"
+    )
     assert rows["top heads by attribution"].endswith("none")
     assert rows["top heads by copy score"].count("L2H1 0.75") == 2
     (tmp_path / "ioi_head_attribution.nc").write_bytes(b"no netCDF")
@@ -267,7 +290,9 @@ def test_what_may_vary(committed, now):
 def test_what_may_not(committed, now):
     (told,) = outputs.differences(shows(stream(committed)), shows(stream(now)))
     assert told.startswith("cell 1, committed") and committed in told and now in told
-    assert outputs.differences(shows(stream(committed), mark="#| varies\n"), shows(stream(now), mark="#| varies\n")) == []
+    assert (
+        outputs.differences(shows(stream(committed), mark="#| varies\n"), shows(stream(now), mark="#| varies\n")) == []
+    )
 
 
 def figure(**layout):
@@ -292,15 +317,22 @@ def test_cells_that_show_more_or_less():
     two = json.loads(nbformat.writes(new_notebook(cells=[new_code_cell("x", outputs=[stream("a"), figure()])])))
     (told,) = outputs.differences(two, shows(stream("a")))
     assert "figure" in told
-    assert outputs.differences(shows(stream("a")), json.loads(nbformat.writes(new_notebook(cells=[new_code_cell("x")]))))
+    assert outputs.differences(
+        shows(stream("a")), json.loads(nbformat.writes(new_notebook(cells=[new_code_cell("x")])))
+    )
 
 
 def test_a_committed_output_that_is_not_what_comes_out_fails_the_rerun(root):
-    cells = [new_code_cell("print(6 * 7)", outputs=[stream("41\n")]), new_code_cell("#| varies\nprint(6 * 7)", outputs=[stream("41\n")])]
+    cells = [
+        new_code_cell("print(6 * 7)", outputs=[stream("41\n")]),
+        new_code_cell("#| varies\nprint(6 * 7)", outputs=[stream("41\n")]),
+    ]
     (root / "nbs").mkdir()
     nbformat.write(new_notebook(cells=cells), root / "nbs/00_stale.ipynb")
     write(root / "nbs/01_good.ipynb", "1;")
     done = subprocess.run([sys.executable, "-m", "press.rerun"], capture_output=True, text=True, env=AWAY)
-    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "1 notebooks passed, 1 failed", done.stdout + done.stderr
+    assert done.returncode == 1 and done.stdout.splitlines()[-1] == "1 notebooks passed, 1 failed", (
+        done.stdout + done.stderr
+    )
     assert "nbs/00_stale.ipynb, cell 1, committed" in done.stdout and "41" in done.stdout and "42" in done.stdout
     assert "cell 2" not in done.stdout

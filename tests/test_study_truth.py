@@ -1,4 +1,5 @@
-"""The runner against what goes wrong in a long study: results that are lost, stale or mixed, disks, kills, two at once."""
+"""The runner against what goes wrong in a long study: results that are lost, stale or mixed, disks, kills, two at
+once."""
 
 import errno
 import json
@@ -24,7 +25,14 @@ STUDY = [sys.executable, "-m", "namemovers", "study"]
 SAVES = """
 import numpy as np, xarray as xr
 from namemovers.results import save
-save(xr.Dataset({{"x": ("prompt", np.arange(3.0) + {value})}}, attrs=dict(model="tiny", task="mrs", n=3, seed=0, corruption="switch_subjects")), {name!r})
+about = dict(model="tiny", task="mrs", n=3, seed=0, corruption="switch_subjects")
+save(xr.Dataset({{"x": ("prompt", np.arange(3.0) + {value})}}, attrs=about), {name!r})
+"""
+PLAN = """
+[study]
+"nbs/00_step" = {}
+"nbs/01_other" = {}
+"nbs/claims" = {needs = ["nbs/00_step"]}
 """
 READS = "from namemovers.results import load\nprint(float(load({name!r}).x.sum()))"
 
@@ -46,6 +54,7 @@ def root(tmp_path, tiny_folder, monkeypatch):
     root = tmp_path / "clone"
     root.mkdir()
     (root / "settings.ini").write_text(f"[study]\nmodel = {tiny_folder}\nn = 3\n")
+    (root / "study.toml").write_text(PLAN)
     write(root / "nbs/00_step.ipynb", SAVES.format(value=1, name="mrs_step"))
     write(root / "nbs/01_other.ipynb", SAVES.format(value=5, name="mrs_other"))
     write(root / "nbs/claims.ipynb", READS.format(name="mrs_step"))
@@ -57,7 +66,9 @@ def study(root, capsys, **kw):
     """What a study did: notebook -> how it ended, and its failures."""
     capsys.readouterr()
     failures = [str(f) for f in runner.run(root, **kw)]
-    lines = [line.split("] ", 1)[1].split(None, 1) for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    lines = [
+        line.split("] ", 1)[1].split(None, 1) for line in capsys.readouterr().out.splitlines() if line.startswith("[")
+    ]
     how = {name: "ran" if what[0].isdigit() else what.split()[0].rstrip(":") for name, what in lines}
     return how, failures
 
@@ -106,7 +117,9 @@ def test_a_clone_that_is_moved_runs_nothing_again(root, tmp_path, capsys, monkey
     root.rename(moved)
     monkeypatch.chdir(moved)
     assert study(moved, capsys) == (NONE, [])
-    assert not [p for p in (moved / "results").rglob("*.ipynb") if str(tmp_path) in json.dumps(nbformat.read(p, 4).metadata)]
+    assert not [
+        p for p in (moved / "results").rglob("*.ipynb") if str(tmp_path) in json.dumps(nbformat.read(p, 4).metadata)
+    ]
 
 
 def test_a_model_s_folder_counts_by_what_is_in_it(root, tmp_path, capsys, monkeypatch, tiny_folder):
@@ -123,7 +136,17 @@ def test_a_model_s_folder_counts_by_what_is_in_it(root, tmp_path, capsys, monkey
     assert study(root, capsys) == (ALL, [])
 
 
-@pytest.mark.parametrize("harm", [b"", b"{", b"[]", b'{"metadata": []}', b'{"metadata": {"namemovers": []}}', b'{"metadata": {"namemovers": {"inputs": 3, "read": 1}}}'])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"metadata": []}',
+        b'{"metadata": {"namemovers": []}}',
+        b'{"metadata": {"namemovers": {"inputs": 3, "read": 1}}}',
+    ],
+)
 def test_a_damaged_copy_is_made_again(root, capsys, harm):
     study(root, capsys)
     (root / "results/tiny/notebooks/nbs/01_other.ipynb").write_bytes(harm)
@@ -216,7 +239,13 @@ time.sleep(600)
 
 def start(root, *args, **env):
     return subprocess.Popen(
-        [*STUDY, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=root, env={**AWAY, **env}
+        [*STUDY, *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=root,
+        env={**AWAY, **env},
     )
 
 
@@ -248,7 +277,10 @@ def test_two_studies_at_once(root, capsys):
 
 def test_killed_at_any_moment(root, capsys):
     """Whatever was going on: the next study ends as if nothing had been, and nothing of the dead is left."""
-    write(root / "nbs/01_other.ipynb", *[SAVES.format(value=i, name=f"mrs_other_{i}") + "\nimport time; time.sleep(0.05)" for i in range(20)])
+    write(
+        root / "nbs/01_other.ipynb",
+        *[SAVES.format(value=i, name=f"mrs_other_{i}") + "\nimport time; time.sleep(0.05)" for i in range(20)],
+    )
     results = root / "results/tiny"
     rng = random.Random(0)
     began = time.monotonic()
@@ -311,19 +343,23 @@ def mounted(root):
 BIG = """
 import numpy as np, xarray as xr
 from namemovers.results import save
-save(xr.Dataset({"x": ("prompt", np.random.default_rng(0).normal(size=1_000_000))}, attrs=dict(model="tiny")), "mrs_big")
+values = np.random.default_rng(0).normal(size=1_000_000)
+save(xr.Dataset({"x": ("prompt", values)}, attrs=dict(model="tiny")), "mrs_big")
 """
 
 
 def test_a_full_disk_is_one_sentence(root, mounted):
     mounted(root / "results/tiny", "-t", "tmpfs", "-o", "size=1m", "tmpfs")
     write(root / "nbs/01_other.ipynb", BIG)
-    # One at a time: otherwise it may as well be the other notebook's copy that does not fit while the big one is written.
+    # One at a time: otherwise it may as well be the other notebook's copy that does not fit while the big one is
+    # written.
     one = ["--workers", "1", "nbs/00_step.ipynb", "nbs/01_other.ipynb"]
     done = subprocess.run([*STUDY, *one], capture_output=True, text=True, cwd=root, env=AWAY)
     told = [line for line in (done.stdout + done.stderr).splitlines() if "disk is full" in line]
     assert done.returncode == 1 and told and "mrs_big.nc" in told[0] and "free some space" in told[0]
-    assert "Traceback" not in done.stdout + done.stderr and "h5py" not in done.stdout + done.stderr, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr and "h5py" not in done.stdout + done.stderr, (
+        done.stdout + done.stderr
+    )
     assert (root / "results/tiny/mrs_step.nc").is_file() and not list((root / "results").rglob("*.part"))
 
 

@@ -1,4 +1,5 @@
-"""The tutorials: that they hold for other models too, that GPT-2's tasks are what they say on GPT-2's tokenizer, that links lead somewhere."""
+"""The tutorials: that they hold for other models too, that GPT-2's tasks are what they say on GPT-2's tokenizer,
+that links lead somewhere."""
 
 import asyncio
 import json
@@ -16,14 +17,23 @@ PAGES = ["first_patch", "own_task", "gpt2_task", "from_transformer_lens", "pitfa
 
 
 def cells(page, kind="code"):
-    return ["".join(c["source"]) for c in json.loads((FOLDER / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"] if c["cell_type"] == kind]
+    return [
+        "".join(c["source"])
+        for c in json.loads((FOLDER / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
+        if c["cell_type"] == kind
+    ]
 
 
 def executed(page, monkeypatch, folder, n=6):
     monkeypatch.setenv("MODEL", str(folder))
     monkeypatch.setenv("N", str(n))
     nb = asyncio.run(execute(FOLDER / f"{page}.ipynb"))
-    shown = [str(o.get("text", "")) + "".join(str(v) for k, v in o.get("data", {}).items() if k.startswith("text")) for c in nb.cells if c.cell_type == "code" for o in c.outputs]
+    shown = [
+        str(o.get("text", "")) + "".join(str(v) for k, v in o.get("data", {}).items() if k.startswith("text"))
+        for c in nb.cells
+        if c.cell_type == "code"
+        for o in c.outputs
+    ]
     return nb, "\n".join(shown)
 
 
@@ -62,7 +72,10 @@ def test_it_teaches_and_tests(page):
     outputs = [o for c in nb["cells"] if c["cell_type"] == "code" for o in c["outputs"]]
     assert any(re.search(r"^\s*assert |assert_close", s, re.M) for s in cells(page)), "no inline test"
     assert any(s.startswith("#| echo: false") and "Markdown(" in s for s in cells(page)), "no figure is read in words"
-    assert page in ("gpt2_task", "paper_figure") or sum("application/vnd.plotly.v1+json" in o.get("data", {}) for o in outputs) >= 3
+    assert (
+        page in ("gpt2_task", "paper_figure")
+        or sum("application/vnd.plotly.v1+json" in o.get("data", {}) for o in outputs) >= 3
+    )
     assert not any(re.search(r"^#\|\s*(export|default_exp)", s, re.M) for s in cells(page)), "tutorials export nothing"
 
 
@@ -85,7 +98,9 @@ def test_twenty_lines():
 @pytest.mark.parametrize("page", [p for p in PAGES if p != "gpt2_task"])  # that one depends on the tokenizer: below
 def test_on_another_model(page, tiny_folder, monkeypatch):
     nb, shown = executed(page, monkeypatch, tiny_folder)
-    assert "tiny" in shown and "mini" not in re.sub(r"mini(mum|mal)", "", shown), "a sentence about mini on a page of another model"
+    assert "tiny" in shown and "mini" not in re.sub(r"mini(mum|mal)", "", shown), (
+        "a sentence about mini on a page of another model"
+    )
 
 
 def test_gpt2_page_to_its_end(gpt2, tmp_path, monkeypatch):
@@ -107,7 +122,8 @@ def test_pronouns_on_gpt2(gpt2, makers, n):
     for i in range(n):
         name = gpt2.decode([int(task.clean_tokens[i, task.positions["NAME"][i]])]).strip()
         other = gpt2.decode([int(task.corrupted_tokens[i, task.positions["NAME"][i]])]).strip()
-        assert (name in makers["SHE"]) == (task.correct[i] == she[0]) == (other in makers["HE"]) and (name in makers["HE"]) == (task.correct[i] == he[0])
+        assert (name in makers["SHE"]) == (task.correct[i] == she[0]) == (other in makers["HE"])
+        assert (name in makers["HE"]) == (task.correct[i] == he[0])
         assert (task.clean_tokens[i] != task.corrupted_tokens[i]).sum() == 1
         assert gpt2.decode([int(task.clean_tokens[i, task.positions["is"][i]])]) == " is"
     assert not set(makers["SHE"]) & set(makers["HE"]) and set(makers["SHE"] + makers["HE"]) <= set(NAMES)
@@ -119,14 +135,20 @@ def test_greater_than_on_gpt2(gpt2, makers):
     task = makers["greater_than"](gpt2, 50, 3)
     assert len(set(task.clean)) == 50
     for i in range(50):
-        thing, century, year, again = re.fullmatch(r"The (\w+) lasted from the year (\d\d)(\d\d) to the year (\d\d)", task.clean[i]).groups()
+        thing, century, year, again = re.fullmatch(
+            r"The (\w+) lasted from the year (\d\d)(\d\d) to the year (\d\d)", task.clean[i]
+        ).groups()
         assert century == again and task.corrupted[i] == task.clean[i].replace(f"{century}{year}", f"{century}01", 1)
         assert gpt2.decode([int(task.clean_tokens[i, task.positions["YY"][i]])]) == year
         assert gpt2.decode([int(task.corrupted_tokens[i, task.positions["YY"][i]])]) == "01"
         above, below = int(task.answer(i)), int(task.answer(i, wrong=True))
-        assert below < int(year) < above and above - int(year) == int(year) - below  # no space, and as many steps up as down
+        # no space, and as many steps up as down
+        assert below < int(year) < above and above - int(year) == int(year) - below
         for end in (above, below):  # what the model would read is what it is asked for
-            assert gpt2.encode(f"{task.clean[i]}{end:02}", add_special_tokens=False)[-1] == gpt2.encode(f"{end:02}", add_special_tokens=False)[0]
+            assert (
+                gpt2.encode(f"{task.clean[i]}{end:02}", add_special_tokens=False)[-1]
+                == gpt2.encode(f"{end:02}", add_special_tokens=False)[0]
+            )
 
 
 def test_a_tokenizer_that_splits_is_told_so(makers):

@@ -1,0 +1,358 @@
+"""Break a module in one place at a time, and see whether the tests that belong to it notice.
+
+    .venv/bin/python bench/mutants.py circuits.ablation copy_scores --some 20 --seed 1
+
+An operator, a comparison, a sign, a constant or a name such as `clean` or `argmax` is exchanged for its opposite or its
+neighbour, in functions drawn in turn. What decides only what is said, how much memory is taken or which error is raised
+is left alone. Prints a line a mutant, killed (by which test) or LIVES (with its line), and the figure of each module.
+
+Nothing is written: the broken source is what a forked process imports. Not every mutant that lives is a gap in the
+tests: some change nothing (`axis=-1` of a vector), some only how long it takes."""
+
+import argparse
+import ast
+import importlib.util
+import os
+import random
+import re
+import resource
+import signal
+import sys
+import time
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+
+#: tests that take long and look at many modules at once
+LONG = (
+    "search_finds or in_distribution or enters_a_circuit or interval_covers or gpt2_shape or shape_of_gpt2 or memory"
+    " or planted_edges or held_out"
+)
+#: module -> the tests that belong to it, and which of them (as pytest's -k says)
+TESTS = {
+    "attribution_patching": ("test_attribution_patching.py", ""),
+    "circuits.ablation": ("test_circuits.py", "agrees or random or reference or own_tasks or everywhere or bad_input"),
+    "circuits.curves": ("test_circuits.py", "curve or areas or random or mib or faithful or bad_input or size"),
+    "circuits.edge_estimates": (
+        "test_edges.py",
+        "every_estimate or gradient or integrated or top_edges or bad_input",
+    ),
+    "circuits.edge_graph": ("test_edges.py", "graph or connected or top_edges or path_patched or kept or bad_input"),
+    "circuits.node_runs": ("test_circuits.py", "agrees or all_nodes or metrics or company or two_names or last_layer"),
+    "circuits.scores": ("test_circuits.py", "gate or by_position or two_scores or ranking or silenced or pruned"),
+    "compare": ("test_compare.py test_study_truth.py test_results.py", "compar or one_study or table or heads"),
+    "copy_scores": ("test_copy_scores.py", "(definition and tiny) or unfolded or every_name or at_end or bad"),
+    "head_attribution": ("test_head_attribution.py", "not mini"),
+    "head_roles": (
+        "test_head_roles.py",
+        "distance or definition or attention_scores or variants or cue or hooks or levels or small or may_be_zero or"
+        " threshold or matter or worst or bad_input or enough",
+    ),
+    "path_patching": ("test_path_patching.py", "not planted"),
+    "planted": ("test_planted.py", "truth or tasks or templates or signs or bad or folding or unknown or fewer"),
+    "published": ("test_published.py", "not mini"),
+}
+
+COMPARISONS = {
+    ast.Lt: "<=",
+    ast.LtE: "<",
+    ast.Gt: ">=",
+    ast.GtE: ">",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.Is: "is not",
+    ast.IsNot: "is",
+    ast.In: "not in",
+    ast.NotIn: "in",
+}
+OPERATORS = {
+    ast.Add: "-",
+    ast.Sub: "+",
+    ast.Mult: "/",
+    ast.Div: "*",
+    ast.FloorDiv: "*",
+    ast.Pow: "*",
+    ast.Mod: "*",
+    ast.BitAnd: "|",
+    ast.BitOr: "&",
+}
+#: what is called, or read off an object, and what is called or read in its place
+NAMES = {
+    a: b
+    for pair in (
+        ("min", "max"),
+        ("any", "all"),
+        ("argmax", "argmin"),
+        ("sum", "mean"),
+        ("minimum", "maximum"),
+        ("base", "donor"),
+        ("clean", "corrupted"),
+        ("correct", "wrong"),
+        ("low", "high"),
+    )
+    for a, b in (pair, pair[::-1])
+}
+NAMES |= {"zeros": "ones", "softmax": "log_softmax", "cumsum": "cumprod", "sf": "cdf"}
+READ = ("base", "donor", "clean", "corrupted", "correct", "wrong", "low", "high")
+
+#: functions and calls that only say something, guard, or count bytes
+ASIDE = re.compile(
+    "check|bytes|progress|why_not|words|repr|needs|describe|memory|budget|message|sa(id|y)|text|figure|plot|table"
+)
+SAYS = {"warn", "progress_bar", "print", "needs", "update", "set_float32_matmul_precision", "isfinite"}
+
+
+class Mutant(NamedTuple):
+    "One exchange in a source."
+
+    function: str
+    line: int
+    old: str
+    new: str
+    source: str  # all of it, broken
+
+
+class Breaker:
+    "All mutants of a source."
+
+    def __init__(self, source):
+        self.source, self.bytes = source, source.encode()
+        self.starts = [0]
+        for line in self.bytes.split(b"\n"):
+            self.starts.append(self.starts[-1] + len(line) + 1)
+        self.found = []
+        for statement in ast.parse(source).body:
+            self.visit(statement, "<module>")
+
+    def span(self, node):
+        start = self.starts[node.lineno - 1] + node.col_offset
+        return start, self.starts[node.end_lineno - 1] + node.end_col_offset
+
+    def text(self, node):
+        start, end = self.span(node)
+        return self.bytes[start:end].decode()
+
+    def exchange(self, function, node, start, end, new):
+        "Enter a mutant, if it is one and still Python."
+        old = self.bytes[start:end].decode()
+        source = (self.bytes[:start] + new.encode() + self.bytes[end:]).decode()
+        try:
+            ast.parse(source)
+        except SyntaxError:
+            return
+        if old != new:
+            self.found.append(Mutant(function, node.lineno, old, new, source))
+
+    def between(self, function, node, left, right, pattern, new):
+        "Exchange what stands between two operands."
+        start, end = self.span(left)[1], self.span(right)[0]
+        sign = re.search(pattern, self.bytes[start:end].decode())
+        if sign:
+            self.exchange(function, node, start + sign.start(), start + sign.end(), new)
+
+    def aside(self, node):
+        "Whether a node decides nothing that is measured."
+        if isinstance(node, ast.Raise | ast.JoinedStr | ast.Assert | ast.Import | ast.ImportFrom):
+            return True
+        if isinstance(node, ast.Call):
+            return self.text(node.func).split(".")[-1] in SAYS
+        if isinstance(node, ast.If):
+            return any(isinstance(part, ast.Raise) for part in node.body) and not node.orelse
+        if isinstance(node, ast.Expr):
+            return isinstance(node.value, ast.Constant)
+        return isinstance(node, ast.FunctionDef) and bool(ASIDE.search(node.name))
+
+    def visit(self, node, function):
+        if self.aside(node):
+            return
+        if isinstance(node, ast.FunctionDef):
+            defaults = [d for d in (*node.args.defaults, *node.args.kw_defaults) if d is not None]
+            for part in (*defaults, *node.body):
+                self.visit(part, node.name)
+            return
+        if isinstance(node, ast.AnnAssign):
+            if node.value:
+                self.visit(node.value, function)
+            return
+        breaks = getattr(self, f"break_{type(node).__name__}", None)
+        if breaks:
+            breaks(node, function)
+        if isinstance(node, ast.UnaryOp) and isinstance(node.operand, ast.Constant):
+            return
+        for child in ast.iter_child_nodes(node):
+            self.visit(child, function)
+
+    def break_Compare(self, node, function):
+        operands = [node.left, *node.comparators]
+        signs = r"<=|>=|==|!=|<|>|is\s+not|not\s+in|is|in"
+        for left, right, op in zip(operands, operands[1:], node.ops):
+            self.between(function, node, left, right, signs, COMPARISONS[type(op)])
+
+    def break_BinOp(self, node, function):
+        words = ast.List, ast.JoinedStr
+        of_text = isinstance(node.left, ast.Constant) and isinstance(node.left.value, str)
+        if (
+            type(node.op) in OPERATORS
+            and not of_text
+            and not isinstance(node.left, words)
+            and not isinstance(node.right, words)
+        ):
+            self.between(function, node, node.left, node.right, r"\*\*|//|\+|-|\*|/|%|&|\|", OPERATORS[type(node.op)])
+
+    def break_AugAssign(self, node, function):
+        if type(node.op) in OPERATORS:
+            self.between(
+                function, node, node.target, node.value, r"(\*\*|//|\+|-|\*|/|%|&|\|)(?==)", OPERATORS[type(node.op)]
+            )
+
+    def break_UnaryOp(self, node, function):
+        start, _ = self.span(node)
+        length = 3 if isinstance(node.op, ast.Not) else 1
+        if isinstance(node.op, ast.USub | ast.Not | ast.Invert):
+            self.exchange(function, node, start, start + length, " " * length)
+
+    def break_BoolOp(self, node, function):
+        new = "or" if isinstance(node.op, ast.And) else "and"
+        self.between(function, node, node.values[0], node.values[1], r"\band\b|\bor\b", new)
+
+    def break_IfExp(self, node, function):
+        self.exchange(function, node, *self.span(node.test), f"(not ({self.text(node.test)}))")
+
+    def break_If(self, node, function):
+        self.exchange(function, node, *self.span(node.test), f"(not ({self.text(node.test)}))")
+
+    def break_Constant(self, node, function):
+        value = node.value
+        if isinstance(value, bool):
+            new = str(not value)
+        elif isinstance(value, int):
+            new = str(value + 1) if value < 1000 else str(value // 2)
+        elif isinstance(value, float):
+            new = repr(1.5 * value) if value else "0.5"
+        else:
+            return
+        self.exchange(function, node, *self.span(node), new)
+
+    def break_Call(self, node, function):
+        called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", None)
+        end = self.span(node.func)[1]
+        if called in NAMES:
+            self.exchange(function, node, end - len(called), end, NAMES[called])
+        if called == "abs" and len(node.args) == 1:
+            self.exchange(function, node, *self.span(node), f"({self.text(node.args[0])})")
+
+    def break_Attribute(self, node, function):
+        if node.attr in READ and isinstance(node.ctx, ast.Load):
+            end = self.span(node)[1]
+            self.exchange(function, node, end - len(node.attr), end, NAMES[node.attr])
+
+
+def draw(mutants, some, seed):
+    "So many, from every function in turn, those with most first."
+    by_function: dict = {}
+    for mutant in mutants:
+        by_function.setdefault(mutant.function, []).append(mutant)
+    for members in by_function.values():
+        random.Random(seed).shuffle(members)
+    drawn: list = []
+    while len(drawn) < some and any(by_function.values()):
+        for members in sorted(by_function.values(), key=len, reverse=True):
+            if members and len(drawn) < some:
+                drawn.append(members.pop())
+    return sorted(drawn, key=lambda mutant: mutant.line)
+
+
+def as_if(name, path, source):
+    "From here on the module `name` is what `source` says."
+
+    class Loader(SourceFileLoader):
+        def get_code(self, fullname):
+            return compile(source, str(path), "exec", dont_inherit=True)
+
+    class Finder:
+        @staticmethod
+        def find_spec(fullname, path_=None, target=None):
+            if fullname == name:
+                return importlib.util.spec_from_file_location(name, path, loader=Loader(name, str(path)))
+
+    sys.meta_path.insert(0, Finder)
+
+
+def run_tests(arguments, log, seconds, broken=None):
+    "pytest in a process of its own: its exit status, or None where it ran out of time; and the seconds it took."
+    import pytest
+
+    began, child = time.time(), os.fork()
+    if child == 0:
+        status = 99
+        try:
+            os.setsid()
+            resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
+            out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(out, 1)
+            os.dup2(out, 2)
+            if broken:
+                as_if(*broken)
+            status = int(pytest.main(["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "--no-header", *arguments]))
+            sys.stdout.flush()
+        finally:
+            os._exit(status)
+    while time.time() - began < 6 * seconds:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status), time.time() - began
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return None, time.time() - began
+
+
+def run_module(module, some, seed, logs):
+    "Prints every mutant of a module, and how many were killed."
+    path, name = ROOT / "namemovers" / f"{module.replace('.', '/')}.py", f"namemovers.{module}"
+    files, chosen = TESTS[module]
+    arguments = [str(ROOT / "tests" / file) for file in files.split() if (ROOT / "tests" / file).is_file()]
+    arguments += ["--durations=10", "-k", f"({chosen or 'test'}) and not ({LONG})"]
+    status, took = run_tests(arguments, logs / f"{module}.whole", 900)
+    if status != 0:
+        print(f"{module}: its tests fail as they are, see {logs / module}.whole", flush=True)
+        return
+    found = Breaker(path.read_text()).found
+    drawn, lived = draw(found, some, seed), 0
+    print(f"{module}: {len(drawn)} of {len(found)} mutants, tests of {took:.0f} s", flush=True)
+    lines = path.read_text().splitlines()
+    for i, mutant in enumerate(drawn):
+        log = logs / f"{module}.{seed}.{i}"
+        status, took = run_tests(arguments, log, max(60, 3 * took), (name, path, mutant.source))
+        by = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+)", log.read_text(), re.MULTILINE)
+        told = "LIVES " if status == 0 else "killed"
+        lived += status == 0
+        exchanged = f"{mutant.function}: {mutant.old!r} -> {mutant.new!r}"
+        print(f"  {told} line {mutant.line}, {exchanged} ({took:.0f} s) {by[1] if by and status else ''}", flush=True)
+        if status == 0:
+            print(f"         {lines[mutant.line - 1].strip()}", flush=True)
+    print(f"{module}: {len(drawn) - lived} of {len(drawn)} killed", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modules", nargs="+", choices=list(TESTS), metavar="MODULE", help=", ".join(TESTS))
+    parser.add_argument("--some", type=int, default=20, help="mutants a module")
+    parser.add_argument("--seed", type=int, default=1, help="which are drawn")
+    parser.add_argument("--logs", type=Path, default=Path("/tmp/mutants"), help="where what pytest said is kept")
+    asked = parser.parse_args()
+    asked.logs.mkdir(parents=True, exist_ok=True)
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    sys.dont_write_bytecode = True
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    os.chdir(ROOT)
+    import hypothesis, pandas, scipy.stats, torch, transformer_lens, transformers, xarray  # noqa: E401, F401 (once for all)
+
+    for module in asked.modules:
+        run_module(module, asked.some, asked.seed, asked.logs)
+
+
+if __name__ == "__main__":
+    main()
