@@ -1,4 +1,4 @@
-"""Small random checkpoints of many families, and patches of them by plain forward hooks on transformers' own modules."""
+"""Small random checkpoints of many families, and patches of them by plain forward hooks on transformers' modules."""
 
 import warnings
 from collections.abc import Callable

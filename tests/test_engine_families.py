@@ -216,8 +216,8 @@ def test_parts_sum_to_the_plain_models_logit_difference(family):
 
 
 def test_a_heads_share_by_plain_hooks(family):
-    """With an RMSNorm each number of what it reads is multiplied by one factor, `norm(x) / x`: that of the run, when its
-    scale is frozen."""
+    """With an RMSNorm each number of what it reads is multiplied by one factor, `norm(x) / x`: that of the run, when
+    its scale is frozen."""
     name, plain, model = family
     if (
         not hasattr(plain, "model")

@@ -1,4 +1,4 @@
-"""Path patching against two passes by plain forward hooks on transformers' own modules, for keys that heads share and norms after attention."""
+"""Path patching against two passes by plain forward hooks on transformers' own modules."""
 
 import pytest
 import torch
@@ -51,8 +51,8 @@ def part_of(head, d):
 
 @torch.no_grad()
 def first_pass(plain, asked, sender, d, through_mlps, listen=()):
-    """The base run with all heads but the sender frozen, and the MLPs too unless the path goes `through_mlps`: its logits, and
-    what comes out of the modules (layer, name) of `listen`."""
+    """The base run with all heads but the sender frozen, and the MLPs too unless the path goes `through_mlps`: its
+    logits, and what comes out of the modules (layer, name) of `listen`."""
     base, mlps = recorded(plain, asked.base)
     donor, _ = recorded(plain, asked.donor)
     heard = {}
