@@ -6,8 +6,6 @@
 __all__ = ['name_ranks', 'after_first_block', 'names_in_context', 'shipped_names', 'copy_scores', 'task_copy_scores']
 
 # %% ../nbs/04_copy_scores.ipynb #d19902f1
-import functools
-
 import numpy as np
 import pandas as pd
 import torch
