@@ -23,9 +23,11 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
+from .arguments import checked
 from .activation_patching import Cell, patch
 from .copy_scores import copy_scores
 from .data import CUES, NAMES, Task, name_token, word_ids
+from .engine.direct import head_maps, norms_after
 from .engine.forward import embed, forward
 from .engine.ready import Reader, ready
 from .engine.sweep import run_sets, sweep
@@ -51,6 +53,7 @@ def _repeated_rows(vocabulary, special, bos, period, offsets, generator):
         rows.append(torch.cat([torch.tensor([bos]), before, block, block, after]))
     return torch.stack(rows)
 
+@checked
 @guarded
 def pattern_scores(
     model, # TransformerBridge
@@ -105,6 +108,7 @@ def pattern_scores(
                       attrs=provenance(model, measurement="pattern_scores", n=n, seed=seed))
 
 # %% ../nbs/06_head_roles.ipynb #49ae802d
+@checked
 def worst_period(
     scores: xr.DataArray, # of `pattern_scores`, [layer, head, period, sequence]
 ) -> xr.Dataset: # summary [layer, head]; the coordinate `period` says which it is
@@ -144,6 +148,7 @@ def _places(task):
         if (at >= 0).all(): places["cue_word before"] = at
     return places
 
+@checked
 @guarded
 def attention_scores(
     model, # TransformerBridge
@@ -206,6 +211,7 @@ def _as(tokenizer, token, at):
     "A name's token as it stands at position `at`: the first token of a text has no space."
     return name_token(tokenizer, tokenizer.decode([int(token)]).strip(), start=int(at) == 1)
 
+@checked
 def signal_tasks(
     task, # Task: mrs or ioi
 ) -> dict: # variant -> Task whose corrupted prompts are that variant; the keys of `SIGNALS` but "clean"
@@ -240,6 +246,7 @@ def signal_tasks(
     text = lambda rows: [tok.decode(r[1:n]) for r, n in zip(rows, task.lengths.tolist())]
     return {name: replace(task, corrupted_tokens=rows, corrupted=text(rows), corruption=name) for name, rows in made.items()}
 
+@checked
 def other_cue(
     task, # Task: mrs
 ) -> Task: # its corrupted prompts are the clean ones with another cue word in the source
@@ -265,6 +272,7 @@ def _heads_of(model, heads, name):
             raise ValueError(f"{name}: the model has no head ({l}, {h}), only {model.cfg.n_layers} layers of {model.cfg.n_heads}; give others.")
     return heads
 
+@checked
 @guarded
 def s_inhibition(
     model, # TransformerBridge that the fast engine is right about
@@ -288,6 +296,7 @@ def s_inhibition(
     return ds.assign_attrs(measurement="s_inhibition")
 
 # %% ../nbs/06_head_roles.ipynb #aaf67b37
+@checked
 @guarded
 def signals(
     model, # TransformerBridge that the fast engine is right about
@@ -350,6 +359,7 @@ def signals(
     return ds if together else ds.assign_coords(layer=np.arange(L), head=np.arange(H))
 
 # %% ../nbs/06_head_roles.ipynb #a2e227a2
+@checked
 @guarded
 def backup(
     model, # TransformerBridge that the fast engine is right about
@@ -360,7 +370,7 @@ def backup(
 ) -> xr.Dataset: # in logits
     """What heads write for the answer when the name movers are knocked out.
 
-    - `before`, `after` [layer, head, prompt]: direct attribution to the logit difference, without and with the knock-out, both at the scale of the untouched run
+    - `before`, `after` [layer, head, prompt]: direct attribution to the logit difference, without and with the knock-out, both at the scales of the untouched run
     - `gain` [layer, head, prompt]: after - before; NaN for the heads knocked out
     - `clean`, `knocked_out` [prompt]: logit difference of either run
 
@@ -372,18 +382,20 @@ def backup(
     if ablation == "mean" and len(task) < 2: raise ValueError("task has one prompt, whose mean is itself; use ablation='zero', or more prompts.")
     device, N = w.W_E.device, len(task)
     tokens, end = task.clean_tokens.to(device), task.positions["END"].to(device)
-    if w.norms_after: raise ValueError("model: it normalises what attention writes, and knock-outs are not built for that.")
     read = Reader(w, Pairs.of(task).to(device), "logit_diff")
 
     def run(edit_for):
         z, final = w.W_E.new_empty(w.n_layers, N, w.n_heads, w.d_head), w.W_E.new_empty(N, w.d_model)
+        behind = w.W_E.new_ones(w.n_layers, N) # scales of norms behind attention
         for i in torch.arange(N, device=device).split(batch_size):
-            rows, r = torch.arange(len(i), device=device), forward(w, embed(w, tokens[i]), keep=("z",), edit=edit_for(i))
+            rows, r = torch.arange(len(i), device=device), forward(w, embed(w, tokens[i]), keep=("z", "attn_raw"), edit=edit_for(i))
             final[i] = r.final[rows, end[i]]
-            for l in range(w.n_layers): z[l, i] = r["z"][l][rows, :, end[i]]
-        return z, final
+            for l, L in enumerate(w.layers):
+                z[l, i] = r["z"][l][rows, :, end[i]]
+                if L.ln1_post is not None: behind[l, i] = L.ln1_post.scale(r["attn_raw"][l][rows, end[i]])[:, 0]
+        return z, final, behind
 
-    z0, final0 = run(lambda i: None)
+    z0, final0, behind = run(lambda i: None)
     fill = {(l, h): z0[l, :, h].mean(0) if ablation == "mean" else torch.zeros_like(z0[l, 0, h]) for l, h in knocked}
 
     def without(i):
@@ -394,17 +406,21 @@ def backup(
             return t
         return edit
 
-    z1, final1 = run(without)
+    z1, final1, _ = run(without)
     toward = read.toward[0] / w.final.scale(final0)                               # [prompt, d_model]
     if w.final.kind == "layer": toward = toward - toward.mean(-1, keepdim=True)   # it takes the mean off what is written
-    write = lambda z: torch.stack([torch.einsum("phc,hcd,pd->hp", z[l], w.layers[l].W_O.view(w.n_heads, w.d_head, -1), toward) for l in range(w.n_layers)]).cpu().numpy()
+
+    def write(z):
+        found = [torch.einsum("phc,hcd,pd->hp", z[l], head_maps(w, l), toward) / behind[l] for l in range(w.n_layers)]
+        return torch.stack(found).cpu().numpy()
+
     before, after, all_prompts = write(z0), write(z1), torch.arange(N, device=device)
     gain = after - before
     for l, h in knocked: gain[l, h] = np.nan
     dims = ("layer", "head", "prompt")
     return xr.Dataset(dict(before=(dims, before), after=(dims, after), gain=(dims, gain), clean=("prompt", read(final0, all_prompts).cpu().numpy()), knocked_out=("prompt", read(final1, all_prompts).cpu().numpy())),
                       coords=dict(layer=np.arange(w.n_layers), head=np.arange(w.n_heads), prompt=np.arange(N)),
-                      attrs=provenance(model, task, measurement="backup", ablation=ablation, knocked_out=" ".join(head_name(*h) for h in knocked)))
+                      attrs=provenance(model, task, measurement="backup", ablation=ablation, knocked_out=" ".join(head_name(*h) for h in knocked), **norms_after(w, frozen=True)))
 
 # %% ../nbs/06_head_roles.ipynb #c895c3bf
 class Threshold(NamedTuple):
@@ -488,6 +504,7 @@ def _role_levels(found, thresholds):
         levels.append(np.min(parts, 0) if asked and len(measured) == len(asked) else np.zeros(found.value.shape[1:], int))
     return np.stack(levels)
 
+@checked
 @guarded
 def role_evidence(
     model, # TransformerBridge that the fast engine is right about
@@ -575,6 +592,7 @@ def _in_words(mask):
     return said
 
 # %% ../nbs/06_head_roles.ipynb #cedce681
+@checked
 def classify(
     evidence: xr.Dataset,      # from `role_evidence`
     thresholds=THRESHOLDS,     # of `Threshold`
@@ -629,6 +647,7 @@ def classify(
     return evidence.merge(found, combine_attrs="override").assign(added).assign_coords(candidate=list(ROLES)).assign_attrs(attrs)
 
 # %% ../nbs/06_head_roles.ipynb #a66942a5
+@checked
 @guarded
 def roles(
     model, # TransformerBridge that the fast engine is right about
@@ -639,6 +658,7 @@ def roles(
     "The role of every head in a task: `role_evidence`, then `classify`."
     return classify(role_evidence(model, task, thresholds=thresholds, **measured), thresholds)
 
+@checked
 def heads_of_role(
     result: xr.Dataset, # from `roles`
     role: str, # one of `ROLES`, "unclear" or "none"
@@ -651,6 +671,7 @@ def heads_of_role(
     return [(int(l), int(h)) for l, h in np.argwhere(mask)]
 
 # %% ../nbs/06_head_roles.ipynb #fa3b98dc
+@checked
 def evidence_in_words(
     result: xr.Dataset, # from `roles`
     layer: int,         # of the head
@@ -672,6 +693,7 @@ def evidence_in_words(
     return "; ".join(one(e) for e in names if not np.isnan(at.value.sel(evidence=e)))
 
 # %% ../nbs/06_head_roles.ipynb #e8992061
+@checked
 def effect_in_words(
     result: xr.Dataset, # from `roles`
     layer: int,         # of the head
@@ -682,6 +704,7 @@ def effect_in_words(
         return "shown"
     return "untested" if result.attrs.get("untested") else "none shown"
 
+@checked
 def roles_table(
     result: xr.Dataset, # from `roles`
 ) -> pd.DataFrame: # a row a head that has a role or is unclear, by role
@@ -704,6 +727,7 @@ def roles_table(
     return pd.DataFrame(rows, columns=["head", "role", "confidence", "also", "possible", "effect here", "effect of patching", "evidence"])
 
 # %% ../nbs/06_head_roles.ipynb #333f987c
+@checked
 def thresholds_table(
     thresholds=THRESHOLDS, # of `Threshold`
 ) -> pd.DataFrame: # a row a requirement
@@ -712,6 +736,7 @@ def thresholds_table(
     return pd.DataFrame(rows)
 
 # %% ../nbs/06_head_roles.ipynb #85c78126
+@checked
 def roles_in_words(
     result: xr.Dataset, # from `roles`
 ) -> str: # Markdown
@@ -730,6 +755,7 @@ def roles_in_words(
                    f"(pale in the map; a backup name mover needs none): {say(idle)}.")
 
 # %% ../nbs/06_head_roles.ipynb #46a97c1c
+@checked
 def compare_roles(
     first: xr.Dataset, # from `roles`
     second: xr.Dataset, # from `roles`, of the same model on another task
@@ -769,6 +795,7 @@ def _role_in_words(at):
 _MARKS = {"name mover": "NM", "negative name mover": "−NM", "S-inhibition": "SI", "recency": "R", "cue": "C", "backup name mover": "BNM", "induction": "I", "duplicate token": "D", "previous token": "P", "unclear": "?", "none": ""}
 _PAINT = ROLE_COLOURS | {"unclear": GREY, "none": "#eceae8"}
 
+@checked
 def role_map(
     result: xr.Dataset, # from `roles`
     title: str | None = None, # what is shown
@@ -826,6 +853,7 @@ def _hover(result, layer, head):
     return "<br>".join([*lines, *evidence_in_words(result, layer, head).split("; ")])
 
 # %% ../nbs/06_head_roles.ipynb #339dcd82
+@checked
 def known_roles(
     name: str, # of a model, as `model_name` gives it
 ) -> dict: # (layer, head) -> part; empty where nothing is known
@@ -839,6 +867,7 @@ def known_roles(
         return truth(int(name.partition("-")[2] or 0)).parts
     return {}
 
+@checked
 def against_known(
     result: xr.Dataset, # from `roles`
     known: dict, # from `known_roles`

@@ -24,6 +24,7 @@ import plotly.io as pio
 import xarray as xr
 from IPython.display import HTML
 
+from .arguments import a_result, checked, short
 from .stats import head_name, kv_head_name, summarise, untested
 
 # %% ../nbs/core/plots.ipynb #fff1bdee
@@ -99,7 +100,7 @@ def summary_of(result, var=None) -> xr.Dataset:
     if isinstance(result, xr.Dataset) and var is None and "mean" in result: return result
     if isinstance(result, xr.Dataset):
         names = [var] if var else [v for v in ("effect", "contribution", "logit_diff") if v in result] or list(map(str, result.data_vars))
-        if names[0] not in result: raise ValueError(f"The result has no variable {names[0]!r}; it has {', '.join(map(str, result.data_vars))}.")
+        if not names or names[0] not in result: raise ValueError(f"var: the result has no variable {short(names[0]) if names else repr(var)}; it has {', '.join(map(str, result.data_vars))}.")
         result = result[names[0]].assign_attrs({**result.attrs, **result[names[0]].attrs})
     if "prompt" in result.dims: return summarise(result)
     nan = xr.full_like(result, np.nan, dtype=float)
@@ -162,6 +163,7 @@ def _labels(s: xr.Dataset, dim: Hashable, labels=None) -> list[str]:
     return [token_label(v) for v in (s[dim].values if dim in s.coords else range(n))]
 
 # %% ../nbs/core/plots.ipynb #b11f27ce
+@checked(result=a_result())
 def heatmap(
     result,                      # [layer, head], [layer, position] or any two dims: a summary, or per-prompt values
     var: str | None = None,      # the variable, for a Dataset with several
@@ -210,6 +212,7 @@ def _series(result, var, by):
     by = by or next((d for d in s["mean"].dims if d not in ("layer", "stage")), s["mean"].dims[-1])
     return {token_label(v): s.isel({by: i}) for i, v in enumerate(s[by].values if by in s.coords else range(s.sizes[by]))}
 
+@checked(result=a_result(by_name=True))
 def lines(
     result,                    # one dimension besides prompt, or two; or {name: result}
     var: str | None = None,    # the variable, for a Dataset with several
@@ -237,6 +240,7 @@ def lines(
     return fig
 
 # %% ../nbs/core/plots.ipynb #2d689b0c
+@checked(result=a_result(by_name=True))
 def bars(
     result,                    # [layer, head], or one dimension besides prompt; or {name: result} over one dimension
     var: str | None = None,    # the variable, for a Dataset with several
@@ -273,6 +277,7 @@ def bars(
     return fig
 
 # %% ../nbs/core/plots.ipynb #55e39ee5
+@checked(x=a_result(dims=("layer", "head")), y=a_result(dims=("layer", "head")))
 def scatter(
     x,                          # [layer, head]: a summary, or per-prompt values
     y,                          # the same heads
@@ -315,6 +320,7 @@ def _interval_text(s, i):
     return number(m) + (f" [{number(lo)}, {number(hi)}], n = {int(n)}" if not np.isnan(lo) else "")
 
 # %% ../nbs/core/plots.ipynb #277b119d
+@checked
 def points(
     x: xr.DataArray,            # one value a point, e.g. [prompt, name]
     y: xr.DataArray,            # the same points
@@ -324,6 +330,7 @@ def points(
     y_label: str | None = None, # what y measures
 ) -> go.Figure:
     "One point for each value, coloured along one dimension; for data that are looked at one by one."
+    if by is not None and by not in x.dims: raise ValueError(f"by: {by!r} is no dimension of x; choose one of {list(x.dims)}.")
     x, y = xr.broadcast(*xr.align(x, y, join="exact"))
     groups = [(token_label(v), x.isel({by: i}), y.isel({by: i})) for i, v in enumerate(x[by].values)] if by else [("", x, y)]
     fig = _figure(title, height=420, top=26 if by else 0, hovermode="closest", showlegend=bool(by))
@@ -344,13 +351,15 @@ def _places(v):
     return itertools.product(*[(v[d].values if d in v.coords else range(v.sizes[d])) for d in v.dims])
 
 # %% ../nbs/core/plots.ipynb #5f708fbe
+@checked
 def attention(
     pattern,                   # [query, key], attention of one head on one prompt
     tokens,                    # the prompt's tokens, as many as queries and keys
     title: str | None = None,  # what is shown
 ) -> go.Figure:
     "An attention pattern with the prompt's tokens on both axes; keys after the query are left empty."
-    a = np.asarray(pattern, dtype=float)
+    try: a = np.asarray(pattern, dtype=float)
+    except (TypeError, ValueError): raise ValueError(f"pattern: {short(pattern)} is no array of numbers; give [query, key] attention.") from None
     names = [token_label(t) for t in tokens]
     if a.shape != (len(names), len(names)): raise ValueError(f"pattern must be [token, token] for the {len(names)} tokens given, but its shape is {a.shape}.")
     a = np.where(np.tril(np.ones_like(a)) > 0, a, np.nan)
@@ -365,6 +374,7 @@ def attention(
     return fig
 
 # %% ../nbs/core/plots.ipynb #072896b0
+@checked
 def table(
     df: pd.DataFrame,            # rows as they are to be read
     caption: str | None = None,  # a line above the table
@@ -427,6 +437,7 @@ def _way(start, end, others, width): # of an edge, in pixels: a curve, bent to t
     def met(c): return sum(((abs(c[0] - x) < 27) & (abs(c[1] - y) < 14)).sum() for x, y in others) + 25 * (min(c[0]) < -30 or max(c[0]) > width + 30)
     return min((curve(b) for b in (0, 30, -30, 60, -60, 100, -100, 150, -150, 210, -210)), key=met)
 
+@checked
 def graph(
     edges,                     # a result over one dimension with `sender`, `receiver` (names such as "L9H6", "MLP 3", "embed", "logits") and perhaps `component` along it; a mask over such a dimension; or a table with these columns
     roles: dict | None = None, # role -> heads, as (layer, head) or names; their colour: that of `ROLE_COLOURS`, or one of `COLOURS`

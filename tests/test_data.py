@@ -1,5 +1,6 @@
 """The tasks: words, templates, corruptions, positions, errors; the survey."""
 
+import inspect
 import itertools
 import json
 import os
@@ -617,7 +618,7 @@ class Oracle:
 )
 def test_survey_tells_the_kinds(monkeypatch, choose, kind):
     monkeypatch.setattr(data, "provenance", lambda model, **extra: dict(model="oracle", **extra))
-    ds = survey.__wrapped__(Oracle(ANY, choose), n=3)  # the guard refuses what is no model
+    ds = inspect.unwrap(survey)(Oracle(ANY, choose), n=3)  # the guard refuses what is no model
     assert list(ds.family.values) == list(SURVEY) and list(ds.kind.values) == KINDS
     for family in SURVEY:
         count = int(ds.subjects.sel(family=family))

@@ -712,7 +712,7 @@ def test_bad_input(tiny, neox):  # noqa: F811
     with pytest.raises(ValueError, match="fewer prompts"):
         acdc(tiny, ioi_task(tiny.tokenizer, n=40), 1, memory_budget=10**6)
     scores = attribute_edges(tiny, task)
-    with pytest.raises(ValueError, match="k=-1"):
+    with pytest.raises(ValueError, match="k: -1 is no such number"):
         top_edges(scores, -1)
     with pytest.raises(ValueError, match="give all of them"):
         top_edges(ablate_edges(tiny, task, [1, 2]), 1)

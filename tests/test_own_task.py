@@ -409,7 +409,7 @@ BAD_PAIRS = {
     "too few pieces": (dict(positions={"x": ["Mary"]}), "positions\\['x'\\]: 1 pieces for 2 prompts"),
     "no piece": (dict(positions={"x": 4}), "positions\\['x'\\]: 4 is no piece"),
     "unknown subject": (dict(subjects=["Z"]), "subjects: there is no position 'Z'"),
-    "no tokenizer": (dict(tokenizer=3), "tokenizer: int has none"),
+    "no tokenizer": (dict(tokenizer=3), "tokenizer: 3 is no tokenizer; give a Hugging Face tokenizer"),
 }
 
 

@@ -258,7 +258,7 @@ def test_wrong_arguments(figure, tmp_path, name, given, says):
 
 
 def test_not_a_figure(tmp_path):
-    with pytest.raises(ValueError, match="fig must be a plotly figure, but it is DataFrame"):
+    with pytest.raises(ValueError, match="fig: .* is no plotly figure"):
         save_figure(pd.DataFrame(), tmp_path / "x.pdf")
 
 
