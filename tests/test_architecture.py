@@ -25,7 +25,7 @@ ROOMS = [
     {"sites", "pairs", "engine", "circuits.edge_graph"},
     {"activation_patching", "path_patching", "logit_lens", "head_attribution", "sets"},
     {"attribution_patching", "copy_scores"},
-    {"roles", "head_roles", "circuits"},
+    {"head_roles", "circuits"},
     {"plots", "figures", "circuits.figures"},
     {"task_study", "compare", "stability", "validation", "verdicts", "claims"},
     {"explorer", "publish"},
@@ -38,7 +38,6 @@ AGAINST_THE_ORDER = {
     ("data", "plots"),
     ("data", "results"),
     ("head_attribution", "plots"),
-    ("head_roles", "plots"),
 }
 
 # modules that import each other in a circle, by name
