@@ -36,10 +36,10 @@ $(VENV)/.installed: $(VENV)/.pinned $(VENV)/pyproject.toml
 export: install ## write namemovers/*.py from the notebooks
 	@$(VENV)/bin/nbdev-export
 
-study: export ## run every notebook, save the results, build the site in _site/, print the headline table
+study: export ## run the steps and what is made of them (study.toml), save results/, build the site in _site/
 	@$(PY) -m namemovers study
 
-notebooks: export ## run every notebook and put the outputs into the notebooks themselves
+notebooks: export ## run all notebooks, those that the study leaves out too, and put their outputs into them
 	@$(PY) -m namemovers study --update
 
 site: install ## build _site/ again, from the notebooks as they were last executed

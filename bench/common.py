@@ -187,8 +187,10 @@ def seconds(f):
 
 
 def pairs(ours, theirs, repeats, enough=60):
-    """Run both in turn, `repeats` times or until `enough` seconds have gone by. Each returns (seconds of its sample scaled to
-    the whole, values). Medians over the pairs: seconds of ours, of theirs, their ratio, the multiplication rate; and the number of pairs."""
+    """Run both in turn, `repeats` times or until `enough` seconds have gone by.
+
+    Each returns (seconds of its sample scaled to the whole, values).
+    Medians over the pairs: seconds of ours, of theirs, their ratio, the multiplication rate; the number of pairs."""
     rows, start = [], time.perf_counter()
     while not rows or (len(rows) < repeats and time.perf_counter() - start < enough):
         peak = matmul_rate()

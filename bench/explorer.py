@@ -2,9 +2,10 @@
 
     python bench/explorer.py
 
-Each answer is of a prompt of which nothing is remembered, in a session that has answered before; the median of a few prompts.
-The limits: 0.2 s on mini, 3 s at GPT-2 small's shape, the sweep of all paths excepted. Prints a table, and writes
-bench/results/explorer.json with the operations of each answer and the time they take at this machine's rate of multiplication.
+Each answer is of a prompt of which nothing is remembered, in a session that has answered before; the median of a few
+prompts. The limits: 0.2 s on mini, 3 s at GPT-2 small's shape, the sweep of all paths excepted. Prints a table, and
+writes bench/results/explorer.json with the operations of each answer and the time they take at this machine's rate of
+multiplication.
 """
 
 import argparse
@@ -84,10 +85,9 @@ def measure(model, name, repeats):
                 bytes=len(json.dumps(answer)),
             )
         )
-        print(
-            f"{name:11} {what:45} {took:8.3f} s {'' if not limited else f'{took / LIMITS[name]:6.0%} of the limit':20} {work / 1e9:9.2f} GFLOP {rows[-1]['bytes'] / 1e3:7.1f} kB",
-            flush=True,
-        )
+        share = f"{took / LIMITS[name]:6.0%} of the limit" if limited else ""
+        size = rows[-1]["bytes"] / 1e3
+        print(f"{name:11} {what:45} {took:8.3f} s {share:20} {work / 1e9:9.2f} GFLOP {size:7.1f} kB", flush=True)
 
     for what, fields, limited in questions(model.cfg.n_layers):
         note(
@@ -143,9 +143,9 @@ def main():
             )
         )
     for one in found:
-        print(
-            f"{one['model']}: opened in {one['opening']:.1f} s with {one['state_bytes'] / 1e3:.0f} kB; slowest {max(r['share'] for r in one['rows'] if r['limit']):.0%} of the limit"
-        )
+        opened = f"opened in {one['opening']:.1f} s with {one['state_bytes'] / 1e3:.0f} kB"
+        slowest = max(r["share"] for r in one["rows"] if r["limit"])
+        print(f"{one['model']}: {opened}; slowest {slowest:.0%} of the limit")
     with open(args.out, "w") as f:
         json.dump({"machine": machine(), "rate": rate, "repeats": args.repeats, "models": found}, f, indent=1)
 

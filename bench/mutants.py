@@ -3,12 +3,11 @@
     .venv/bin/python bench/mutants.py circuits.ablation copy_scores --some 20 --seed 1
 
 An operator, a comparison, a sign, a constant or a name such as `clean` or `argmax` is exchanged for its opposite or its
-neighbour, in functions drawn in turn. What decides only what is said, how much memory is taken or which error is raised is
-left alone. Prints a line a mutant, killed (by which test) or LIVES (with its line), and the figure of each module.
+neighbour, in functions drawn in turn. What decides only what is said, how much memory is taken or which error is raised
+is left alone. Prints a line a mutant, killed (by which test) or LIVES (with its line), and the figure of each module.
 
-Nothing is written: the broken source is what a forked process imports. Not every mutant that lives is a gap in the tests:
-some change nothing (`axis=-1` of a vector), some only how long it takes.
-"""
+Nothing is written: the broken source is what a forked process imports. Not every mutant that lives is a gap in the
+tests: some change nothing (`axis=-1` of a vector), some only how long it takes."""
 
 import argparse
 import ast
@@ -26,47 +25,88 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 
+#: tests that take long and look at many modules at once
+LONG = (
+    "search_finds or in_distribution or enters_a_circuit or interval_covers or gpt2_shape or shape_of_gpt2 or memory"
+    " or planted_edges or held_out"
+)
 #: module -> the tests that belong to it, and which of them (as pytest's -k says)
 TESTS = {
-    "attribution_patching": ("test_attribution_patching.py test_engine.py",
-                             "attribut or gradient or screen or integrated or estimates"),
-    "circuits.ablation": ("test_circuits.py", ""),
-    "circuits.curves": ("test_circuits.py", ""),
-    "circuits.edge_estimates": ("test_edges.py", "gradient or finite or integrated or top_edges or estimates or bad_input"),
+    "attribution_patching": ("test_attribution_patching.py", ""),
+    "circuits.ablation": ("test_circuits.py", "agrees or random or reference or own_tasks or everywhere or bad_input"),
+    "circuits.curves": ("test_circuits.py", "curve or areas or random or mib or faithful or bad_input or size"),
+    "circuits.edge_estimates": (
+        "test_edges.py",
+        "every_estimate or gradient or integrated or top_edges or bad_input",
+    ),
     "circuits.edge_graph": ("test_edges.py", "graph or connected or top_edges or path_patched or kept or bad_input"),
-    "circuits.node_runs": ("test_circuits.py", ""),
-    "circuits.scores": ("test_circuits.py", ""),
-    "compare": ("test_compare.py test_claims.py test_study_truth.py test_results.py", "not mini and not gpt2_like"),
-    "copy_scores": ("test_copy_scores.py", ""),
-    "head_attribution": ("test_head_attribution.py", ""),
-    "head_roles": ("test_head_roles.py", ""),
-    "path_patching": ("test_path_patching.py test_engine.py", "path or direct_effects or receivers or sender"),
-    "planted": ("test_planted.py", ""),
-    "published": ("test_published.py", ""),
+    "circuits.node_runs": ("test_circuits.py", "agrees or all_nodes or metrics or company or two_names or last_layer"),
+    "circuits.scores": ("test_circuits.py", "gate or by_position or two_scores or ranking or silenced or pruned"),
+    "compare": ("test_compare.py test_study_truth.py test_results.py", "compar or one_study or table or heads"),
+    "copy_scores": ("test_copy_scores.py", "(definition and tiny) or unfolded or every_name or at_end or bad"),
+    "head_attribution": ("test_head_attribution.py", "not mini"),
+    "head_roles": (
+        "test_head_roles.py",
+        "distance or definition or attention_scores or variants or cue or hooks or levels or small or may_be_zero or"
+        " threshold or matter or worst or bad_input or enough",
+    ),
+    "path_patching": ("test_path_patching.py", "not planted"),
+    "planted": ("test_planted.py", "truth or tasks or templates or signs or bad or folding or unknown or fewer"),
+    "published": ("test_published.py", "not mini"),
 }
 
 COMPARISONS = {
-    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
-    ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in",
+    ast.Lt: "<=",
+    ast.LtE: "<",
+    ast.Gt: ">=",
+    ast.GtE: ">",
+    ast.Eq: "!=",
+    ast.NotEq: "==",
+    ast.Is: "is not",
+    ast.IsNot: "is",
+    ast.In: "not in",
+    ast.NotIn: "in",
 }
 OPERATORS = {
-    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Pow: "*", ast.Mod: "*",
-    ast.BitAnd: "|", ast.BitOr: "&",
+    ast.Add: "-",
+    ast.Sub: "+",
+    ast.Mult: "/",
+    ast.Div: "*",
+    ast.FloorDiv: "*",
+    ast.Pow: "*",
+    ast.Mod: "*",
+    ast.BitAnd: "|",
+    ast.BitOr: "&",
 }
 #: what is called, or read off an object, and what is called or read in its place
-NAMES = {a: b for pair in (
-    ("min", "max"), ("any", "all"), ("argmax", "argmin"), ("sum", "mean"), ("minimum", "maximum"), ("base", "donor"),
-    ("clean", "corrupted"), ("correct", "wrong"), ("low", "high")) for a, b in (pair, pair[::-1])}
+NAMES = {
+    a: b
+    for pair in (
+        ("min", "max"),
+        ("any", "all"),
+        ("argmax", "argmin"),
+        ("sum", "mean"),
+        ("minimum", "maximum"),
+        ("base", "donor"),
+        ("clean", "corrupted"),
+        ("correct", "wrong"),
+        ("low", "high"),
+    )
+    for a, b in (pair, pair[::-1])
+}
 NAMES |= {"zeros": "ones", "softmax": "log_softmax", "cumsum": "cumprod", "sf": "cdf"}
 READ = ("base", "donor", "clean", "corrupted", "correct", "wrong", "low", "high")
 
 #: functions and calls that only say something, guard, or count bytes
-ASIDE = re.compile("check|bytes|progress|why_not|words|repr|needs|describe|memory|budget|message|sa(id|y)|text|figure|plot|table")
+ASIDE = re.compile(
+    "check|bytes|progress|why_not|words|repr|needs|describe|memory|budget|message|sa(id|y)|text|figure|plot|table"
+)
 SAYS = {"warn", "progress_bar", "print", "needs", "update", "set_float32_matmul_precision", "isfinite"}
 
 
 class Mutant(NamedTuple):
     "One exchange in a source."
+
     function: str
     line: int
     old: str
@@ -153,12 +193,19 @@ class Breaker:
     def break_BinOp(self, node, function):
         words = ast.List, ast.JoinedStr
         of_text = isinstance(node.left, ast.Constant) and isinstance(node.left.value, str)
-        if type(node.op) in OPERATORS and not of_text and not isinstance(node.left, words) and not isinstance(node.right, words):
+        if (
+            type(node.op) in OPERATORS
+            and not of_text
+            and not isinstance(node.left, words)
+            and not isinstance(node.right, words)
+        ):
             self.between(function, node, node.left, node.right, r"\*\*|//|\+|-|\*|/|%|&|\|", OPERATORS[type(node.op)])
 
     def break_AugAssign(self, node, function):
         if type(node.op) in OPERATORS:
-            self.between(function, node, node.target, node.value, r"(\*\*|//|\+|-|\*|/|%|&|\|)(?==)", OPERATORS[type(node.op)])
+            self.between(
+                function, node, node.target, node.value, r"(\*\*|//|\+|-|\*|/|%|&|\|)(?==)", OPERATORS[type(node.op)]
+            )
 
     def break_UnaryOp(self, node, function):
         start, _ = self.span(node)
@@ -267,7 +314,7 @@ def run_module(module, some, seed, logs):
     path, name = ROOT / "namemovers" / f"{module.replace('.', '/')}.py", f"namemovers.{module}"
     files, chosen = TESTS[module]
     arguments = [str(ROOT / "tests" / file) for file in files.split() if (ROOT / "tests" / file).is_file()]
-    arguments += ["-k", chosen] if chosen else []
+    arguments += ["--durations=10", "-k", f"({chosen or 'test'}) and not ({LONG})"]
     status, took = run_tests(arguments, logs / f"{module}.whole", 900)
     if status != 0:
         print(f"{module}: its tests fail as they are, see {logs / module}.whole", flush=True)
@@ -302,6 +349,7 @@ def main():
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     os.chdir(ROOT)
     import hypothesis, pandas, scipy.stats, torch, transformer_lens, transformers, xarray  # noqa: E401, F401 (once for all)
+
     for module in asked.modules:
         run_module(module, asked.some, asked.seed, asked.logs)
 

@@ -1,4 +1,5 @@
-"""The residual stream by position: ours against nnsight's batched patching, as its documentation shows it (an invoke a patch, one trace a layer).
+"""The residual stream by position: ours against nnsight's batched patching, as its documentation shows it (an invoke a
+patch, one trace a layer).
 
     pip install nnsight        # in an environment of its own; the package does not need it
     python bench/nnsight_peer.py

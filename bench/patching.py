@@ -1,6 +1,6 @@
 """Our sweeps against TransformerLens's, the same prompts and metric, alternating in one run.
 
-    python bench/patching.py                     # of TransformerLens, as many cells as fit in 20 s, scaled to the sweep; about an hour
+    python bench/patching.py                     # of TransformerLens, as many cells as fit in 20 s, scaled: an hour
     python bench/patching.py --sample inf        # all of it: hours
     python bench/patching.py --model mini
 
@@ -55,8 +55,8 @@ def logit_diff(out, correct, wrong):
 
 
 def lens(model, site, by, todo, clean, corrupted, read_at, correct, wrong, budget, whole=None):
-    """TransformerLens's own patching of a spread-out sample of `todo` that takes about `budget` seconds, scaled to `whole` cells (all of
-    `todo` if not given): (seconds, values, indices)."""
+    """TransformerLens's own patching of a spread-out sample of `todo` that takes about `budget` seconds, scaled to
+    `whole` cells (all of `todo` if not given): (seconds, values, indices)."""
     import pandas as pd
     from transformer_lens import patching as tl
     from transformer_lens.utilities import get_act_name
@@ -163,7 +163,8 @@ def sweep(name, args):
     for _ in range(2):
         sweep_of(model, warm, "z", cells(model, "head", 4, 15)), model(warm[0])
     print(
-        f"{'shape':6} {'N':>3} {'sweep':26} {'ours':>9} {'TransformerLens':>16} {'ratio':>7} {'goal':>5} {'rate':>5}  largest difference"
+        f"{'shape':6} {'N':>3} {'sweep':26} {'ours':>9} {'TransformerLens':>16} {'ratio':>7} {'goal':>5} "
+        f"{'rate':>5}  largest difference"
     )
     for n in args.n:
         for shape in args.shapes:
@@ -232,10 +233,9 @@ def sweep(name, args):
                         "clock": args.clock,
                     }
                 )
-                print(
-                    f"{shape:6} {n:3} {sweep:26} {s:8.2f}s {t:15.1f}s {ratio:6.1f}x {goal or '':>5} {flops / s / peak:5.0%}  {'' if gap is None else f'{gap:.1e}'}",
-                    flush=True,
-                )
+                told = "" if gap is None else f"{gap:.1e}"
+                times = f"{s:8.2f}s {t:15.1f}s {ratio:6.1f}x {goal or '':>5} {flops / s / peak:5.0%}"
+                print(f"{shape:6} {n:3} {sweep:26} {times}  {told}", flush=True)
                 out.write_text(json.dumps({"machine": machine(), "model": name, "rows": rows}, indent=1))
 
 

@@ -1,8 +1,10 @@
-"""How a sweep's time grows with the number of prompts, their length, and the number of layers: ours, and TransformerLens's from a sample.
+"""How a sweep's time grows with the number of prompts, their length, and the number of layers: ours, and
+TransformerLens's from a sample.
 
     python bench/scaling.py
 
-A model of a third of GPT-2 small's width (256, 4 heads, 6 layers unless layers vary), the first difference two thirds into the prompt.
+A model of a third of GPT-2 small's width (256, 4 heads, 6 layers unless layers vary), the first difference two thirds
+into the prompt.
 Prints a table and writes bench/results/scaling.json.
 """
 

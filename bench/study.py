@@ -45,7 +45,8 @@ def main():
         pairs.append((taken["fast"], taken["hooks"], taken["hooks"] / taken["fast"]))
     fast, hooks, ratio = (statistics.median(column) for column in zip(*pairs))
     print(
-        f"{2 * (len(STREAM_SITES) + len(HEAD_SITES) + 2)} sweeps: fast {fast:.1f} s, hooks {hooks:.1f} s, {ratio:.1f} times"
+        f"{2 * (len(STREAM_SITES) + len(HEAD_SITES) + 2)} sweeps: "
+        f"fast {fast:.1f} s, hooks {hooks:.1f} s, {ratio:.1f} times"
     )
     with open(args.out, "w") as f:
         json.dump(

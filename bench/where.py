@@ -1,4 +1,5 @@
-"""Where the engine's time goes in a sweep over heads, by PyTorch's profiler: what bounds the share of the multiplication rate.
+"""Where the engine's time goes in a sweep over heads, by PyTorch's profiler: what bounds the share of the
+multiplication rate.
 
     python bench/where.py
 

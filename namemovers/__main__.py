@@ -189,7 +189,7 @@ def study(
     notebooks: Annotated[
         Optional[list[str]],
         typer.Argument(
-            help="Run only these, e.g. nbs/03_head_attribution.ipynb; without them all run, and the site is built.",
+            help="Run only these, e.g. nbs/03_head_attribution.ipynb; without them the study runs, and the site is built.",
             show_default=False,
         ),
     ] = None,
@@ -200,12 +200,12 @@ def study(
     device: Device = None,
     update: Annotated[
         bool,
-        typer.Option("--update", help="Write the outputs into the notebooks themselves, clean, for committing."),
+        typer.Option("--update", help="Run all notebooks of the clone, and write the outputs into them, clean, for committing."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run also what has not changed since it last ran.")] = False,
     workers: Annotated[Optional[int], typer.Option(help="Notebooks at once.", show_default="as many as cores")] = None,
 ) -> None:
-    """Run every notebook, save the results, build the site, print the headline table (in a clone of the repository).
+    """Run the study's notebooks, save results, build the site, print the headline table (in a clone).
 
     Results go to results/<model>/, notebooks with their outputs to results/<model>/notebooks/, the site to _site/.
     What is unchanged since it last ran is not run again: an interrupted study goes on with the notebooks that are left.

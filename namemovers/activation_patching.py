@@ -23,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformer_lens.utilities import get_act_name
 
+from .arguments import checked
 from .engine.ready import DTYPES, why_not
 from .engine.sweep import sweep
 from .guard import guarded
@@ -64,6 +65,7 @@ def which_logit(model, metric) -> dict:
     return {"logit": "the model's own" if taken_from_logits(model) else "less the mean over the vocabulary"}
 
 # %% ../nbs/02_activation_patching.ipynb #d64e4da5
+@checked
 def hook_point(
     site: str,  # as in `patch`
     layer: int, # counted from 0
@@ -92,6 +94,7 @@ def _bytes_per_row(cfg, length):
     return 4 * (length * stream + 4 * cfg.d_vocab + 3 * cfg.n_heads * length**2)
 
 # %% ../nbs/02_activation_patching.ipynb #14d992ee
+@checked
 def unreached(
     model,         # a `TransformerBridge` in evaluation mode
     site: str,     # as in `patch`
@@ -220,6 +223,7 @@ def check_patch(model, task, site, by, direction, metric, engine, dtype="float32
     return by
 
 # %% ../nbs/02_activation_patching.ipynb #028d3e2e
+@checked
 def pick_engine(
     engine: str,     # "auto", "fast" or "hooks"
     model,           # the model to run
@@ -353,6 +357,7 @@ def _check_finite(values, metric):
                              "the model's weights hold NaN or infinite numbers; load it again")
 
 # %% ../nbs/02_activation_patching.ipynb #a1d2b4da
+@checked
 @guarded
 def patch(
     model,                         # a `TransformerBridge` in evaluation mode, from `load_model`

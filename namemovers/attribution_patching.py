@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 import xarray as xr
 
+from .arguments import checked
 from .activation_patching import check_patch, label, which_logit, with_effect
 from .engine.forward import embed, forward
 from .engine.ready import Reader, ready
@@ -81,6 +82,7 @@ def run_attribution(
     return out.cpu(), *read.alone.cpu()
 
 # %% ../nbs/core/attribution_patching.ipynb #c1c63884
+@checked
 @guarded
 def attribute(
     model,                       # a `TransformerBridge` in evaluation mode
@@ -123,6 +125,7 @@ def _pilot(model, pairs, site, cells, question, there):
     moved = values - few.base_first(clean, corrupted)[0]                              # [cell, prompt]
     return moved.where(there[:, some], torch.nan).nanmean(1).abs().nan_to_num(-1)
 
+@checked
 @guarded
 def patch_screened(
     model,                       # this and what has no other comment: as in `patch`

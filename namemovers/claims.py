@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from .arguments import checked
 from .activation_patching import handover, patch
 from .circuits import faithfulness
 from .compare import not_one_study
@@ -34,6 +35,7 @@ STATUSES = ("holds", "does not hold", "not evaluated") # of a claim for a model
 CLAIMS: list[Claim] = []
 
 # %% ../nbs/core/claims.ipynb #6bf2bf77
+@checked
 def claim(
     source: str,        # a key of `SOURCES_OF_CLAIMS`
     where: str,         # the place in the source
@@ -113,6 +115,7 @@ def _mean_over(values, heads):
     return summarise(some.mean("heads"))
 
 # %% ../nbs/core/claims.ipynb #58e577c4
+@checked
 def writers(
     r: Results,          # of one model
     task: str,           # "mrs" or "ioi"
@@ -532,6 +535,7 @@ _DEMO = [
 DEMO_SITES = ("z", "q", "k", "v", "pattern") # whose effects the demo prints
 
 # %% ../nbs/core/claims.ipynb #17e70139
+@checked
 def demo_task(
     tokenizer, # a Hugging Face tokenizer, or a model that has one
 ) -> Task:     # of eight prompts, IOI, S2 swapped
@@ -556,6 +560,7 @@ def demo_task(
     return Task.from_pairs(clean, corrupted, answers, tokenizer, positions=places, name="ioi", corruption="switch_s2")
 
 # %% ../nbs/core/claims.ipynb #68d81d3a
+@checked
 @guarded
 def measure_published(
     model,                    # TransformerBridge
@@ -1036,6 +1041,7 @@ def _judge(c, r, attrs):
     return c.test(r)
 
 # %% ../nbs/core/claims.ipynb #0f4ce324
+@checked
 def counts(
     ledger: pd.DataFrame, # from `evaluate`
 ) -> pd.DataFrame:        # a row a source and model, a column a status

@@ -10,6 +10,7 @@ __all__ = ['TASKS', 'MEASURES', 'OWN_N', 'unlike_the_study', 'not_one_study', 'l
 import pandas as pd
 import xarray as xr
 
+from .arguments import checked
 from .published import is_gpt2_small  # noqa: F401  # pages import it from here
 from .results import load
 from .settings import Settings, settings
@@ -25,6 +26,7 @@ MEASURES = {"attribution": ("head_attribution", "attribution"), "patching": ("pa
 #: results whose number of prompts is their own, whatever the study's
 OWN_N = ("_n1", "_one_prompt", "_stability")
 
+@checked
 def unlike_the_study(
     name: str,       # of a result
     attrs: dict,     # its own
@@ -44,6 +46,7 @@ def unlike_the_study(
     return ""
 
 # %% ../nbs/core/compare.ipynb #e0e2ea42
+@checked
 def not_one_study(
     attrs: dict, # name of a result -> its attrs
 ) -> str:        # why they are not of one study, in one sentence; "" where they are
@@ -65,6 +68,7 @@ def not_one_study(
     return ""
 
 # %% ../nbs/core/compare.ipynb #31a13a77
+@checked
 def load_study(
     names: list,  # of results
     folder=None,  # where they are; those of the model in the settings by default
@@ -81,6 +85,7 @@ def load_study(
     return found
 
 # %% ../nbs/core/compare.ipynb #07233ff3
+@checked
 def evidence(
     folder=None, # where the results are; those of the model in the settings by default
 ) -> xr.Dataset:
@@ -101,6 +106,7 @@ def evidence(
     return found.assign_coords(task=list(TASKS), measure=list(MEASURES)).assign_attrs(attrs)
 
 # %% ../nbs/core/compare.ipynb #e164b03c
+@checked
 def headline(
     folder=None, # where the results are; those of the model in the settings by default
     k: int = 3,  # heads a method
@@ -121,6 +127,7 @@ def headline(
     return pd.DataFrame(rows)
 
 # %% ../nbs/core/compare.ipynb #6b69cf42
+@checked
 def tasks_in_words(
     found: xr.Dataset, # from `evidence`
     measure: str,      # one of `MEASURES`
@@ -147,6 +154,7 @@ def tasks_in_words(
     return f"{ranks}{sizes}Among the three highest significant heads of each task, {len(common) or 'none'} {are} the same{said}."
 
 # %% ../nbs/core/compare.ipynb #cbf7cd24
+@checked
 def head_table(
     found: xr.Dataset, # from `evidence`
     copies: xr.Dataset | None = None, # from `copy_scores`, to add a column

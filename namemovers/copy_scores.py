@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from .arguments import checked, short
 from .data import NAMES, ioi_task, name_token, word_ids
 from .guard import guarded
 from .head_attribution import check_sum, name_ids, subject_positions
@@ -99,6 +100,7 @@ def _ov_ranks(model, tokens, at, ids, memory):
     return [np.stack(r).reshape(cfg.n_layers, cfg.n_heads, *at.shape) for r in zip(*ranks)]
 
 # %% ../nbs/04_copy_scores.ipynb #005c11d8
+@checked
 def names_in_context(
     tokenizer, # a Hugging Face tokenizer
     names,     # one token each, two at least
@@ -117,6 +119,7 @@ def names_in_context(
     return task.clean_tokens, at, torch.from_numpy(who)
 
 
+@checked
 def shipped_names(
     tokenizer, # a Hugging Face tokenizer
 ) -> list: # of `namemovers.data.NAMES`, those that are one token for it
@@ -124,6 +127,7 @@ def shipped_names(
     return [n for n, ids in zip(NAMES, word_ids(tokenizer, NAMES)) if len(ids) == 1]
 
 
+@checked
 @guarded
 def copy_scores(
     model, # TransformerBridge in compatibility mode, from `load_model`
@@ -150,7 +154,7 @@ def copy_scores(
     """
     tokenizer = model.tokenizer
     names = shipped_names(tokenizer) if names is None else list(dict.fromkeys([names] if isinstance(names, str) else names))
-    if len(names) < 2: raise ValueError(f"names must hold at least two different names, not {names}, since an IOI prompt has two people; add one.")
+    if len(names) < 2: raise ValueError(f"names must hold at least two different names, not {short(names)}, since an IOI prompt has two people; add one.")
     if n < 1 or top < 1: raise ValueError(f"n and top must be at least 1, not n={n} and top={top}; give more.")
     token = torch.tensor([name_token(tokenizer, name) for name in names])
     check_values(model, ioi_task(tokenizer, n=2, seed=seed))
@@ -168,6 +172,7 @@ def copy_scores(
         attrs=provenance(model, measurement="copy_scores", n=len(which), top=top, seed=seed))
 
 # %% ../nbs/04_copy_scores.ipynb #96377f05
+@checked
 @guarded
 def task_copy_scores(
     model, # TransformerBridge in compatibility mode

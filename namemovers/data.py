@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
-from .arguments import listed, one_of, selected, short, whole, word
+from .arguments import a_result, checked, listed, one_of, selected, short, whole, word
 from .guard import guarded
 from .results import provenance
 from .stats import proportion, summarise
@@ -132,7 +132,7 @@ def _group(key):
 
 def _parse(template):
     "The literals (one more than placeholders) and the placeholders of a template."
-    if not isinstance(template, str): raise ValueError(f"templates: {short(template)} is no text; write one such as '{{S1}} met {{S2}}. So'.")
+    if not isinstance(template, str): raise ValueError(f"templates: the template {short(template)} is no text; write one such as '{{S1}} met {{S2}}. So'.")
     said = f"template {short(template)}"
     try: parts = list(string.Formatter().parse(template))
     except ValueError as e: raise ValueError(f"{said}: {e}; write placeholders as {{S1}}.") from None
@@ -156,6 +156,7 @@ def _subjects(keys):
     "The subjects of an MRS template in the order in which they first appear."
     return list(dict.fromkeys(k for k in keys if _group(k) == "S"))
 
+@checked(name=word)
 def name_token(
     tokenizer, # a Hugging Face tokenizer
     name:str, # a first name
@@ -173,6 +174,7 @@ _WHERE = {True: "at the start of a text", False: "after a space"}
 # text (Llama's does), so " Mary" alone is not what " Mary" is after something.
 _BEFORE = "The"
 
+@checked
 def word_ids(
     tokenizer, # a Hugging Face tokenizer
     words:list, # words, without a space before them
@@ -188,18 +190,23 @@ def _after(before, both):
     "The ids that follow `before`; all of them where the text before is written otherwise."
     return both[len(before):] if both[:len(before)] == before else both
 
+@checked
 def token_as_text(
     tokenizer, # a Hugging Face tokenizer
-    token:int, # a token's id
+    token:int, # a token's id, from 0
 )->str: # with the space before it, if it has one
     "A token as it stands within a text. Some tokenizers leave the space out when they decode a token alone."
-    text = tokenizer.decode([int(token)])
-    mark = tokenizer.convert_ids_to_tokens(int(token))
+    token = whole("token", token, least=0)
+    text = tokenizer.decode([token])
+    mark = tokenizer.convert_ids_to_tokens(token)
     return " " + text if isinstance(mark, str) and mark.startswith("\u2581") and not text.startswith(" ") else text
 
 def _is_one(tokenizer, ids): return len(ids) == 1 and ids[0] != getattr(tokenizer, "unk_token_id", None)
 
-def _split(tokenizer, ids): return f"{len(ids)}: {[token_as_text(tokenizer, i) for i in ids]}"
+def _split(tokenizer, ids):
+    "How many tokens, and the first of them."
+    more = ", ..." if len(ids) > 12 else ""
+    return f"{len(ids)}: {str([token_as_text(tokenizer, i) for i in ids[:12]])[:-1]}{more}]"
 
 def _whole(tokenizer, names, starts):
     "Those of the names that are one token in each of the forms: at the start of a text (True), after a space (False)."
@@ -256,7 +263,7 @@ def _word_pools(keys, descriptions, cue_words, words):
     vary = {"D": descriptions, "T": descriptions if isinstance(descriptions, str) else None, "cue": cue_words}
     for argument, given in (("descriptions", descriptions), ("cue_words", cue_words)):
         if isinstance(given, str) and given != "vary":
-            raise ValueError(f"{argument}: got {given!r}; give None (fixed words), 'vary' (the shipped list) or a list of words.")
+            raise ValueError(f"{argument}: got {short(given)}; give None (fixed words), 'vary' (the shipped list) or a list of words.")
     pools, words = {}, dict(words or {})
     for key in dict.fromkeys(keys):
         group = _group(key)
@@ -264,7 +271,7 @@ def _word_pools(keys, descriptions, cue_words, words):
         shipped = CUES if group == "cue" else _GROUPS.get(group)
         if key in words: pools[key] = _listed(words[key], f"words[{key!r}]")
         elif key in _WORDS: pools[key] = _WORDS[key]
-        elif shipped and vary[group] == "vary": pools[key] = shipped
+        elif shipped and isinstance(vary[group], str) and vary[group] == "vary": pools[key] = shipped
         elif shipped and vary[group] is not None: pools[key] = _listed(vary[group], {"D": "descriptions", "cue": "cue_words"}[group])
         elif group == "cue": pools[key] = [CUES[key == "other_cue"]]
         elif shipped: pools[key] = [_numbered(shipped, key)]
@@ -411,11 +418,13 @@ class Task:
         tokens = f"{low} tokens" if low == high else f"{low} to {high} tokens, right-padded"
         return f"Task({self.name}: n={len(self)}, {tokens}, corruption={self.corruption!r}, seed={self.seed}; {self.clean[0]!r} -> {self.answer(0)!r})"
 
+    @checked
     def answer(self, i: int = 0, wrong: bool = False) -> str:
         "The right (or wrong) answer to prompt `i` as text, with its leading space."
         (i,) = selected("i", whole("i", i), len(self))
         return token_as_text(self.tokenizer, int((self.wrong if wrong else self.correct)[i]))
 
+    @checked
     def subset(self, index) -> Task:
         "The task of some of its prompts: an index, a slice, a list of indices, or a mask with True or False for each prompt."
         keep = selected("index", index, len(self))
@@ -527,6 +536,7 @@ def _templates(given, shipped, default):
     return chosen
 
 # %% ../nbs/00_data.ipynb #58e597a0
+@checked
 def token_table(
     task:Task, # any task
     i:int=0, # which prompt
@@ -542,6 +552,7 @@ def token_table(
         "named": [", ".join(named.get(p, [])) for p in range(len(clean))]}, index=pd.RangeIndex(len(clean), name="position"))
 
 # %% ../nbs/00_data.ipynb #27f43c38
+@checked
 def align(
     tokenizer,     # a Hugging Face tokenizer, or a model that has one
     clean:str,     # a text
@@ -577,7 +588,7 @@ def _check_pair(tokenizer, i, clean, corrupted, a, b):
     parting = next(((x, y) for x, y in stretches(a, b) if x[1] - x[0] != y[1] - y[0]), None)
     if parting is None: return
     (i1, i2), (j1, j2) = parting
-    say = lambda ids: str([token_as_text(tokenizer, t) for t in ids]) if len(ids) else "nothing"
+    say = lambda ids: _split(tokenizer, ids).partition(": ")[2] if len(ids) else "nothing"
     size = f"they have {len(a)} and {len(b)} tokens" if len(a) != len(b) else f"they have {len(a)} tokens each, but in between they are shifted"
     raise ValueError(f"corrupted: prompt {i} does not line up with its clean one ({short(clean)}, {short(corrupted)}): {size}, and they part at token {i1}, "
                      f"where the clean one has {say(a[i1:i2])} and the corrupted one {say(b[j1:j2])}; use words of as many tokens (`align` shows both side by side).")
@@ -585,7 +596,7 @@ def _check_pair(tokenizer, i, clean, corrupted, a, b):
 # %% ../nbs/00_data.ipynb #3c07bad2
 def _texts(given, argument):
     "A list of texts, each of which can be a prompt."
-    given = [given] if isinstance(given, str) else list(given)
+    given = [given] if isinstance(given, str) else listed(argument, given, "texts")
     if not given: raise ValueError(f"{argument}: no prompts given; give at least one text.")
     for i, text in enumerate(given):
         if not isinstance(text, str) or not text.strip(): raise ValueError(f"{argument}: prompt {i} is {short(text)}; give a text with a word in it.")
@@ -612,11 +623,11 @@ def _answer(tokenizer, answer, prompt, ids, i):
 
 def _answers_of(tokenizer, answers, clean, clean_ids):
     "Two lists of token ids: right and wrong."
-    answers = [answers] * len(clean) if isinstance(answers, tuple) and len(answers) == 2 and not any(isinstance(a, (tuple, list)) for a in answers) else list(answers)
+    answers = [answers] * len(clean) if isinstance(answers, tuple) and len(answers) == 2 and not any(isinstance(a, (tuple, list)) for a in answers) else listed("answers", answers, "(right, wrong) pairs")
     if len(answers) != len(clean): raise ValueError(f"answers: {len(answers)} for {len(clean)} prompts; give one (right, wrong) pair a prompt, or one for all.")
     pairs = []
     for i, (pair, prompt, ids) in enumerate(zip(answers, clean, clean_ids)):
-        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2: raise ValueError(f"answers: prompt {i} has {pair!r}; give a (right, wrong) pair such as (' Mary', ' John').")
+        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2: raise ValueError(f"answers: prompt {i} has {short(pair)}; give a (right, wrong) pair such as (' Mary', ' John').")
         right, wrong = (_answer(tokenizer, a, prompt, ids, i) for a in pair)
         if right == wrong: raise ValueError(f"answers: right and wrong answer of prompt {i} are the same, {pair[0]!r}; give different ones.")
         pairs.append((right, wrong))
@@ -659,6 +670,7 @@ def _sorted(positions, lengths):
     return [{k: p[k] for k in order} for p in positions]
 
 # %% ../nbs/00_data.ipynb #7a9ea500
+@checked
 def _from_pairs(
     cls,
     clean, # prompts: a text or a list of texts
@@ -706,9 +718,9 @@ def _corruption(corrupt, placeholders, mentions):
     "What replaces what, as a dict place or placeholder -> placeholder, word, list of words or None; and in words."
     if isinstance(corrupt, (tuple, list)) and len(corrupt) == 2: rule, said = {corrupt[0]: corrupt[1], corrupt[1]: corrupt[0]}, f"{corrupt[0]} <-> {corrupt[1]}"
     elif isinstance(corrupt, dict) and corrupt: rule, said = corrupt, ", ".join(f"{k} <- {v if isinstance(v, str) else 'another'}" for k, v in corrupt.items())
-    else: raise ValueError(f"corrupt: {corrupt!r} says no corruption; give two placeholders that change places, such as ('A', 'B'), or a dict such as {{'B.2': 'A'}}.")
+    else: raise ValueError(f"corrupt: {short(corrupt)} says no corruption; give two placeholders that change places, such as ('A', 'B'), or a dict such as {{'B.2': 'A'}}.")
     known = list(dict.fromkeys([*placeholders, *itertools.chain(*mentions)]))
-    if unknown := [k for k in rule if k not in known]: raise ValueError(f"corrupt: there is no placeholder or place {unknown[0]!r}; there are {known}.")
+    if unknown := [k for k in rule if k not in known]: raise ValueError(f"corrupt: there is no placeholder or place {short(unknown[0])}; there are {known}.")
     if rule is not corrupt and any(k not in placeholders for k in rule): raise ValueError(f"corrupt: {corrupt!r} must be two placeholders of {placeholders}; a single place can be given a word by a dict, such as {{{corrupt[0]!r}: ...}}.")
     return rule, said
 
@@ -731,6 +743,7 @@ def _check_words(tokenizer, key, words, starts, answer):
             split = "; ".join(f"{short(w)} is {_split(tokenizer, ids)}" for w, ids in list(bad.items())[:3])
             raise ValueError(f"words[{key!r}]: {len(bad)} of {len(words)} are not one token {_WHERE[start]} ({split}); leave them out: they could not be told from other words by one position.")
 
+@checked
 def _from_template(
     cls,
     template, # a text with placeholders, such as "{A} and {B} left. {B} called"; or a list of these, or a dict name -> template
@@ -752,18 +765,20 @@ def _from_template(
     whole("n", n, least=1)
     whole("seed", seed, least=0)
     tokenizer = _tokenizer(tokenizer)
-    chosen = dict(template) if isinstance(template, dict) else {t: t for t in _listed(template, "template")}
+    chosen = dict(template) if isinstance(template, dict) and template else {t: t for t in _listed(template, "template")}
     parsed = [_parse(t) for t in chosen.values()]
     placeholders = list(dict.fromkeys(k for literals, keys in parsed for k in keys))
-    if not placeholders: raise ValueError(f"template: {next(iter(chosen), '')!r} has no placeholder; write some, such as {{A}}, or use from_pairs.")
+    if not placeholders: raise ValueError(f"template: {short(next(iter(chosen)))} has no placeholder; write some, such as {{A}}, or use from_pairs.")
     if odd := [k for k in placeholders if not k.isidentifier() or k == "END"]: raise ValueError(f"template: {{{odd[0]}}} cannot name a position; use a word of letters and digits that is not END.")
     if missing := [k for k in placeholders if k not in words]: raise ValueError(f"words: none for the placeholder {{{missing[0]}}}; give some, as in words={{{missing[0]!r}: [...]}} (namemovers.data.NAMES is a list of first names).")
     if unknown := [k for k in words if k not in placeholders]: raise ValueError(f"words: the template has no placeholder {{{unknown[0]}}}; it has {placeholders}.")
     pools = {k: _listed(words[k], f"words[{k!r}]") for k in placeholders}
-    if isinstance(answers, str) or len(answers) != 2: raise ValueError(f"answers: {answers!r} is no pair; give the placeholders of the right and of the wrong answer, such as ('A', 'B').")
+    answers = answers if isinstance(answers, str) else tuple(listed("answers", answers, "two"))
+    if len(answers) != 2 or isinstance(answers, str) or not all(isinstance(a, (str, int, np.integer)) for a in answers):
+        raise ValueError(f"answers: {short(answers)} is no pair; give the placeholders of the right and of the wrong answer, such as ('A', 'B').")
     asked = [a for a in answers if a in pools]
     for a in answers:
-        if isinstance(a, str) and a not in pools and a.isidentifier(): raise ValueError(f"answers: {a!r} is neither a placeholder ({', '.join(placeholders)}) nor a text with its leading space, such as {' ' + a!r}.")
+        if isinstance(a, str) and a not in pools and a.isidentifier(): raise ValueError(f"answers: {short(a)} is neither a placeholder ({', '.join(placeholders)}) nor a text with its leading space, such as {short(' ' + a)}.")
     if subjects is None: subjects = [k for k in placeholders if any(k in asked or set(pools[k]) & set(pools[a]) for a in asked)]
     if unknown := [s for s in subjects if s not in pools]: raise ValueError(f"subjects: the template has no placeholder {{{unknown[0]}}}; it has {placeholders}.")
     for k in subjects:
@@ -883,8 +898,9 @@ def _alias(template, keys, cue_subject):
     if not source: raise ValueError(f"templates: {short(template)} names a subject in its cue before there is one; put {{S1}} before {{cue_name}}.")
     if cue_subject in ("last", "first"): return {"cue_name": source[-(cue_subject == "last")]}
     if cue_subject in source: return {"cue_name": cue_subject}
-    raise ValueError(f"cue_subject: {cue_subject!r} is no subject of the source part; choose 'last', 'first' or one of {source}.")
+    raise ValueError(f"cue_subject: {short(cue_subject)} is no subject of the source part; choose 'last', 'first' or one of {source}.")
 
+@checked
 def mrs_task(
     tokenizer, # a Hugging Face tokenizer with a BOS token
     n:int=50, # prompts, all different
@@ -947,6 +963,7 @@ def _in_order(template, order):
     if (order == "ABBA") != (io < s): keys[io], keys[s] = "S", "IO"
     return _fill(literals, [f"{{{k}}}" for k in keys])
 
+@checked
 def ioi_task(
     tokenizer, # a Hugging Face tokenizer with a BOS token
     n:int=50, # prompts, all different
@@ -997,6 +1014,7 @@ def ioi_task(
 # %% ../nbs/00_data.ipynb #728b7357
 KINDS = ["latest", "another", "earliest", "none"] # of subjects, in a survey
 
+@checked
 def survey_template(
     source:int=2, # subjects before the cue
     target:int=2, # subjects after it
@@ -1047,6 +1065,7 @@ def next_token(model, rows, batch=16):
     return torch.cat(out)
 
 # %% ../nbs/00_data.ipynb #605946f3
+@checked
 @guarded
 def predictions(
     model, # as from load_model
@@ -1054,7 +1073,7 @@ def predictions(
     k:int=3, # tokens a prompt
 )->pd.DataFrame: # columns prompt, rank (from 1), token, probability
     "The most probable next tokens of each prompt."
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts = _texts(prompts, "prompts")
     top = next_token(model, encode(model.tokenizer, prompts)).topk(k)
     return pd.DataFrame([(prompt, r + 1, token_as_text(model.tokenizer, top.indices[i, r]), float(top.values[i, r]))
                          for i, prompt in enumerate(prompts) for r in range(k)], columns=["prompt", "rank", "token", "probability"])
@@ -1064,6 +1083,7 @@ def _kinds(k):
     return ["latest"] if k == 1 else ["earliest", *["another"] * (k - 2), "latest"]
 
 # %% ../nbs/00_data.ipynb #3dedb214
+@checked
 @guarded
 def survey(
     model, # as from load_model
@@ -1114,6 +1134,7 @@ def survey(
     ds["share"], ds["share_low"], ds["share_high"] = shares["mean"], shares.low, shares.high
     return ds.merge(summarise(ds.probability, n_resamples=2000)[["mean", "low", "high"]])
 
+@checked(ds=a_result("share", "mean", "text"))
 def survey_table(
     ds:xr.Dataset, # of `survey`
 )->pd.DataFrame: # a row a family
@@ -1131,6 +1152,7 @@ def _interval(value, low, high, *, digits):
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace(" ", "\u00a0")
 
 # %% ../nbs/00_data.ipynb #c69c22c1
+@checked(ds=a_result("share", "mean", "text"))
 def survey_figure(
     ds:xr.Dataset, # of `survey`
     title:str|None=None, # what is shown

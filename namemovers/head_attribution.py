@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import torch
 import xarray as xr
 from plotly.subplots import make_subplots
+from .arguments import checked, a_result
 from .data import name_token
 from .guard import guarded
 from .model import answer_direction, biases, logit_difference, run_at_end
@@ -30,6 +31,7 @@ def _coords(model, task):
     return dict(layer=np.arange(model.cfg.n_layers), head=np.arange(model.cfg.n_heads), prompt=np.arange(len(task)))
 
 # %% ../nbs/03_head_attribution.ipynb #405b22d0
+@checked
 @guarded
 def head_attribution(
     model, # TransformerBridge in compatibility mode, from `load_model`
@@ -90,6 +92,7 @@ def check_sum(
     head_attribution(model, task[:2])
 
 # %% ../nbs/03_head_attribution.ipynb #fb9426b2
+@checked(result=a_result("attribution"))
 def components(
     result: xr.Dataset, # from `head_attribution`
 ) -> xr.DataArray: # [component, prompt], in logits
@@ -110,6 +113,7 @@ def leading_heads(
     return [h for sign in (1, -1) for h in top_heads(mean.where(sign * mean > 0), k, sign)]
 
 # %% ../nbs/03_head_attribution.ipynb #0150b55f
+@checked
 def agreement(
     attribution: xr.Dataset, # summary of attribution from `stats.summarise`: mean, significant [layer, head]
     patching: xr.Dataset, # summary of the head patching effect [layer, head]
@@ -143,6 +147,7 @@ def attention_rows(model, tokens, end, hooks):
     return torch.stack(kept)
 
 # %% ../nbs/03_head_attribution.ipynb #d353492e
+@checked
 @guarded
 def attention(
     model, # TransformerBridge in compatibility mode
@@ -202,6 +207,7 @@ def name_ids(
     return torch.tensor([[said[t] for t in row] for row in seen.tolist()])
 
 # %% ../nbs/03_head_attribution.ipynb #63cce3f4
+@checked
 @guarded
 def name_projection(
     model, # TransformerBridge in compatibility mode
@@ -240,6 +246,7 @@ def name_projection(
     return ds.assign({k: found[k] for k in ("correlation", "low", "high")}).assign_attrs(provenance(model, task, measurement="name_projection", **found.attrs))
 
 # %% ../nbs/03_head_attribution.ipynb #6d11895c
+@checked
 def name_figure(
     projection: xr.Dataset, # from `name_projection`
     heads: list, # of (layer, head), a panel each

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 import xarray as xr
 
+from .arguments import checked, a_result
 from .guard import guarded
 from .model import answer_direction, logit_difference, run_at_end
 from .results import provenance
@@ -49,6 +50,7 @@ def _parts(model):
     return [(f"{kind} {l}", f"blocks.{l}.hook_{kind}_out") for l in range(model.cfg.n_layers) for kind in ("attn", "mlp")]
 
 # %% ../nbs/01_logit_lens.ipynb #dc49a61d
+@checked
 @guarded
 def logit_lens(
     model,                          # from `load_model`
@@ -141,6 +143,7 @@ def _check_sum(model, total, clean):
         raise ValueError(f"The parts of {model.cfg.model_name!r} sum to another logit difference than its own (by up to {gap:.3g}), so its layers cannot be read apart this way; use a model of GPT-2's kind.")
 
 # %% ../nbs/01_logit_lens.ipynb #2d79287b
+@checked(ds=a_result("contribution"))
 def layer_contributions(
     ds: xr.Dataset, # from `logit_lens`
 ) -> dict[str, xr.DataArray]:
@@ -153,6 +156,7 @@ def layer_contributions(
     return {"attention": pick("attn"), "MLP": pick("mlp")}
 
 # %% ../nbs/01_logit_lens.ipynb #7d381535
+@checked(ds=a_result("top_token"))
 def top_tokens(
     ds: xr.Dataset,   # from `logit_lens`
     prompt: int = 0,  # which prompt
@@ -164,6 +168,7 @@ def top_tokens(
     return pd.DataFrame(rows, columns=[str(i) for i in ds["top"].values]).assign(stage=ds["stage"].values).set_index("stage").reset_index()
 
 # %% ../nbs/01_logit_lens.ipynb #045423c1
+@checked(ds=a_result(dims=("stage",)))
 def baseline(
     ds: xr.Dataset, # from `logit_lens`
 ) -> pd.DataFrame:

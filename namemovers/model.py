@@ -24,6 +24,7 @@ import torch
 from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 
+from .arguments import checked
 from .quantised import PACKED, about, packed_folder, unpacked
 from .guard import fingerprint, guarded, session
 
@@ -117,6 +118,7 @@ def _from_hub(name: str, offline: bool | None) -> Path:
         raise ValueError(f"The hub cannot be reached for the model {name!r}, which is not in the local cache ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else 'no answer'}); try again with a network, or {remedy}.") from None
 
 # %% ../nbs/core/model.ipynb #f355408e
+@checked
 def model_folder(
     name: str | Path,            # a shipped name, a folder, a GGUF file, a name in `quantised.PACKED`, or a hub id
     offline: bool | None = None, # see `load_model`
@@ -235,6 +237,7 @@ def _cannot(name: str, e: Exception) -> ValueError:
     return ValueError(f"The model {name!r} cannot be loaded: {reason.rstrip('.')}; models that TransformerLens supports in compatibility mode, such as GPT-2's kind, can.")
 
 # %% ../nbs/core/model.ipynb #5f2c7d01
+@checked
 def weights_source(
     folder: Path, # of a model
 ) -> str: # empty for weights that were never quantised
@@ -244,6 +247,7 @@ def weights_source(
     return f"{known['file']}, {known['quantisation']} dequantised to float32, SHA-256 {known['sha256']}"
 
 # %% ../nbs/core/model.ipynb #3afae10f
+@checked
 def load_model(
     name: str | Path,                          # "mini", "planted", a hub id such as "gpt2", a folder in Hugging Face format, a GGUF file, or "gemma-3-270m-q4"
     device: str | torch.device | None = None,  # "cpu", "cuda", ...; None: cuda where there is one, else cpu
@@ -297,6 +301,7 @@ def _hash_files(files: list[Path]) -> str:
     return digest.hexdigest()
 
 # %% ../nbs/core/model.ipynb #6ff0791e
+@checked
 def model_name(model: TransformerBridge) -> str:
     "The name a model was loaded by: \"mini\", a hub id, or the last part of a folder."
     return str(model.cfg.model_name)
@@ -315,6 +320,7 @@ def _hash_tensors(model) -> str:
         _hashes[model] = mark, digest.hexdigest()
     return _hashes[model][1]
 
+@checked
 def weights_hash(
     model: TransformerBridge, # as from `load_model`, or of another origin
 ) -> str:                     # SHA-256, in hexadecimal
@@ -351,6 +357,7 @@ def run_at_end(
     return logits[:, 0], kept
 
 # %% ../nbs/core/model.ipynb #80284132
+@checked
 def taken_from_logits(
     model: TransformerBridge, # as from `load_model`, or not in compatibility mode
 ) -> tuple[torch.Tensor, torch.Tensor] | None: # of the standardised final stream a direction [d_model], and a constant []
@@ -394,6 +401,7 @@ def logit_difference(
     return (logits.gather(1, correct[:, None]) - logits.gather(1, wrong[:, None]))[:, 0]
 
 # %% ../nbs/core/model.ipynb #08ed8d44
+@checked
 def model_note(
     model: TransformerBridge | str, # a model, or its name
 ) -> str:

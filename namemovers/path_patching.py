@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 
 from .activation_patching import effect, which_logit, with_effect
-from .arguments import short
+from .arguments import checked, short
 from .circuits.edge_graph import Edge
 from .engine.architectures import Weights
 from .engine.forward import Run, attention, finish, forward, mlp, of_heads, standardised
@@ -366,7 +366,7 @@ def _where(name, position, task):
     if position is None: return None
     if isinstance(position, str):
         if position in task.positions: return task.positions[position]
-        raise ValueError(f"{name}={position!r} is no position of this task: give one of {', '.join(task.positions)}")
+        raise ValueError(f"{name}={short(position)} is no position of this task: give one of {', '.join(task.positions)}")
     try: at = torch.as_tensor(position)
     except (TypeError, ValueError, RuntimeError): at = torch.tensor(0.5)
     whole = not (at.is_floating_point() or at.is_complex() or at.dtype == torch.bool)
@@ -388,6 +388,7 @@ def _axes(model, who, kind, prefix=""):
     return axes, axes | numbers
 
 # %% ../nbs/05_path_patching.ipynb #32995e48
+@checked
 @guarded
 def path_patch(
     model,                          # a `TransformerBridge` in evaluation mode
@@ -457,6 +458,7 @@ def _said_position(position): # for the attributes of a result
     return position if position is None or isinstance(position, str) else torch.as_tensor(position).tolist()
 
 # %% ../nbs/05_path_patching.ipynb #0d5b23db
+@checked
 @guarded
 def trace(
     model,                          # a `TransformerBridge` that the fast engine knows

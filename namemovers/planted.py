@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from .arguments import checked
 from .data import NAMES, PILOT_NAMES, ioi_task, mrs_task
 from .stats import head_name
 
@@ -294,6 +295,7 @@ class Truth:
     def parts(self) -> dict: # (layer, head) -> part, for every head
         return {(h["layer"], h["head"]): h["part"] for h in self.heads}
 
+    @checked
     def paths(
         self,
         task: str | None = None,       # "ioi" or "mrs": the edges of its circuit; None: all, of idle heads too
@@ -308,6 +310,7 @@ class Truth:
         return [e for e in self.edges if (task is None or e[task]) and (changed is None or (e["signal"] in changed and e["sender"] != "embed"))
                 and sender in (None, part.get(e["sender"], e["sender"])) and receiver in (None, part.get(e["receiver"], e["receiver"]))]
 
+    @checked
     def find(
         self,
         *parts: str,                   # these; none: all
@@ -320,6 +323,7 @@ class Truth:
         return [(h["layer"], h["head"]) for h in self.heads if (not parts or h["part"] in parts) and (task is None or h[task])
                 and (sees is None or head_name(h["layer"], h["head"]) in sees)]
 
+    @checked
     def mask(self, *parts: str, **which) -> xr.DataArray: # [layer, head], true or false
         "What `find` finds for `parts` and `which`, as a grid."
         out = np.zeros((self.parameters["n_layers"], N_HEADS), bool)

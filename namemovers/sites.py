@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 
+from .arguments import checked
+
 # %% ../nbs/core/sites.ipynb #d31b442f
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") # [prompt, position, d_model]
 HEAD_SITES = ("z", "q", "k", "v", "pattern")                                   # one slice a head
@@ -58,6 +60,7 @@ def _neuron_cells(model, neurons) -> tuple[list[Cell], dict[str, list]]:
     return [Cell(*c) for c in chosen], {"neuron": [f"L{layer}N{i}" for layer, i in chosen]}
 
 # %% ../nbs/core/sites.ipynb #12974429
+@checked
 def cells(
     model,              # a `TransformerBridge`
     task,               # the task whose positions are meant

@@ -9,11 +9,13 @@ __all__ = ['SIZES', 'top_sizes', 'chance', 'agreement', 'stability', 'spread', '
 import numpy as np
 import xarray as xr
 
+from .arguments import checked
 from .stats import check_confidence, check_values, rank_correlation
 
 # %% ../nbs/stability.ipynb #e2b2fa11
 SIZES = (1, 2, 3, 5, 10, 20, 30, 50, 100, 200) # numbers of prompts
 
+@checked
 def top_sizes(
     heads: int, # in the model
 ) -> tuple[int, int]: # a short list and a long one
@@ -54,6 +56,7 @@ def _settings(heads, k, p):
     return k, p
 
 # %% ../nbs/stability.ipynb #23200611
+@checked
 def chance(
     heads: int,            # in the model
     k=None,                # numbers of top heads; `top_sizes` by default
@@ -67,6 +70,7 @@ def chance(
     return xr.Dataset(found, coords={"k": list(k)}, attrs={"heads": heads, "p": p})
 
 # %% ../nbs/stability.ipynb #1c3878f8
+@checked
 def agreement(
     a: xr.DataArray,        # [layer, head]: a mean of each head
     b: xr.DataArray,        # the same heads
@@ -96,6 +100,7 @@ def agreement(
     return xr.Dataset(found, coords={"k": list(k)}, attrs={"heads": int(keep.sum()), "p": p, "sign": sign})
 
 # %% ../nbs/stability.ipynb #d2d66e3a
+@checked
 def stability(
     values: xr.DataArray,         # [layer, head, prompt], many prompts
     sizes=SIZES,                  # prompts in a study
@@ -126,6 +131,7 @@ def stability(
     heads, total = x.shape
     k, p = _settings(heads, k, p)
     sizes, rng = [int(n) for n in np.atleast_1d(sizes)], np.random.default_rng(seed)
+    if not sizes: raise ValueError("sizes: none given; give at least one number of prompts.")
     if not (against in ("same", "all") if isinstance(against, str) else int(against) >= 1):
         raise ValueError(f"against: {against!r} is neither 'same' nor 'all' nor a number of prompts.")
     beside = lambda n: {"same": n, "all": 0}[against] if isinstance(against, str) else int(against)
@@ -148,6 +154,7 @@ def stability(
     return xr.Dataset(data, coords={"size": sizes, "k": list(k)}, attrs={**values.attrs, **about})
 
 # %% ../nbs/stability.ipynb #9aff682c
+@checked
 def spread(
     values: xr.DataArray,      # [..., draw]
     confidence: float = 0.95,  # the share of draws between `low` and `high`
@@ -161,6 +168,7 @@ def spread(
     return xr.Dataset(found, attrs={"variable": str(values.name), "confidence": confidence})
 
 # %% ../nbs/stability.ipynb #eaf9193d
+@checked
 def enough(
     values: xr.DataArray, # [size, draw], of `stability`
     level: float = 0.9,   # to reach, on average over studies

@@ -15,7 +15,10 @@ import xarray as xr
 from scipy import stats
 from scipy.optimize import elementwise
 
+from .arguments import checked, a_result, head_pairs
+
 # %% ../nbs/core/stats.ipynb #702d1b91
+@checked
 def head_name(
     layer: int, # from 0
     head: int,  # from 0
@@ -23,6 +26,7 @@ def head_name(
     "How a head is written: `L9H6`."
     return f"L{int(layer)}H{int(head)}"
 
+@checked
 def kv_head_name(
     layer: int,   # from 0
     kv_head: int, # from 0
@@ -67,6 +71,7 @@ def _least_p(n):
     return np.minimum(1.0, 2.0 ** (1 - np.asarray(n, float)))
 
 # %% ../nbs/core/stats.ipynb #31534dde
+@checked
 def prompts_needed(
     cells: int,       # tests that one correction spans, e.g. 144 heads
     real: int = 1,    # of which so many do something
@@ -185,6 +190,7 @@ def _distance(values, dim):
     return by.values.astype(float).reshape(-1, values.sizes[dim])
 
 # %% ../nbs/core/stats.ipynb #134761df
+@checked
 def normalise(
     moved,  # what a patch moved: patched less unpatched metric [..., prompt] (array or DataArray)
     distance, # the metric of the run patched from, less that of the run patched into [prompt]
@@ -271,6 +277,7 @@ def _resampled(rows, centre, method, confidence, n_resamples, seed):
     return np.stack([found.confidence_interval.low, found.confidence_interval.high])
 
 # %% ../nbs/core/stats.ipynb #08770e4f
+@checked
 def q_values(
     p: xr.DataArray, # p values, NaN where there was no test
     family=None,     # the dimensions that one correction spans; all by default
@@ -344,6 +351,7 @@ def _share_interval(x, there, share, by, confidence):
     return np.where(np.isfinite(ends).all(0), ends, np.nan)
 
 # %% ../nbs/core/stats.ipynb #a0d6543b
+@checked
 def summarise(
     values: xr.DataArray,      # [..., prompt]; NaN where a prompt has no such cell
     dim: str = "prompt",       # the dimension to summarise over
@@ -414,6 +422,7 @@ def summarise(
     return xr.Dataset(data, coords=template.coords, attrs=attrs)
 
 # %% ../nbs/core/stats.ipynb #bebbee45
+@checked
 def untested(
     summary: xr.Dataset, # from `summarise`
 ) -> str | None:         # "untested: with 4 prompts no head of 16 can be called significant; the test needs at least 10"
@@ -421,6 +430,7 @@ def untested(
     return summary.attrs.get("untested") or None
 
 # %% ../nbs/core/stats.ipynb #c200b8de
+@checked
 def proportion(
     values: xr.DataArray,      # [..., prompt], true or false; NaN where a prompt has no such cell
     dim: str = "prompt",       # the dimension to count over
@@ -446,6 +456,7 @@ def proportion(
     return xr.Dataset(out, attrs={**values.attrs, "variable": str(values.name or "share"), "confidence": confidence})
 
 # %% ../nbs/core/stats.ipynb #9350b510
+@checked(summary=a_result(dims=("layer", ("head", "kv_head"))))
 def top_heads(
     summary: xr.Dataset | xr.DataArray, # [layer, head]: a summary, or a mean
     k: int = 10,                        # how many
@@ -467,6 +478,7 @@ def _spearman(u, v):
         return (u * v).sum(0) / np.sqrt((u**2).sum(0) * (v**2).sum(0))
 
 # %% ../nbs/core/stats.ipynb #94731597
+@checked
 def rank_correlation(
     a: xr.DataArray,           # [layer, head], or [layer, head, prompt] per prompt
     b: xr.DataArray,           # the same cells; its prompts may be others
@@ -530,6 +542,7 @@ def _pearson(n, su, sv, suu, svv, suv, axis=-1):
     return np.where(flat, np.nan, (suv - su * sv / n) / np.sqrt(np.where(flat, 1, wu * wv)))
 
 # %% ../nbs/core/stats.ipynb #60b452af
+@checked
 def correlation(
     x: xr.DataArray,           # [..., prompt], or with further dimensions of points that belong to a prompt
     y: xr.DataArray,           # the same dimensions
@@ -577,6 +590,7 @@ def correlation(
     return xr.Dataset({**out, "n": n}, coords=template.coords, attrs=attrs)
 
 # %% ../nbs/core/stats.ipynb #f59b246d
+@checked
 def overlap(
     a: xr.DataArray, # true where a head is in the first set [layer, head]
     b: xr.DataArray, # true where a head is in the second set [layer, head]
@@ -593,6 +607,7 @@ def overlap(
                 expected=n_a * n_b / total, p=float(stats.hypergeom.sf(shared - 1, total, n_a, n_b)))
 
 # %% ../nbs/core/stats.ipynb #57a70002
+@checked
 def estimate(
     value,            # a number, or a Dataset with `low` and `high`: from `summarise`, `proportion`, `rank_correlation`
     digits: int = 2,  # decimals
@@ -610,6 +625,7 @@ def estimate(
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
 
 # %% ../nbs/core/stats.ipynb #8c7b70d3
+@checked(summary=a_result("mean"), heads=lambda name, value: None if value is None else head_pairs(name, value))
 def heads_in_words(
     summary: xr.Dataset,    # [layer, head], from `summarise`
     heads=None,             # (layer, head) pairs; by default the significant ones of one sign, the largest first
@@ -628,6 +644,7 @@ def heads_in_words(
     return ", ".join(f"{name(l, h)} {estimate(said.sel({'layer': l, dim: h}))}" for l, h in heads) or "none"
 
 # %% ../nbs/core/stats.ipynb #320ba430
+@checked
 def differ_in_words(
     summary: xr.Dataset,  # from `summarise`
     least: float = 0.05,  # a mean of at least this size counts, in the unit of the summary

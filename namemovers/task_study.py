@@ -15,6 +15,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from . import plots
+from .arguments import checked
 from .engine.ready import why_not
 from .activation_patching import result_fingerprint, patch, say_positions
 from .copy_scores import task_copy_scores
@@ -68,6 +69,7 @@ class Study(dict):
         left_out = f"; left out: {', '.join(self.left_out)}" if self.left_out else ""
         return f"Study({attrs.get('task')} on {attrs.get('model')}, n={attrs.get('n')}: {', '.join(self)}{left_out})"
 
+    @checked
     def heads(self,
         method: str, # a key of `METHODS`
     ) -> xr.Dataset: # [layer, head], as from `stats.summarise`
@@ -80,6 +82,7 @@ class Study(dict):
             self._summaries[method] = summarise(values(self[name]))
         return self._summaries[method]
 
+    @checked
     def looks(self,
         layer: int, # of the head
         head: int,  # in the layer
@@ -93,6 +96,7 @@ class Study(dict):
         most = str(s.position.values[s["mean"].values.argmax()])
         return f"{most} {estimate(s, position=most)}"
 
+    @checked
     def summary(self,
         k: int = 5,     # heads a method
         sign: int = 1,  # +1: those that speak for the answer; -1: those that speak against it
@@ -121,6 +125,7 @@ class Study(dict):
         "Why no head could be significant, whatever it does; empty where the prompts are enough for a test."
         return untested(self.heads("attribution (logits)")) or ""
 
+    @checked
     def figures(self) -> dict: # name of the result -> plotly Figure
         "A figure of every result."
         return {name: _FIGURES[name](self, ds) for name, ds in self.items()}
@@ -150,6 +155,7 @@ class Study(dict):
             return f"{reason}, and the largest means are those of {said}"
         return said if bool(s.significant.any()) or not heads else f"none significantly, the largest being {said}"
 
+    @checked
     def read(self) -> str: # Markdown
         """The results in sentences. Heads are significant ones with at least a fiftieth of the largest mean; where none is significant, or
         nothing could be, the largest, and it says so."""
@@ -220,6 +226,7 @@ def _warn_of_few(task, model):
                       f"so every head stays untested; {needed} is the least.", UserWarning, stacklevel=4)  # of who called `study`, which is wrapped
 
 # %% ../nbs/core/task_study.ipynb #07ac15e4
+@checked
 @guarded
 def study(
     task,  # a `Task`: `Task.from_pairs`, `Task.from_template`, `mrs_task`, `ioi_task`

@@ -21,6 +21,7 @@ import xarray as xr
 from scipy import stats
 from tqdm.auto import tqdm
 
+from .arguments import checked
 from . import circuits, planted
 from .activation_patching import patch
 from .attribution_patching import attribute
@@ -34,6 +35,7 @@ from .results import provenance
 from .stats import head_name, summarise, untested
 
 # %% ../nbs/validation.ipynb #41a512bc
+@checked
 def auroc(
     score, # larger: more likely to be true; NaN: no candidate
     true,  # whether it is
@@ -45,6 +47,7 @@ def auroc(
     a, b = score[there & true], score[there & ~true]
     return float(stats.mannwhitneyu(a, b).statistic / (len(a) * len(b))) if len(a) and len(b) else np.nan
 
+@checked
 def precision_recall(
     called, # whether a method named it
     true,   # whether it is right
@@ -68,6 +71,7 @@ class Case:
     truth: planted.Truth
     tasks: dict          # (task, corruption) -> Task
     kept: dict = field(default_factory=dict)
+    @checked
     def once(self, key: str, function: Callable) -> Any:
         "What `function()` gives, kept under `key`: called once."
         if key not in self.kept: self.kept[key] = function()
@@ -193,6 +197,7 @@ def methods() -> list: # of `Method`
               *(Method(f"{name.replace('_', ' ')} score", "head", _ANY, _looks(name), _heads(name.replace("_", " "), f"decoy {name.replace('_', ' ')}"), _heads(name.replace("_", " ")), _AT_LEAST[name], ()) for name in ("induction", "previous_token", "duplicate_token"))]
     return found
 
+@checked
 def method_name(
     m: Method, # one of `methods`
 ) -> str:
@@ -204,6 +209,7 @@ def method_name(
 QUESTIONS = ("what it can see", "the circuit") # what a method's finds are compared with
 SCORES = ("auroc", "precision", "recall") # of a method
 
+@checked
 def score(
     method: Method, # what is judged
     case: Case, # what it is judged on
@@ -231,6 +237,7 @@ def _touching(case, parts):
     there = [e.sender in names or e.receiver in names for e in (g.edges[g.number[label]] for label in labels)]
     return xr.DataArray(there, dims="edge", coords=dict(edge=labels))
 
+@checked
 def load_case(
     seed: int,             # of the variant
     n: int = 16,           # prompts a task
@@ -243,6 +250,7 @@ def load_case(
     tasks = {key: make(model.tokenizer, n=n, seed=seed, corruption=key[1]) for key, make in TASKS.items()}
     return Case(model, truth, tasks)
 
+@checked
 def validate(
     seeds=range(20),           # the variants
     n: int = 16,               # prompts a task
@@ -285,6 +293,7 @@ def _in_logits(model, task):
     return dict(zip(_ON_LOGITS, (head_attribution(model, task).attribution, change(patch(model, task, "z", **more)), change(path_patch(model, task, **more)), change(attribute(model, task, "z")))))
 
 # %% ../nbs/validation.ipynb #153a7d31
+@checked
 def shuffled(
     task,          # a `Task`
     rng,           # numpy's generator
@@ -294,6 +303,7 @@ def shuffled(
     return replace(task, correct=torch.where(swap, task.wrong, task.correct), wrong=torch.where(swap, task.correct, task.wrong))
 
 # %% ../nbs/validation.ipynb #631cb96f
+@checked
 def by_lot(
     task, # a `Task`
     rng,  # numpy's generator
@@ -305,6 +315,7 @@ def by_lot(
     return replace(task, correct=pairs[:, 0], wrong=pairs[:, 1])
 
 # %% ../nbs/validation.ipynb #1ef32c15
+@checked
 def random_checkpoint(
     folder, # where to write it
     seed: int = 0, # of the weights
@@ -322,6 +333,7 @@ def random_checkpoint(
     return Path(folder)
 
 # %% ../nbs/validation.ipynb #35bb15eb
+@checked
 def controls(
     models: int = 6,    # planted variants, and as many random models
     draws: int = 10,    # of the answers by lot, for each random model

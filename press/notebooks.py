@@ -1,25 +1,12 @@
-"""Which notebooks there are, in which order they run, and which of their cells."""
+"""Which notebooks there are, and which of their cells run."""
 
 from pathlib import Path
 
 FOLDERS = ("nbs", "ioi_nbs")  # where notebooks are
-# These load what those before them saved.
-LATER = {"comparison": 2, "stability": 2, "claims": 3, "writeup": 4, "index": 5}
-
-
-def stage(path: str | Path) -> int:
-    """When a notebook runs, from its path below the root.
-
-    0 for the steps and what they stand on, 1 for the IOI study, then what only loads results. Notebooks of one stage
-    run in any order, and a stage starts when the one before it has ended: that is the whole dependency.
-    """
-    path = Path(path)
-    first = FOLDERS.index(path.parts[0]) if path.parts[0] in FOLDERS else 0
-    return LATER.get(path.stem, first)
 
 
 def notebooks(root: str | Path = ".") -> list[Path]:
-    """The notebooks of the study, relative to `root`, in the order they start in.
+    """The notebooks of a repository, relative to `root`, in the order of their names: `nbs/` first.
 
     Raises ValueError where there are none.
     """
@@ -31,7 +18,7 @@ def notebooks(root: str | Path = ".") -> list[Path]:
             f"There are no notebooks below {root.resolve()}; "
             "run the study in a clone of the repository, where nbs/ and ioi_nbs/ are."
         )
-    return sorted(found, key=lambda path: (stage(path), path.as_posix()))
+    return sorted(found, key=lambda path: (FOLDERS.index(path.parts[0]), path.as_posix()))
 
 
 def chosen(paths: list[Path], only: list[str] | None) -> list[Path]:

@@ -2,10 +2,15 @@
 
 import multiprocessing
 import os
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from namemovers.settings import Settings
+
 from .kernels import can_fork, server
+from .plan import Plan
+from .records import fingerprints, is_current
 
 
 def _answer(pipe, env, task, args):
@@ -61,18 +66,35 @@ def check_settings(root: str | Path) -> str:
     needed = prompts_needed(heads)
     if s.n >= needed:
         return ""
-    return f"N = {s.n} is too few for any of {heads} heads to be significant: they stay untested. The least is N = {needed}."
+    few = f"N = {s.n} is too few for any of {heads} heads to be significant"
+    return f"{few}: they stay untested. The least is N = {needed}."
 
 
 def build_site(root: str | Path, out: str | Path = "_site") -> Path:
     """Build the site of a repository into `out` (below `root`) and return the home page.
 
-    From the notebooks as they were last executed with this model, or else as they are in the repository.
+    The pages of the study are as they were last executed with this model, if it was; those that it does not run are as
+    they are in the repository, unless they ran here and still hold.
     """
     from namemovers.settings import settings
 
     from .website import build
 
     s = settings(root)
-    copies = s.results / "notebooks"
-    return build(copies if copies.is_dir() else s.root, s.root / out, s.root)
+    with tempfile.TemporaryDirectory() as folder:
+        return build(_executed(s, Path(folder)), s.root / out, s.root)
+
+
+def _executed(s: Settings, folder: Path) -> Path:
+    """The notebooks as pages show them: links to the copies of the study, and to what is committed."""
+    plan = Plan(s.root)
+    inputs, copies = fingerprints(s, plan), s.results / "notebooks"
+    own = any((copies / path).is_file() for path in plan.study)
+    for path in plan.notebooks:
+        copy = copies / path
+        here = own if path in plan.study else is_current(copy, inputs[path], s.results)
+        source = copy if here else s.root / path
+        if source.is_file():  # a step that has not run is missing, and has no page of another model in its place
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).symlink_to(source.resolve())
+    return folder

@@ -1,7 +1,7 @@
 """What is done already: which executed copies of notebooks still hold.
 
 An executed copy holds a record: a fingerprint of what the notebook depends on (its own source, the library, the
-settings, the weights, the pinned versions, the notebooks of earlier stages), and which results it read and wrote, with
+settings, the weights, the pinned versions, the notebooks that it waits for), and which results it read and wrote, with
 what was in them. While all of that is the same the notebook need not run again. Nothing in it depends on where the
 clone is.
 """
@@ -19,9 +19,10 @@ import namemovers
 from namemovers.files import whole
 from namemovers.settings import Settings, slug
 
-from .notebooks import stage
+from .plan import Plan
 
 _KEY = "namemovers"  # of the record in a notebook's metadata
+_KEPT = Path("nbs", "results")  # what notebooks saved that depend on no model, committed beside their outputs
 _ASIDE = "set_aside"  # below a model's results: what a failed notebook had saved before
 
 
@@ -60,12 +61,12 @@ def _source(path: Path) -> str:
         ) from None
 
 
-def fingerprints(s: Settings, paths: list[Path]) -> dict[Path, str]:
+def fingerprints(s: Settings, plan: Plan) -> dict[Path, str]:
     """What each notebook depends on, as one hash each."""
     ground = _ground(s)
-    source = {path: _source(s.root / path) for path in paths}
-    earlier = {at: [source[path] for path in paths if stage(path) < at] for at in {stage(path) for path in paths}}
-    return {path: _digest(ground, source[path], *earlier[stage(path)]) for path in paths}
+    source = {path: _source(s.root / path) for path in plan.notebooks}
+    earlier = {path: sorted(f"{need} {source[need]}" for need in plan.before(path)) for path in plan.notebooks}
+    return {path: _digest(ground, source[path], *earlier[path]) for path in plan.notebooks}
 
 
 class Record(NamedTuple):
@@ -76,6 +77,7 @@ class Record(NamedTuple):
         str, str | None
     ] = {}  # results it read, with a hash of what was in them; None for one that was not there
     written: dict[str, str | None] = {}  # results it saved
+    seconds: float = 0.0  # how long it took
 
 
 def result_hash(path: Path) -> str | None:
@@ -103,7 +105,8 @@ def read_record(copy: Path) -> Record:
     """The record of an executed copy; an empty one where there is none, or where it is damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         held = json.loads(copy.read_text(encoding="utf-8"))["metadata"].get(_KEY, {})
-        return Record(str(held.get("inputs", "")), dict(held.get("read", {})), dict(held.get("written", {})))
+        told = dict(held.get("read", {})), dict(held.get("written", {})), float(held.get("seconds", 0))
+        return Record(str(held.get("inputs", "")), *told)
     return Record()
 
 
@@ -143,3 +146,21 @@ def replaced(names: Iterable[str], results: Path) -> None:
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()  # where it is empty
+
+
+def give_kept(plan: Plan, s: Settings, inputs: dict[Path, str]) -> None:
+    """Put the committed results of notebooks that the study does not run among its own, unless they ran here."""
+    for path, names in plan.keeps.items():
+        if is_current(s.results / "notebooks" / path, inputs[path], s.results):
+            continue
+        for kept in (s.root / _KEPT / f"{name}.nc" for name in names):
+            if kept.is_file():
+                with whole(s.results / kept.name) as part:
+                    shutil.copyfile(kept, part)
+
+
+def keep(plan: Plan, path: Path, s: Settings) -> None:
+    """Put what a notebook saved, where it is to be committed, beside the notebooks."""
+    for name in plan.keeps.get(path, ()):
+        with whole(s.root / _KEPT / f"{name}.nc") as part:
+            shutil.copyfile(s.results / f"{name}.nc", part)

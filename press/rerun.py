@@ -15,8 +15,10 @@ from pathlib import Path
 from namemovers.settings import settings
 
 from .kernels import NotebookError, can_fork, cores, execute, need, server
-from .notebooks import FOLDERS, chosen, notebooks, stage
+from .notebooks import FOLDERS, chosen
 from .outputs import differences
+from .plan import Plan
+from .records import give_kept
 
 _NOT_COPIED = ("results", "_site", "_proc", ".git")
 
@@ -30,29 +32,29 @@ def _copy(root: Path, folder: Path) -> None:
             (folder / entry.name).symlink_to(entry.resolve())
 
 
-async def _one(base: Path, path: Path, flags: tuple[str, ...], slots: asyncio.Semaphore) -> str:
+async def _one(base: Path, path: Path, flags: tuple[str, ...]) -> str:
     """What is wrong with a notebook; empty if nothing."""
-    async with slots:
-        start = time.monotonic()
-        committed = json.loads((base / path).read_text(encoding="utf-8"))
-        try:
-            now = await execute(base / path, flags=flags)
-            wrong = "\n".join(f"{path}, {told}" for told in differences(committed, now))
-        except NotebookError as e:
-            wrong = f"{path.parent}{os.sep}{e}\n{e.traceback.rstrip()}"
-        word = "FAILED" if wrong else "passed"
-        print(f"{word}  {path.with_suffix('')}  {time.monotonic() - start:.1f} s", flush=True)
-        if wrong:
-            print(wrong, flush=True)
+    start = time.monotonic()
+    committed = json.loads((base / path).read_text(encoding="utf-8"))
+    try:
+        now = await execute(base / path, flags=flags)
+        wrong = "\n".join(f"{path}, {told}" for told in differences(committed, now))
+    except NotebookError as e:
+        wrong = f"{path.parent}{os.sep}{e}\n{e.traceback.rstrip()}"
+    word = "FAILED" if wrong else "passed"
+    print(f"{word}  {path.with_suffix('')}  {time.monotonic() - start:.1f} s", flush=True)
+    if wrong:
+        print(wrong, flush=True)
     return wrong
 
 
-async def _all(base: Path, paths: list[Path], flags: tuple[str, ...], workers: int) -> dict[Path, str]:
-    slots = asyncio.Semaphore(workers)
+async def _all(base: Path, plan: Plan, paths: list[Path], flags: tuple[str, ...], workers: int) -> dict[Path, str]:
     found = {}
-    for level in sorted({stage(path) for path in paths}):
-        now = [path for path in paths if stage(path) == level]
-        found |= dict(zip(now, await asyncio.gather(*(_one(base, path, flags, slots) for path in now))))
+
+    async def one(path: Path) -> None:
+        found[path] = await _one(base, path, flags)
+
+    await plan.run(paths, one, workers)
     return found
 
 
@@ -69,15 +71,17 @@ def rerun(
     from nbdev.config import get_config
 
     s = settings(root)
-    paths = chosen(notebooks(s.root), only)
+    plan = Plan(s.root)
+    paths = chosen(plan.notebooks, only)
     flags = tuple(get_config(s.root).tst_flags.split())
     if can_fork():
         server()
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder).resolve()
         _copy(s.root, base)
-        found = asyncio.run(_all(base, paths, flags, workers or cores()))
-    failed = [path for path, wrong in found.items() if wrong]
+        give_kept(plan, settings(base), dict.fromkeys(plan.notebooks, ""))
+        found = asyncio.run(_all(base, plan, paths, flags, workers or cores()))
+    failed = [path for path in paths if found[path]]
     print(f"{len(paths) - len(failed)} notebooks passed, {len(failed)} failed", flush=True)
     return failed
 

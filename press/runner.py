@@ -1,4 +1,4 @@
-"""Executes every notebook of the study, several at once, each with fresh state; keeps what has not changed."""
+"""Executes the notebooks of the study, several at once, each with fresh state; keeps what has not changed."""
 
 import asyncio
 import os
@@ -13,9 +13,21 @@ from namemovers.files import remove_leftovers, whole
 from namemovers.settings import Settings, settings
 
 from .kernels import NotebookError, can_fork, cores, execute, need, server
-from .notebooks import chosen, notebooks, stage
+from .notebooks import chosen
+from .plan import Plan
 from .processes import aside, check_settings
-from .records import Record, fingerprints, is_current, read_record, replaced, set_aside, touched, write_copy
+from .records import (
+    Record,
+    fingerprints,
+    give_kept,
+    is_current,
+    keep,
+    read_record,
+    replaced,
+    set_aside,
+    touched,
+    write_copy,
+)
 
 
 def say(text: str) -> None:
@@ -72,16 +84,17 @@ def _update(nb, path: Path) -> None:
 class _Study:
     """A run of notebooks: what is to run, what has happened."""
 
-    def __init__(self, s: Settings, inputs: dict[Path, str], paths: list[Path], update: bool, force: bool):
+    def __init__(
+        self, s: Settings, plan: Plan, inputs: dict[Path, str], paths: list[Path], update: bool, force: bool
+    ):
         from tqdm import tqdm
 
-        self.s, self.inputs, self.paths = s, inputs, paths
+        self.s, self.plan, self.inputs, self.paths = s, plan, inputs, paths
         self.update, self.force = update, force
         self.copies = s.results / "notebooks"
         self.failures: list[NotebookError] = []
         self.lost: dict[str, Path] = {}  # results that are not to be read, and the notebook that should have saved them
         self.running: list[str] = []
-        self.solid = True  # the notebooks of earlier stages are up to date
         self.done = 0
         self.write = tqdm.write
         form = "{n_fmt}/{total_fmt} |{bar:20}| {elapsed}  {postfix}"
@@ -89,6 +102,11 @@ class _Study:
 
     def current(self, path: Path) -> bool:
         return is_current(self.copies / path, self.inputs[path], self.s.results)
+
+    def solid(self, path: Path) -> bool:
+        """Whether all that a notebook waits for is up to date; of what is committed, it is."""
+        committed = self.plan.keeps.keys() - set(self.paths)
+        return all(self.current(need) for need in self.plan.before(path) - committed)
 
     def report(self, path: Path, text: str) -> None:
         self.done += 1
@@ -130,6 +148,22 @@ class _Study:
                 return f"it reads {name}, which {self.lost[name]} did not save"
         return ""
 
+    def unsaid(self) -> None:
+        """Fail the notebooks that read what another saves without waiting for it: next time it may come too late."""
+        if not self.plan.file.is_file():
+            return
+        records = {path: read_record(self.copies / path) for path in self.plan.notebooks}
+        saves = {name: path for path, record in records.items() for name in record.written}
+        for path in self.paths:
+            for name in records[path].read:
+                of = saves.get(name, path)
+                if of == path or of in self.plan.before(path):
+                    continue
+                _stamp(self.copies / path, records[path]._replace(inputs=""))
+                remedy = f"name {of.with_suffix('')} in its needs in {self.plan.file}"
+                said = f"{path} reads {name}, which {of} saves; {remedy}"
+                self.failures.append(NotebookError(said))
+
     async def run(self, path: Path) -> None:
         """Execute one notebook, and keep what came of it."""
         copy = self.copies / path
@@ -143,37 +177,37 @@ class _Study:
                 self.fail(path, e, before, trace, time.monotonic() - start)
                 return
             read, written = touched(trace, self.s.results)
-        write_copy(nb, copy, Record(self.inputs[path] if self.solid else "", read, written))
+        solid, seconds = self.solid(path), time.monotonic() - start
+        write_copy(nb, copy, Record(self.inputs[path] if solid else "", read, written, seconds))
         set_aside((name for name in before.written if name not in written), self.s.results)  # it saves them no more
         replaced(written, self.s.results)
         if self.update:
             _update(nb, self.s.root / path)
-        note = "" if self.solid else "  (runs again when the notebooks before it are up to date)"
-        self.report(path, f"{time.monotonic() - start:.1f} s{note}")
+            keep(self.plan, path, self.s)
+        note = "" if solid else "  (runs again when the notebooks before it are up to date)"
+        self.report(path, f"{seconds:.1f} s{note}")
 
-    async def one(self, path: Path, slots: asyncio.Semaphore) -> None:
+    async def one(self, path: Path) -> None:
         if not (self.force or self.update) and self.current(path):
             self.report(path, "unchanged")
             return
         if cause := self.obstacle(path):
             self.skip(path, cause)
             return
-        async with slots:
-            self.running.append(path.stem)
-            self.bar.set_postfix_str(", ".join(self.running))
-            try:
-                await self.run(path)
-            finally:
-                self.running.remove(path.stem)
+        self.running.append(path.stem)
+        self.bar.set_postfix_str(", ".join(self.running))
+        try:
+            await self.run(path)
+        finally:
+            self.running.remove(path.stem)
 
     async def all(self, workers: int) -> list[NotebookError]:
-        slots = asyncio.Semaphore(workers)
+        took = {path: read_record(self.copies / path).seconds for path in self.paths}
         try:
-            for level in sorted({stage(path) for path in self.paths}):
-                self.solid = all(self.current(path) for path in self.inputs if stage(path) < level)
-                await asyncio.gather(*(self.one(path, slots) for path in self.paths if stage(path) == level))
+            await self.plan.run(self.paths, self.one, workers, {path: s for path, s in took.items() if s})
         finally:
             self.bar.close()
+        self.unsaid()
         return self.failures
 
 
@@ -210,14 +244,15 @@ def _environment(**values: str) -> Iterator[None]:
 
 def run(
     root: str | Path = ".",  # of the repository
-    only: list[str] | None = None,  # notebooks to run, as paths below root; all of them by default
-    update: bool = False,  # write the outputs back into the notebooks
+    only: list[str] | None = None,  # notebooks to run, as paths below root; by default those of the study
+    update: bool = False,  # write the outputs back into the notebooks; of all of them, where `only` names none
     force: bool = False,  # run also what has not changed
     workers: int | None = None,  # notebooks at once; as many as there are cores by default
 ) -> list[NotebookError]:  # the failures
-    """Execute the notebooks. Copies with outputs go to `results/<model>/notebooks/`.
+    """Execute the notebooks of the study. Copies with outputs go to `results/<model>/notebooks/`.
 
-    A failing notebook keeps from running only those that read what it saves; its older results are set aside.
+    The others do not depend on the model, the tasks or the settings: what they show is committed. A failing notebook
+    keeps from running only those that read what it saves; its older results are set aside.
     Raises ValueError when a setting is wrong or another study of this model is running, OSError where nothing can be
     written, and ImportError without nbclient.
     """
@@ -225,8 +260,8 @@ def run(
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, but it is {workers}.")
     s = settings(root)
-    every = notebooks(s.root)
-    paths = chosen(every, only)
+    plan = Plan(s.root)
+    paths = chosen(plan.notebooks, only) if only or update else plan.study
     with ExitStack() as held:
         if Path(s.model).is_dir():
             held.enter_context(_environment(MODEL=str(Path(s.model).resolve())))
@@ -235,16 +270,17 @@ def run(
         writable(s.results / "notebooks")
         if update:
             held.enter_context(alone(s.root / "results" / ".update.lock", f"The notebooks below {s.root}"))
-        return _run(s, every, paths, update, force, workers or cores())
+        return _run(s, plan, paths, update, force, workers or cores())
 
 
 def _run(
-    s: Settings, every: list[Path], paths: list[Path], update: bool, force: bool, workers: int
+    s: Settings, plan: Plan, paths: list[Path], update: bool, force: bool, workers: int
 ) -> list[NotebookError]:
     start = time.monotonic()
     for part in remove_leftovers(s.results):
         say(f"Removed {part.name}, which a process that was stopped had begun to write.")
-    inputs = fingerprints(s, every)
+    inputs = fingerprints(s, plan)
+    give_kept(plan, s, inputs)
     stale = [path for path in paths if not is_current(s.results / "notebooks" / path, inputs[path], s.results)]
     if force or update:
         stale = paths
@@ -262,4 +298,4 @@ def _run(
         if too_few := aside(check_settings, s.root):
             say(too_few)
         say(f"Ready after {time.monotonic() - start:.0f} s.")
-    return asyncio.run(_Study(s, inputs, paths, update, force).all(workers))
+    return asyncio.run(_Study(s, plan, inputs, paths, update, force).all(workers))

@@ -1,7 +1,9 @@
 """Models for the tests: random weights of GPT-2's architecture, saved to a folder and loaded as any other model."""
 
+import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub
@@ -63,6 +65,35 @@ def gpt2_tokenizer():
     return GPT2Tokenizer(vocab=str(files[0]), merges=str(files[1]))
 
 
+GPT2_VOCABULARY = 50257
+
+
+def filled_up(tokenizer, size=GPT2_VOCABULARY):
+    """The same tokenizer with so many tokens: what is added stands for no text, but is a row of the unembedding."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    taken = len(tokenizer)
+    told["model"]["vocab"] |= {f"<|filler {i}|>": i for i in range(taken, size)}
+    special = dict(bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token)
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(told)), **special)
+
+
+def tokenizer_of_gpt2s_size():
+    """GPT-2's own, or where its files are absent one with as many tokens, which says so."""
+    found = gpt2_tokenizer()
+    if found is None:
+        warnings.warn(
+            f"{SHARED / 'gpt2_tokenizer'} is absent: GPT-2's shape is tried with mini's tokenizer, filled up to "
+            f"{GPT2_VOCABULARY} tokens",
+            stacklevel=2,
+        )
+        found = filled_up(small_tokenizer())
+    assert len(found) == GPT2_VOCABULARY
+    return found
+
+
 def write_checkpoint(folder, tokenizer, n_layer, n_head, n_embd, n_ctx=128, seed=0, scale=0.08):
     """A GPT-2 checkpoint with random weights, in Hugging Face format.
 
@@ -117,14 +148,14 @@ def tiny(tiny_folder):
 
 @pytest.fixture(scope="session")
 def gpt2_shape(tmp_path_factory):
-    """Random weights in GPT-2 small's shape (12 layers, 12 heads, width 768); with GPT-2's tokenizer about 600 MB,
-    without it with mini's."""
-    tokenizer = gpt2_tokenizer() or small_tokenizer()
+    """Random weights in GPT-2 small's shape: 12 layers, 12 heads, width 768, 50257 tokens; about 600 MB."""
+    tokenizer = tokenizer_of_gpt2s_size()
     from namemovers.model import load_model
 
     folder = tmp_path_factory.mktemp("models") / "gpt2_shape"
     write_checkpoint(folder, tokenizer, n_layer=12, n_head=12, n_embd=768, n_ctx=1024)
     model = load_model(folder, device="cpu")
+    assert model.cfg.d_vocab == GPT2_VOCABULARY
     shutil.rmtree(folder)  # half a gigabyte that nobody reads again
     return model
 

@@ -6,7 +6,19 @@ import pytest
 import torch
 import xarray as xr
 
-from namemovers.arguments import listed, mapping, number, one_of, selected, short, whole, word, yes_or_no
+from namemovers.arguments import (
+    a_result,
+    checked,
+    listed,
+    mapping,
+    number,
+    one_of,
+    selected,
+    short,
+    whole,
+    word,
+    yes_or_no,
+)
 
 MASK = [True, False, False, True]
 
@@ -201,3 +213,22 @@ def test_values_are_quoted_in_short():
     assert short("x" * 10_000).endswith("xxx'")
     assert " ... " in short("x" * 10_000)
     assert "\n" not in short("a\nb")
+
+
+def test_a_list_or_a_dict_that_is_written_to_stays_the_callers_own():
+    @checked
+    def keep(kept: list, words: dict):
+        kept.append(1)
+        words["a"] = 1
+
+    mine, table = [], {}
+    keep(mine, table)
+    assert mine == [1] and table == {"a": 1}
+
+
+def test_a_result_has_one_of_some_dimensions():
+    check = a_result(dims=("layer", ("head", "kv_head")))
+    for dim in ("head", "kv_head"):
+        check("x", xr.DataArray(np.zeros((2, 2)), dims=("layer", dim)))
+    with pytest.raises(ValueError, match="^x: this result has no 'head' or 'kv_head'; give "):
+        check("x", xr.DataArray(np.zeros((2, 2)), dims=("layer", "position")))

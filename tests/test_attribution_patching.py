@@ -1,4 +1,5 @@
-"""Attribution patching against PyTorch's own gradients in transformers' plain modules, and what a screen computes exactly."""
+"""Attribution patching against PyTorch's own gradients in transformers' plain modules, and what a screen computes
+exactly."""
 
 import warnings
 
@@ -30,8 +31,21 @@ def a_task(tokenizer=None):
     lengths = torch.tensor(LENGTHS)
     text = ["?"] * N
     positions = {"early": torch.tensor([3, 5, 2, 2]), "END": lengths - 1}
-    return Task("made", text, text, clean, corrupted, lengths, torch.tensor([5, 6, 7, 8]), torch.tensor([15, 16, 17, 18]),
-                positions, "random", 0, text, [{}] * N)
+    return Task(
+        "made",
+        text,
+        text,
+        clean,
+        corrupted,
+        lengths,
+        torch.tensor([5, 6, 7, 8]),
+        torch.tensor([15, 16, 17, 18]),
+        positions,
+        "random",
+        0,
+        text,
+        [{}] * N,
+    )
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -64,13 +78,19 @@ class Watched:
     def watch(self, layer, site):
         block = layer.layer
         attention = getattr(block, "attn", None) or block.self_attn
-        before = {"resid_pre": block, "resid_mid": getattr(block, "ln_2", None) or getattr(block, "post_attention_layernorm", None),
-                  "z": layer.o, "neurons": layer.down}
+        before = {
+            "resid_pre": block,
+            "resid_mid": getattr(block, "ln_2", None) or getattr(block, "post_attention_layernorm", None),
+            "z": layer.o,
+            "neurons": layer.down,
+        }
         after = {"resid_post": block, "attn_out": layer.o, "mlp_out": layer.down}
         if site in before:
             return before[site].register_forward_pre_hook(lambda m, given: self.keep(given[0]))
         if site in after:
-            return after[site].register_forward_hook(lambda m, given, out: self.keep(out[0] if isinstance(out, tuple) else out))
+            return after[site].register_forward_hook(
+                lambda m, given, out: self.keep(out[0] if isinstance(out, tuple) else out)
+            )
         if hasattr(attention, "c_attn"):  # queries, keys and values of all heads side by side
             return attention.c_attn.register_forward_hook(lambda m, given, out: self.split(out, site))
         return getattr(attention, f"{site}_proj").register_forward_hook(lambda m, given, out: self.keep(out))
@@ -103,8 +123,12 @@ def metrics(task, logits, clean):
     rows = torch.arange(N)
     end, sure = (x[rows, task.positions["END"]] for x in (logits, clean.detach()))
     log, clean_log = end.log_softmax(-1), sure.log_softmax(-1)
-    return {"logit_diff": end[rows, task.correct] - end[rows, task.wrong], "logit": end[rows, task.correct],
-            "prob": log[rows, task.correct].exp(), "kl": (clean_log.exp() * (clean_log - log)).sum(-1)}
+    return {
+        "logit_diff": end[rows, task.correct] - end[rows, task.wrong],
+        "logit": end[rows, task.correct],
+        "prob": log[rows, task.correct].exp(),
+        "kl": (clean_log.exp() * (clean_log - log)).sum(-1),
+    }
 
 
 def by_autograd(plain, task, site, direction, metric="logit_diff", steps=1):
@@ -159,7 +183,9 @@ def expected(plain, task, site, by, direction, n_heads, **more):
 
 
 def heads_at(model, site):
-    return getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads if site in ("k", "v") else model.cfg.n_heads
+    return (
+        getattr(model.cfg, "n_key_value_heads", None) or model.cfg.n_heads if site in ("k", "v") else model.cfg.n_heads
+    )
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -209,8 +235,18 @@ def pilots(n):
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
-@pytest.mark.parametrize("site, by, screen", [("z", "head", 1), ("z", "head", 4), ("k", "head", 2), ("resid_pre", "position", 5),
-                                              ("mlp_out", "named_position", 2), ("v", "head_position", 9), ("q", "head", 1000)])
+@pytest.mark.parametrize(
+    "site, by, screen",
+    [
+        ("z", "head", 1),
+        ("z", "head", 4),
+        ("k", "head", 2),
+        ("resid_pre", "position", 5),
+        ("mlp_out", "named_position", 2),
+        ("v", "head_position", 9),
+        ("q", "head", 1000),
+    ],
+)
 def test_a_screen_computes_the_largest_and_no_others(both, site, by, direction, screen):
     "Ranked by hand, by the larger of the estimate over all prompts and the exact effect in three of them."
     model, task = both[1], a_task()

@@ -80,9 +80,8 @@ class World:
 
     def head_values(self, mean, scatter=0.01):
         """[layer, head, prompt]; in the noise world nothing but scatter."""
-        return ("layer", "head", "prompt"), per_prompt(
-            mean if self.true else np.zeros((L, H)), self.rng, scatter
-        ) if self.true else self.rng.standard_normal((L, H, N))
+        values = per_prompt(mean, self.rng, scatter) if self.true else self.rng.standard_normal((L, H, N))
+        return ("layer", "head", "prompt"), values
 
     def make_lens(self):
         for task in ("mrs", "ioi"):

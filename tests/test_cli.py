@@ -32,7 +32,11 @@ def call(*args):
 
 
 def test_help_imports_no_torch():
-    code = "import sys; from namemovers.__main__ import main\ntry: main(['--help'])\nexcept SystemExit as e: assert e.code == 0\nassert not {'torch', 'transformer_lens', 'pandas', 'plotly'} & set(sys.modules)"
+    code = (
+        "import sys; from namemovers.__main__ import main\ntry: main(['--help'])\n"
+        "except SystemExit as e: assert e.code == 0\n"
+        "assert not {'torch', 'transformer_lens', 'pandas', 'plotly'} & set(sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(c in done.stdout for c in COMMANDS)

@@ -59,9 +59,8 @@ def test_what_heads_write_at_end(tiny):
                 for sign, variable in ((1, ds.written), (-1, ds.written_negative)):
                     best = tiny.unembed(tiny.ln_final(sign * out[None]))[0].topk(top).indices
                     for h in range(4):
-                        assert variable.sel(layer=l, head=h, prompt=i).values.astype(bool).tolist() == [
-                            int(t) in best[h] for t in ids[i]
-                        ]
+                        found = variable.sel(layer=l, head=h, prompt=i).values.astype(bool).tolist()
+                        assert found == [int(t) in best[h] for t in ids[i]]
 
 
 def test_against_unfolded_weights(tiny, tiny_folder):

@@ -1,5 +1,6 @@
 """The tasks: words, templates, corruptions, positions, errors; the survey."""
 
+import inspect
 import itertools
 import json
 import os
@@ -242,7 +243,11 @@ def test_a_task_is_the_same_in_two_processes(tiny_folder):
 
     here = {"t": AutoTokenizer.from_pretrained(str(tiny_folder))}
     exec(TWO_TASKS, here)
-    code = f"import sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1])\n{TWO_TASKS}\nprint(out)"
+    code = (
+        "import sys; from transformers import AutoTokenizer\n"
+        "t = AutoTokenizer.from_pretrained(sys.argv[1])\n"
+        f"{TWO_TASKS}\nprint(out)"
+    )
     there = subprocess.run(
         [sys.executable, "-c", code, str(tiny_folder)],
         capture_output=True,
@@ -410,10 +415,9 @@ def test_fillings_are_counted_exactly():
 def test_prompts_that_come_out_alike_are_no_endless_search():
     # many ways to fill the template, few different texts
     words = {"X": ["a" * k for k in range(1, 40)], "Y": ["a" * k for k in range(1, 40)]}
+    names = {"S1": "Bob", "S2": "John"}
     assert "only" in seconds(
-        lambda: mrs_task(
-            ANY, n=500, names={"S1": "Bob", "S2": "John"}, templates="{S1} met {S2}, {X}{Y}. So", words=words
-        )
+        lambda: mrs_task(ANY, n=500, names=names, templates="{S1} met {S2}, {X}{Y}. So", words=words)
     )
 
 
@@ -614,7 +618,7 @@ class Oracle:
 )
 def test_survey_tells_the_kinds(monkeypatch, choose, kind):
     monkeypatch.setattr(data, "provenance", lambda model, **extra: dict(model="oracle", **extra))
-    ds = survey.__wrapped__(Oracle(ANY, choose), n=3)  # the guard refuses what is no model
+    ds = inspect.unwrap(survey)(Oracle(ANY, choose), n=3)  # the guard refuses what is no model
     assert list(ds.family.values) == list(SURVEY) and list(ds.kind.values) == KINDS
     for family in SURVEY:
         count = int(ds.subjects.sel(family=family))

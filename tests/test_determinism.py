@@ -26,10 +26,15 @@ def digest(ds):
     return h.hexdigest()
 
 model = load_model("mini", device="cpu")
-tasks = {"mrs": mrs_task(model.tokenizer, n=4, seed=3), "ioi": ioi_task(model.tokenizer, n=4, seed=3),
-         "templates": mrs_task(model.tokenizer, n=8, seed=3, templates=list(MRS_TEMPLATES), corruption="new_subjects", descriptions="vary", cue_words="vary")}
+varied = dict(templates=list(MRS_TEMPLATES), corruption="new_subjects", descriptions="vary", cue_words="vary")
+tasks = {
+    "mrs": mrs_task(model.tokenizer, n=4, seed=3),
+    "ioi": ioi_task(model.tokenizer, n=4, seed=3),
+    "templates": mrs_task(model.tokenizer, n=8, seed=3, **varied),
+}
 for name, task in tasks.items():
-    h = hashlib.sha256(repr((task.clean, task.corrupted, sorted((k, v.tolist()) for k, v in task.positions.items()))).encode())
+    positions = sorted((k, v.tolist()) for k, v in task.positions.items())
+    h = hashlib.sha256(repr((task.clean, task.corrupted, positions)).encode())
     for t in (task.clean_tokens, task.corrupted_tokens, task.correct, task.wrong): h.update(t.numpy().tobytes())
     print(name, h.hexdigest())
 for name in ("mrs", "ioi"):

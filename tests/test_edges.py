@@ -91,9 +91,8 @@ def slow(model, tokens, ablated, weight):  # noqa: F811
 
     def at(where, value, what):  # the activation `what` of a run whose activation `where` is `value`
         seen = {}
-        hooks = [(name, lambda t, hook, v=v: v) for name, v in zip(where, value)] + [
-            (what, lambda t, hook: seen.update(x=t.clone()))
-        ]
+        hooks = [(name, lambda t, hook, v=v: v) for name, v in zip(where, value)]
+        hooks.append((what, lambda t, hook: seen.update(x=t.clone())))
         seen["logits"] = model.run_with_hooks(tokens, fwd_hooks=hooks)
         return seen
 
@@ -439,6 +438,74 @@ def test_the_gradient_is_that_of_finite_differences(model, ablation):  # noqa: F
         assert abs((less - more) / (2 * step) - change[i].values).max() < 1e-3 + 0.01 * abs(change[i]).max(), g.edges[i]
 
 
+def gradient_at_an_input(model, tokens, embedded, receiver, component, read):  # noqa: F811
+    """The slope of `read(logits)` along what one input of the model reads, by autograd in TransformerLens's run from
+    these embeddings: [prompt, position, d_model]."""
+    nudge = torch.zeros_like(embedded, requires_grad=True)
+    start = [("blocks.0.hook_resid_pre", lambda t, hook: embedded)]
+    add = lambda t, hook: t + nudge
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    with torch.enable_grad():
+        if receiver == "logits":
+            logits = model.run_with_hooks(tokens, fwd_hooks=[*start, (last, add)])
+        else:
+            mlp = receiver.startswith("MLP")
+            layer, head = (int(receiver.split()[1]), None) if mlp else map(int, receiver[1:].split("H"))
+            before = f"blocks.{layer}.hook_resid_pre"
+            reads = f"blocks.{layer}.hook_resid_mid" if mlp and not model.cfg.parallel_attn_mlp else before
+            gives = f"blocks.{layer}.hook_mlp_out" if mlp else f"blocks.{layer}.attn.hook_{component}"
+            seen = []
+            model.run_with_hooks(tokens, fwd_hooks=[*start, (reads, add), (gives, lambda t, hook: seen.append(t) or t)])
+
+            def put(t, hook):  # in one input alone: the stream itself goes on as it was
+                if mlp:
+                    return seen[0]
+                t = t.clone()
+                t[:, :, head] = seen[0][:, :, head]
+                return t
+
+            logits = model.run_with_hooks(tokens, fwd_hooks=[*start, (gives, put)])
+        (slope,) = torch.autograd.grad(read(logits).sum(), nudge)
+    return slope
+
+
+@pytest.mark.filterwarnings("ignore:No effect can be given")
+@pytest.mark.parametrize(
+    "ablation, direction, steps",
+    [
+        *((a, "noise", 1) for a in ABLATIONS),
+        *((a, "noise", 3) for a in ("resample", "mean", "zero")),
+        ("resample", "denoise", 2),
+    ],
+)
+def test_every_estimate_is_difference_times_gradient(model, ablation, direction, steps):  # noqa: F811
+    """EAP, and EAP-IG at the middles of its steps between the embeddings: all edges, by autograd."""
+    task, g = a_task(model, n=3), graph(model)
+    estimate = attribute_edges(model, task, steps, ablation, direction)
+    own = estimate.clean if direction == "noise" else estimate.corrupted
+    found = (estimate.logit_diff - own).values
+    tokens = task.clean_tokens if direction == "noise" else task.corrupted_tokens
+    here, there = written(model, tokens), ablated_values(model, task, ablation, direction)
+    rows, ends = torch.arange(len(task)), task.positions["END"]
+
+    def read(logits):
+        end = logits[rows, ends]
+        return end[rows, task.correct] - end[rows, task.wrong]
+
+    ways = [0] if steps == 1 else [(i + 0.5) / steps for i in range(steps)]
+    inputs = sorted({(e.receiver, e.component) for e in g.edges})
+    slopes = dict.fromkeys(inputs, 0)
+    for way in ways:
+        x = here["embed"] + way * (there["embed"] - here["embed"])
+        for at in inputs:
+            slopes[at] = slopes[at] + gradient_at_an_input(model, tokens, x, *at, read) / steps
+    change = {sender: there[sender] - here[sender] for sender in g.senders}
+    wanted = np.stack([(change[e.sender] * slopes[e.receiver, e.component]).sum((1, 2)) for e in g.edges])
+    size = abs(wanted).max()
+    assert size > 0.05 and found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * max(1, size), rtol=1e-3)
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_small_differences_make_the_estimate_exact(tiny_folder, monkeypatch, steps):
     """Where the two runs hardly differ, the model is its tangent: a quarter of the difference leaves about a quarter
@@ -645,7 +712,7 @@ def test_bad_input(tiny, neox):  # noqa: F811
     with pytest.raises(ValueError, match="fewer prompts"):
         acdc(tiny, ioi_task(tiny.tokenizer, n=40), 1, memory_budget=10**6)
     scores = attribute_edges(tiny, task)
-    with pytest.raises(ValueError, match="k=-1"):
+    with pytest.raises(ValueError, match="k: -1 is no such number"):
         top_edges(scores, -1)
     with pytest.raises(ValueError, match="give all of them"):
         top_edges(ablate_edges(tiny, task, [1, 2]), 1)

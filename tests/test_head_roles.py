@@ -757,7 +757,7 @@ def test_at_gpt2_shape(gpt2_shape):
         (lambda m, t: signals(m, t, position="S9"), "is not a position"),
         (lambda m, t: backup(m, t, [(1, 1)], ablation="noise"), "neither 'mean' nor 'zero'"),
         (lambda m, t: backup(m, t[0], [(1, 1)]), "one prompt"),
-        (lambda m, t: heads_of_role(None, "king"), "is not one of name mover"),
+        (lambda m, t: heads_of_role(xr.Dataset(), "king"), "is not one of name mover"),
         (
             lambda m, t: roles(m, t, patterns=xr.Dataset(coords=dict(layer=[0], head=[0]))),
             "patterns has .* but the model has 3 layers of 4",

@@ -44,7 +44,11 @@ def lab(browser, tmp_path_factory):
     notebook(
         folder / "explore.ipynb",
         "import namemovers\napp = namemovers.explore('mini')\napp",
-        "import json, pathlib\npathlib.Path('back.json').write_text(json.dumps(dict(state=app.state, figure=app.figure, head=app.head)))",
+        (
+            "import json, pathlib\n"
+            "shown = dict(state=app.state, figure=app.figure, head=app.head)\n"
+            "pathlib.Path('back.json').write_text(json.dumps(shown))"
+        ),
     )
     larger = write_checkpoint(base / "larger", small_tokenizer(), n_layer=10, n_head=10, n_embd=320)
     notebook(
@@ -221,8 +225,13 @@ def test_the_explorer_is_used(browser, lab, mini):
             )
         whole = png(page.locator(".nmx").screenshot())
         assert whole.std() > 15 and len(np.unique(whole.reshape(-1, 3), axis=0)) > 100
-        cut = page.evaluate("""() => { const b = document.querySelector('.nmx').getBoundingClientRect(); return [...document.querySelectorAll('.nmx *')].filter(e => {
-            const r = e.getBoundingClientRect(); return r.width && !e.closest('.nmx-unseen, option') && (r.left < b.left - 2 || r.right > b.right + 2) }).map(e => e.className + e.textContent.slice(0, 30)) }""")
+        cut = page.evaluate("""() => {
+            const b = document.querySelector('.nmx').getBoundingClientRect();
+            return [...document.querySelectorAll('.nmx *')].filter(e => {
+                const r = e.getBoundingClientRect();
+                return r.width && !e.closest('.nmx-unseen, option') && (r.left < b.left - 2 || r.right > b.right + 2);
+            }).map(e => e.className + e.textContent.slice(0, 30));
+        }""")
         assert cut == []
 
         # a click, and the keyboard, which JupyterLab would like to have for itself
@@ -267,7 +276,10 @@ def test_the_explorer_is_used(browser, lab, mini):
         # the kernel knows what is shown, and it is what the library says
         page.wait_for_selector(".nmx-head[data-head=L3H1]")
         notebook.page.evaluate(
-            """() => { const nb = window.jupyterapp.shell.currentWidget.content; nb.activeCellIndex = 1; window.ran = window.jupyterapp.commands.execute('notebook:run-cell') }"""
+            """() => {
+                window.jupyterapp.shell.currentWidget.content.activeCellIndex = 1;
+                window.ran = window.jupyterapp.commands.execute('notebook:run-cell');
+            }"""
         )
         notebook.saved()
         back = json.loads((notebook.folder / "back.json").read_text())

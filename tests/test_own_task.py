@@ -216,12 +216,18 @@ def test_it_says_where_they_part(tokenizer):
     a, b = "Mary left with John. She met", "Mary then left with John. She met"
     with pytest.raises(
         ValueError,
-        match=r"corrupted: prompt 1 does not line up .* they have \d+ and \d+ tokens, and they part at token 2, where the clean one has nothing and the corrupted one \[' then'\]; use words of as many tokens",
+        match=(
+            r"corrupted: prompt 1 does not line up .* they have \d+ and \d+ tokens, and they part at token 2, where "
+            r"the clean one has nothing and the corrupted one \[' then'\]; use words of as many tokens"
+        ),
     ):
         Task.from_pairs([CLEAN[0], a], [CORRUPTED[0], b], (" the", " a"), tokenizer)
     with pytest.raises(
         ValueError,
-        match=r"tokens each, but in between they are shifted, and they part at token 3, where the clean one has \[' late'\]",
+        match=(
+            r"tokens each, but in between they are shifted, and they part at token 3, "
+            r"where the clean one has \[' late'\]"
+        ),
     ):
         Task.from_pairs(
             "It was late when Mary left the store and John met",
@@ -403,7 +409,7 @@ BAD_PAIRS = {
     "too few pieces": (dict(positions={"x": ["Mary"]}), "positions\\['x'\\]: 1 pieces for 2 prompts"),
     "no piece": (dict(positions={"x": 4}), "positions\\['x'\\]: 4 is no piece"),
     "unknown subject": (dict(subjects=["Z"]), "subjects: there is no position 'Z'"),
-    "no tokenizer": (dict(tokenizer=3), "tokenizer: int has none"),
+    "no tokenizer": (dict(tokenizer=3), "tokenizer: 3 is no tokenizer; give a Hugging Face tokenizer"),
 }
 
 
@@ -418,7 +424,10 @@ def test_pairs_that_are_refused(tokenizer, case):
 BAD_TEMPLATES = {
     "several tokens": (
         dict(words=WORDS | {"A": ["Mary", "Bartholomew", "Archibald"]}),
-        r"words\['A'\]: 2 of 3 are not one token after a space \('Bartholomew' is \d: \['.*'Archibald' is \d.*leave them out",
+        (
+            r"words\['A'\]: 2 of 3 are not one token after a space \('Bartholomew' is \d: "
+            r"\['.*'Archibald' is \d.*leave them out"
+        ),
     ),
     "one of the shipped": (
         dict(words={k: v for k, v in WORDS.items() if k != "B"}),

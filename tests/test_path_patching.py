@@ -63,13 +63,13 @@ def test_chosen_receivers_are_entries_of_the_full_sweep(model, component, sender
 def test_only_what_is_asked_for_is_computed(tiny, monkeypatch):
     """Rows that enter the packed forward: one a sender below the receiver, prompt and receiver."""
     entered = []
-    monkeypatch.setattr(
-        path_patching,
-        "carry",
-        lambda w, groups, b, real=path_patching.carry: (entered.extend(g.P * g.C for g in groups), real(w, groups, b))[
-            1
-        ],
-    )
+    real = path_patching.carry
+
+    def counting(w, groups, b):
+        entered.extend(g.P * g.C for g in groups)
+        return real(w, groups, b)
+
+    monkeypatch.setattr(path_patching, "carry", counting)
     arguments = prompts(tiny, n=3)
     run_paths(tiny, *arguments, senders=SOME, receivers=[(2, 1), (1, 3)], together=False)
     assert sum(entered) == 3 * (3 + 2)  # (2, 3) is below neither; three senders are below layer 2, two below layer 1
@@ -174,9 +174,20 @@ def test_paths_into_each_input(tiny):
 # Positions
 
 
-def two_passes(model, arguments, runs, sender, receivers, component, through, sender_at, receiver_at, direction):  # noqa: F811
-    """The paper's way, with TransformerLens's hooks: one run sends a head's change past frozen heads and records what the
-    receivers would have; another, ordinary one takes it at the positions asked for. None: at all positions."""
+def two_passes(
+    model,  # noqa: F811
+    arguments,
+    runs,
+    sender,
+    receivers,
+    component,
+    through,
+    sender_at,
+    receiver_at,
+    direction,
+):
+    """The paper's way, with TransformerLens's hooks: one run sends a head's change past frozen heads and records what
+    the receivers would have; another, ordinary one takes it at the positions asked for. None: at all positions."""
     clean, corrupted, read_at, correct, wrong = arguments
     base = corrupted if direction == "denoise" else clean
     a, b = runs[:: 1 if direction == "denoise" else -1]
@@ -360,9 +371,8 @@ def test_significance_is_over_all_levels(traced):
     nodes = {"embed", *(h for level in ds.attrs["followed"] for h in level)}
     assert not (ds.kept & ~ds.significant).any() and set(ds.sender.values[ds.kept.values]) <= nodes
     first = ds.isel(edge=np.flatnonzero((ds.level.values == 0) & (ds.sender.values != "embed") & ds.significant.values))
-    assert ds.attrs["followed"][0] == list(
-        first.sender.values[np.argsort(-abs(first["mean"].values), kind="stable")][:2]
-    )
+    by_size = np.argsort(-abs(first["mean"].values), kind="stable")
+    assert ds.attrs["followed"][0] == list(first.sender.values[by_size][:2])
 
 
 def test_what_is_kept_leads_to_the_logits():

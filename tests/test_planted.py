@@ -1,4 +1,5 @@
-"""The planted model: reproducible, does its tasks, and the truth about it agrees with counterfactuals on the built model.
+"""The planted model: reproducible, does its tasks, and the truth about it agrees with counterfactuals on the built
+model.
 
 The counterfactuals are run through TransformerLens' hooks, or through the plain Hugging Face model, and not through the
 fast engine, whose methods the planted models are there to judge."""

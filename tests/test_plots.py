@@ -412,13 +412,15 @@ def test_a_browser_draws_them_without_clipping(tmp_path):
     figures = all_figures()
     script = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
     draw = "".join(
-        f"{{const f = {fig.to_json()}; Plotly.newPlot('{n}', f.data, f.layout, {{responsive: true, displayModeBar: false}})}};"
+        f"{{const f = {fig.to_json()}; "
+        f"Plotly.newPlot('{n}', f.data, f.layout, {{responsive: true, displayModeBar: false}})}};"
         for n, fig in figures.items()
     )
     divs = "".join(f'<div id="{n}"></div>' for n in figures)
     page_file = tmp_path / "p.html"
     page_file.write_text(
-        f'<!doctype html><meta charset="utf-8"><body style="margin:0">{divs}<script src="file://{script}"></script><script>{draw}</script>'
+        f'<!doctype html><meta charset="utf-8"><body style="margin:0">{divs}'
+        f'<script src="file://{script}"></script><script>{draw}</script>'
     )
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch(
@@ -444,9 +446,14 @@ def test_a_browser_draws_them_without_clipping(tmp_path):
             assert not errors
             outside = page.evaluate("""() => [...document.querySelectorAll('.js-plotly-plot')].flatMap(d => {
                 const box = d.getBoundingClientRect();
-                return [...d.querySelectorAll('.gtitle, .annotation-text, .legendtext, .xtitle, .ytitle, .xtick text, .ytick text, .cbtitle text')].filter(t => {
+                const drawn = d.querySelector('.main-svg').getBoundingClientRect();
+                const right = box.left + Math.max(box.width, drawn.width);
+                const texts = '.gtitle, .annotation-text, .legendtext, .xtitle, .ytitle, .xtick text, .ytick text, '
+                    + '.cbtitle text';
+                return [...d.querySelectorAll(texts)].filter(t => {
                     const b = t.getBoundingClientRect();
-                    return b.width && (b.top < box.top - 1 || b.left < box.left - 1 || b.bottom > box.bottom + 1 || b.right > box.left + Math.max(box.width, d.querySelector('.main-svg').getBoundingClientRect().width) + 1);
+                    const above = b.top < box.top - 1, below = b.bottom > box.bottom + 1;
+                    return b.width && (above || below || b.left < box.left - 1 || b.right > right + 1);
                 }).map(t => d.id + ': ' + t.textContent);
             })""")
             if width == 760:

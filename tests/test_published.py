@@ -15,6 +15,7 @@ from namemovers import published
 from namemovers.published import (
     ASKED,
     GPT2_SMALL,
+    IOI_ACTS_AT,
     IOI_HEADS,
     MRS_HEADS,
     NEAR,
@@ -124,9 +125,8 @@ def test_heads():
     assert table.loc["L8H11", "mrs_patching"] == "+1"
     assert table.loc["L9H9", "ioi"] == "name mover"
     assert not table.index.duplicated().any()
-    assert {tuple(r) for r in table.query("mrs_attribution != '' or mrs_patching != ''")[["layer", "head"]].values} == {
-        h for heads in MRS_HEADS.values() for h in heads
-    }
+    named = table.query("mrs_attribution != '' or mrs_patching != ''")
+    assert {tuple(r) for r in named[["layer", "head"]].values} == {h for heads in MRS_HEADS.values() for h in heads}
 
 
 @pytest.mark.parametrize(
@@ -239,6 +239,56 @@ def test_the_heads_of_the_paper():
         typed[role] = {tuple(map(int, h.split("."))) for h in heads.split()}
     assert {role: set(heads) for role, heads in IOI_HEADS.items()} == typed
     assert sum(map(len, typed.values())) == 26
+
+
+def test_26_and_no_more():
+    "The authors' code lists 2.9 as a previous token head and comments it out: with it there would be 27."
+    assert ioi_role(2, 9) == "" and sum(map(len, IOI_HEADS.values())) == 26
+
+
+def test_where_each_role_acts():
+    "Section 3: what writes into the last position, and what the repeated name and the word after the first are for."
+    at_the_end = ["name mover", "backup name mover", "negative name mover", "S-inhibition"]
+    typed = dict.fromkeys(at_the_end, "END") | {"induction": "S2", "duplicate token": "S2", "previous token": "S1+1"}
+    assert typed == IOI_ACTS_AT
+
+
+def test_gpt2_smalls_shape():
+    "As transformers knows it, whose GPT-2 is the small one where nobody says otherwise."
+    from transformers import GPT2Config
+
+    c = GPT2Config()
+    assert GPT2_SMALL == {
+        "n_layers": c.n_layer, "n_heads": c.n_head, "d_model": c.n_embd, "d_head": c.n_embd // c.n_head,
+        "d_mlp": 4 * c.n_embd, "d_vocab": c.vocab_size, "n_ctx": c.n_positions,
+    }  # fmt: skip
+
+
+# The cells furthest from zero, typed from the demo's printed figures and from the pilot's notes.
+LARGEST = {
+    ("ioi", "z", 8): {(10, 7): -0.480, (5, 5): 0.344, (8, 6): 0.319, (11, 10): -0.278},
+    ("ioi", "q", 8): {(10, 7): -0.513, (5, 5): 0.344, (11, 10): -0.337, (9, 9): 0.279},
+    ("ioi", "k", 8): {(10, 7): -0.131, (11, 10): -0.114, (5, 9): 0.040, (8, 10): -0.026},
+    ("ioi", "v", 8): {(8, 6): 0.317, (8, 10): 0.273, (7, 9): 0.208, (7, 3): 0.133},
+    ("ioi", "pattern", 8): {(10, 7): -0.505, (5, 5): 0.344, (11, 10): -0.320, (9, 9): 0.277},
+    ("mrs", "z", 50): {(8, 11): 0.44, (10, 7): -0.43, (9, 9): 0.24, (11, 10): -0.19},
+    ("mrs", "z", 1): {(8, 11): 1.00, (10, 7): -0.82, (9, 9): 0.48, (11, 10): -0.37},
+    ("mrs", "head_attribution", 50): {(9, 9): 1.00, (8, 11): 0.83, (10, 7): -0.79, (10, 6): 0.64},
+    ("ioi", "resid_pre", 8): {(0, "S2"): 1.000, (8, "S2"): 0.657, (9, "END"): 0.938, (11, "END"): 0.991},
+    ("mrs", "resid_pre", 1): {(0, "S3"): -0.53, (0, "S4"): 1.36, (9, "S4"): 1.09, (9, "END"): 0.51},
+    ("mrs", "resid_pre", 50): {(0, "S3"): -0.62, (0, "S4"): 1.71, (9, "S4"): 1.40, (9, "END"): 0.51},
+}
+
+
+@pytest.mark.parametrize("task, what, n", LARGEST)
+def test_the_largest_cells_of_every_grid(task, what, n):
+    grid, typed = published_grid(task, what, n), LARGEST[task, what, n]
+    over = "position" if what == "resid_pre" else "head"
+    found = {cell: float(grid.sel({"layer": cell[0], over: cell[1]})) for cell in typed}
+    assert found == pytest.approx(typed, abs=0.0051 if task == "mrs" else 0.0006)
+    if over == "head":
+        largest = abs(grid).values.ravel().argsort(kind="stable")[::-1][: len(typed)]
+        assert {divmod(int(i), 12) for i in largest} == set(typed)
 
 
 def test_the_order_that_the_paper_gives():

@@ -117,8 +117,11 @@ def test_the_same_in_two_processes(tiny_folder, tmp_path):
     """Measured and saved twice, in two processes with other hash seeds: the same numbers and attributes."""
     code = (
         "import sys, torch; torch.set_num_threads(1)\n"
-        "from namemovers.model import load_model; from namemovers.data import mrs_task; from namemovers.logit_lens import logit_lens\n"
-        "from namemovers.results import save; from namemovers.stats import summarise\n"
+        "from namemovers.model import load_model\n"
+        "from namemovers.data import mrs_task\n"
+        "from namemovers.logit_lens import logit_lens\n"
+        "from namemovers.results import save\n"
+        "from namemovers.stats import summarise\n"
         f"m = load_model({str(tiny_folder)!r}, device='cpu'); ds = logit_lens(m, mrs_task(m.tokenizer, n=6))\n"
         "save(ds, 'lens', sys.argv[1]); save(summarise(ds.contribution), 'summary', sys.argv[1])\n"
     )

@@ -104,10 +104,13 @@ def sample(folder):
         new_markdown_cell("# Sample & *study*\n\n> Which heads move the **name**, and how do we know?"),
         new_code_cell("#| hide\nsecret = 1"),
         new_markdown_cell(
-            "Read [the steps](00_data.ipynb#the-steps), [the other task](../ioi_nbs/00_data.ipynb) or [plotly](https://plotly.com). A formula: $\\Delta = \\ell(a) - \\ell(b)$.\n\n$$\\text{effect} = \\frac{p - c}{m - c}$$"
+            "Read [the steps](00_data.ipynb#the-steps), [the other task](../ioi_nbs/00_data.ipynb) or "
+            "[plotly](https://plotly.com). A formula: $\\Delta = \\ell(a) - \\ell(b)$.\n\n"
+            "$$\\text{effect} = \\frac{p - c}{m - c}$$"
         ),
         new_markdown_cell(
-            '::: {.callout-note}\nA teaching model, `mini`.\n:::\n\n::: {.callout-warning title="Mind the limits"}\nNo evidence about GPT-2.\n:::'
+            "::: {.callout-note}\nA teaching model, `mini`.\n:::\n\n"
+            '::: {.callout-warning title="Mind the limits"}\nNo evidence about GPT-2.\n:::'
         ),
         new_code_cell(
             "figure", outputs=[plot(heat()), show(text_markdown="The largest effect is **5**, of head L3H2.")]
@@ -120,7 +123,8 @@ def sample(folder):
         new_code_cell("#| default_exp sampledata"),
         new_code_cell("#| export\nimport math"),
         new_markdown_cell(
-            "## The steps\n\nFirst `name_mover`, then the rest.[^1]\n\n[^1]: A footnote.\n\n| head | effect |\n|:--|--:|\n| L9H6 | 1.9 |"
+            "## The steps\n\nFirst `name_mover`, then the rest.[^1]\n\n[^1]: A footnote.\n\n"
+            "| head | effect |\n|:--|--:|\n| L9H6 | 1.9 |"
         ),
         new_markdown_cell("### name_mover\n\nA section of the same name."),
         new_code_cell(LIBRARY.strip()),
@@ -168,7 +172,10 @@ def sample(folder):
         new_markdown_cell("# Data for IOI\n\n> The same for the other task"),
         new_markdown_cell("Back to [MRS](../nbs/00_data.ipynb). " + "A long line of words to read. " * 40),
         new_code_cell(
-            "x = 'a very long line of code that does not fit on a narrow screen ' * 3  # and has a comment behind it as well",
+            (
+                "x = 'a very long line of code that does not fit on a narrow screen ' * 3  # and has a comment "
+                "behind it as well"
+            ),
             outputs=[show(text_plain="y" * 300)],
         ),
     )
@@ -574,7 +581,11 @@ class Visit:
                 self.page.wait_for_function("figure => figure.dataset.state", arg=figure, timeout=120_000)
                 assert figure.get_attribute("data-state") == "drawn"
                 size = figure.evaluate(
-                    "f => { const s = f.querySelector('.main-svg').getBoundingClientRect(); return [s.width, s.height, f.querySelectorAll('.main-svg path, .main-svg image, canvas').length] }"
+                    """f => {
+                        const s = f.querySelector('.main-svg').getBoundingClientRect();
+                        const marks = f.querySelectorAll('.main-svg path, .main-svg image, canvas');
+                        return [s.width, s.height, marks.length];
+                    }"""
                 )
                 assert min(size) > 0 and size[0] > 150 and size[1] > 80, (name, size)
         return self.page
@@ -605,12 +616,23 @@ class Visit:
         page.evaluate("document.querySelector('.skip').focus()")
         page.keyboard.press("Enter")
         assert page.evaluate("document.activeElement.id") == "page-main"
-        expected = page.evaluate("""() => { window.stops = []; const all = document.querySelectorAll('main a[href], main button, main input, main select, main textarea, main summary, main [tabindex="0"]')
-            window.expected = [...new Set(all)].filter(el => el.tabIndex >= 0 && !el.disabled && el.checkVisibility({ visibilityProperty: true })); return window.expected.length }""")
+        expected = page.evaluate("""() => {
+            window.stops = [];
+            const main = document.querySelector('main');
+            const all = main.querySelectorAll('a[href], button, input, select, textarea, summary, [tabindex="0"]');
+            const stops = el => el.tabIndex >= 0 && !el.disabled && el.checkVisibility({ visibilityProperty: true });
+            window.expected = [...all].filter(stops);
+            return window.expected.length;
+        }""")
         for _ in range(expected):
             page.keyboard.press("Tab")
         missed = page.evaluate(
-            "() => window.expected.map((el, i) => el === window.stops[i] ? '' : `${i}: ${el.outerHTML.slice(0, 80)}, but was at ${window.stops[i]?.outerHTML.slice(0, 80)}`).filter(Boolean)"
+            """() => {
+                const said = el => el?.outerHTML.slice(0, 80);
+                const was = i => said(window.stops[i]);
+                const missed = (el, i) => el === window.stops[i] ? '' : `${i}: ${said(el)}, but was at ${was(i)}`;
+                return window.expected.map(missed).filter(Boolean);
+            }"""
         )
         assert not missed, missed[:3]
         page.keyboard.press("Tab")
@@ -744,12 +766,20 @@ def test_the_small_site_for_everybody(browser, small):
             assert visit.audit() == []
 
 
-BAD = """<!doctype html><html><head><title></title><style>.ring:focus { outline: none } a { outline-offset: 0 }</style></head><body style="background: #fff; color: #222">
-<main><article><h1>Bad</h1><h3>Skipped</h3><p style="color: #888">grey</p><p style="background: #fff8; color: rgb(0 0 0 / .5)">half</p>
-<button aria-label="x" class="ring" style="outline: none">x</button><button></button><a href="#nowhere">lost</a><span onclick="1">press</span>
-<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw="><table><tr><td>1</td></tr></table><i id="twice"></i><i id="twice"></i>
-<div style="overflow-x: auto; width: 90px"><div style="width: 3000px">long</div></div><div style="overflow: hidden; width: 20px; white-space: nowrap">cut cut cut</div>
-<input aria-label="x" tabindex="3" aria-controls="gone"><div style="width: 3000px">wide</div></article></main></body></html>"""
+BAD = """<!doctype html><html><head><title></title>
+<style>.ring:focus { outline: none } a { outline-offset: 0 }</style></head><body style="background: #fff; color: #222">
+<main><article><h1>Bad</h1><h3>Skipped</h3>
+<p style="color: #888">grey</p>
+<p style="background: #fff8; color: rgb(0 0 0 / .5)">half</p>
+<button aria-label="x" class="ring" style="outline: none">x</button>
+<button></button><a href="#nowhere">lost</a><span onclick="1">press</span>
+<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
+<table><tr><td>1</td></tr></table>
+<i id="twice"></i><i id="twice"></i>
+<div style="overflow-x: auto; width: 90px"><div style="width: 3000px">long</div></div>
+<div style="overflow: hidden; width: 20px; white-space: nowrap">cut cut cut</div>
+<input aria-label="x" tabindex="3" aria-controls="gone">
+<div style="width: 3000px">wide</div></article></main></body></html>"""
 
 
 def test_the_audit_finds_what_is_wrong(browser):
@@ -811,7 +841,8 @@ def test_menu_on_a_narrow_screen_by_keyboard(browser, small):
             page.keyboard.press("Tab")
             seen.append(
                 page.evaluate(
-                    "[document.activeElement.closest('#page-list')?.id ?? '', !!document.activeElement.closest('main, .contents')]"
+                    "[document.activeElement.closest('#page-list')?.id ?? '', "
+                    "!!document.activeElement.closest('main, .contents')]"
                 )
             )
         assert sum(where == "page-list" for where, _ in seen) >= 4 and not any(covered for _, covered in seen)
@@ -890,7 +921,11 @@ def test_colour_scales_follow_the_theme(browser, small):
         page = visit.open("index.html")
         scale = lambda: page.evaluate("document.querySelector('.nm-plot').data[0].colorscale.map(c => c[1])")
         page.evaluate(
-            "scale => { const s = document.querySelector('.nm-figure script'), f = JSON.parse(s.textContent); f.data[0].colorscale = scale; s.textContent = JSON.stringify(f) }",
+            """scale => {
+                const s = document.querySelector('.nm-figure script'), f = JSON.parse(s.textContent);
+                f.data[0].colorscale = scale;
+                s.textContent = JSON.stringify(f);
+            }""",
             DIVERGING,
         )
         visit.look(1300, "dark")
@@ -970,9 +1005,13 @@ def test_strings_of_others_are_shown_and_never_obeyed(browser, hostile):
         page = visit.open("index.html")
         for figure in page.query_selector_all(".nm-plot"):  # what the mouse brings up
             figure.evaluate("figure => figure.scrollIntoView({ block: 'center', behavior: 'instant' })")
-            places = figure.evaluate("""plot => [...plot.querySelectorAll('.hm image, .points path, .bars .point path')].slice(0, 40).filter((_, i) => i % 8 === 0).map(el => {
-                const box = el.getBoundingClientRect(), picture = el.localName === 'image'
-                return [box.left + box.width * (picture ? 0.2 : 0.5), box.top + box.height * (picture ? 0.8 : 0.5)] })""")
+            places = figure.evaluate("""plot => {
+                const marks = [...plot.querySelectorAll('.hm image, .points path, .bars .point path')].slice(0, 40);
+                return marks.filter((_, i) => i % 8 === 0).map(el => {
+                    const box = el.getBoundingClientRect(), picture = el.localName === 'image';
+                    return [box.left + box.width * (picture ? 0.2 : 0.5), box.top + box.height * (picture ? 0.8 : 0.5)];
+                });
+            }""")
             assert places
             for x, y in places:
                 page.mouse.move(x - 2, y)
@@ -982,13 +1021,15 @@ def test_strings_of_others_are_shown_and_never_obeyed(browser, hostile):
         assert page.evaluate("window.hacked") is None
         assert (
             page.locator(
-                "article img, article [onerror], article [onmouseover], article [onfocus], article a[href^='javascript'], .main-svg a"
+                "article img, article [onerror], article [onmouseover], article [onfocus], "
+                "article a[href^='javascript'], .main-svg a"
             ).count()
             == 0
         )
         assert page.locator("article script:not([type='application/json'])").count() == 0
         everything = page.evaluate(
-            "[document.title, document.querySelector('article').textContent.replace(/\\n/g, ''), ...[...document.querySelectorAll('[aria-label]')].map(el => el.getAttribute('aria-label'))].join('')"
+            "[document.title, document.querySelector('article').textContent.replace(/\\n/g, ''), "
+            "...[...document.querySelectorAll('[aria-label]')].map(el => el.getAttribute('aria-label'))].join('')"
         )
         drawn = page.evaluate("[...document.querySelectorAll('article svg text')].map(t => t.textContent).join('')")
         for text in (everything, drawn):

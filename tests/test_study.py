@@ -35,7 +35,7 @@ def text(cell):
 
 @pytest.fixture
 def root(tmp_path, tiny_folder, monkeypatch):
-    """An empty repository that studies the tiny model."""
+    """An empty repository that studies the tiny model, without an order."""
     for name in ("MODEL", "N", "SEED", "CORRUPTION", "DEVICE"):
         monkeypatch.setenv(name, "")
     (tmp_path / "settings.ini").write_text(f"[study]\nmodel = {tiny_folder}\nn = 3\n")
@@ -51,31 +51,12 @@ def copies(root):
     return root / "results" / "tiny" / "notebooks"
 
 
-def test_order(tmp_path):
-    for name in (
-        "nbs/writeup",
-        "nbs/index",
-        "nbs/claims",
-        "nbs/stability",
-        "nbs/00_data",
-        "nbs/core/model",
-        "ioi_nbs/comparison",
-        "ioi_nbs/00_data",
-        "nbs/_draft",
-        "nbs/.ipynb_checkpoints/a",
-    ):
+def test_which_notebooks_there_are(tmp_path):
+    hidden = ("nbs/_draft", "nbs/.ipynb_checkpoints/a")
+    for name in ("ioi_nbs/00_data", "nbs/index", "nbs/00_data", "nbs/core/model", *hidden):
         write(tmp_path / f"{name}.ipynb", "1")
     found = [p.with_suffix("").as_posix() for p in notebooks.notebooks(tmp_path)]
-    assert found == [
-        "nbs/00_data",
-        "nbs/core/model",
-        "ioi_nbs/00_data",
-        "ioi_nbs/comparison",
-        "nbs/stability",
-        "nbs/claims",
-        "nbs/writeup",
-        "nbs/index",
-    ]
+    assert found == ["nbs/00_data", "nbs/core/model", "nbs/index", "ioi_nbs/00_data"]
     with pytest.raises(ValueError, match="no notebooks"):
         notebooks.notebooks(tmp_path / "nowhere")
 
@@ -141,6 +122,8 @@ def test_a_failing_notebook(root, copies, capsys):
 
 def test_resumes(root, capsys, monkeypatch):
     mark = "open('../ran', 'a').write('{0} ')"
+    first = '[study]\n"nbs/00_a" = {}\n"nbs/core/b" = {}\n"ioi_nbs/00_c" = {}\n'
+    (root / "study.toml").write_text(first + '"nbs/index" = {needs = ["ioi_nbs/00_c"]}\n')
     for name in ("nbs/00_a", "nbs/core/b", "ioi_nbs/00_c", "nbs/index"):
         write(root / f"{name}.ipynb", mark.format(name) if "core" not in name else "1")
     ran = lambda: sorted((root / "ran").read_text().split()) if (root / "ran").exists() else []
@@ -221,6 +204,7 @@ def test_ctrl_c_leaves_nothing_behind(root, copies):
 
 
 def test_rerun(root):
+    (root / "study.toml").write_text('[study]\n"nbs/00_good" = {}\n"ioi_nbs/00_after" = {needs = ["nbs/00_good"]}\n')
     write(root / "nbs/00_good.ipynb", "open('../saved', 'w').write('1');", "#| eval: false\n1 / 0", "#| notest\n1 / 0")
     write(root / "ioi_nbs/00_after.ipynb", "assert open('../saved').read() == '1'")
     write(root / "nbs/01_bad.ipynb", "assert 1 == 2")

@@ -25,7 +25,14 @@ STUDY = [sys.executable, "-m", "namemovers", "study"]
 SAVES = """
 import numpy as np, xarray as xr
 from namemovers.results import save
-save(xr.Dataset({{"x": ("prompt", np.arange(3.0) + {value})}}, attrs=dict(model="tiny", task="mrs", n=3, seed=0, corruption="switch_subjects")), {name!r})
+about = dict(model="tiny", task="mrs", n=3, seed=0, corruption="switch_subjects")
+save(xr.Dataset({{"x": ("prompt", np.arange(3.0) + {value})}}, attrs=about), {name!r})
+"""
+PLAN = """
+[study]
+"nbs/00_step" = {}
+"nbs/01_other" = {}
+"nbs/claims" = {needs = ["nbs/00_step"]}
 """
 READS = "from namemovers.results import load\nprint(float(load({name!r}).x.sum()))"
 
@@ -47,6 +54,7 @@ def root(tmp_path, tiny_folder, monkeypatch):
     root = tmp_path / "clone"
     root.mkdir()
     (root / "settings.ini").write_text(f"[study]\nmodel = {tiny_folder}\nn = 3\n")
+    (root / "study.toml").write_text(PLAN)
     write(root / "nbs/00_step.ipynb", SAVES.format(value=1, name="mrs_step"))
     write(root / "nbs/01_other.ipynb", SAVES.format(value=5, name="mrs_other"))
     write(root / "nbs/claims.ipynb", READS.format(name="mrs_step"))
@@ -335,7 +343,8 @@ def mounted(root):
 BIG = """
 import numpy as np, xarray as xr
 from namemovers.results import save
-save(xr.Dataset({"x": ("prompt", np.random.default_rng(0).normal(size=1_000_000))}, attrs=dict(model="tiny")), "mrs_big")
+values = np.random.default_rng(0).normal(size=1_000_000)
+save(xr.Dataset({"x": ("prompt", values)}, attrs=dict(model="tiny")), "mrs_big")
 """
 
 

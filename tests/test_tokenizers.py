@@ -2,6 +2,7 @@
 
 import re
 
+import conftest
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -28,6 +29,7 @@ from namemovers.data import (
     token_table,
     word_ids,
 )
+from namemovers.model import load_model
 
 SAID = sorted(
     {
@@ -210,7 +212,10 @@ def test_no_shipped_name_fits():
     for tok in (llama([w for w in WORDS if w not in NAMES]), metaspace("never", [])):
         with pytest.raises(
             ValueError,
-            match=r"names: none of the 136 shipped names is one token .*\(.* is \d+: \[.*give names that are, with names=",
+            match=(
+                r"names: none of the 136 shipped names is one token .*\(.* is \d+: "
+                r"\[.*give names that are, with names="
+            ),
         ) as caught:
             mrs_task(tok, n=2)
         assert "lower n" not in str(caught.value)
@@ -247,3 +252,17 @@ def test_a_token_is_shown_with_its_space():
         (mary,), (late,) = word_ids(tok, ["Mary"])[0], word_ids(tok, ["late"])[0]
         assert token_as_text(tok, mary) == " Mary" and token_as_text(tok, np.int64(late)) == " late"
         assert list(token_table(mrs_task(tok, n=1))["clean"])[2] == "·is"
+
+
+def test_gpt2s_shape_has_gpt2s_vocabulary_wherever_it_is_tried(monkeypatch, tmp_path):
+    """Beside a repository without GPT-2's tokenizer the tests of its shape say what they take in its place."""
+    plain = conftest.small_tokenizer()
+    monkeypatch.setattr(conftest, "SHARED", tmp_path)
+    with pytest.warns(UserWarning, match="is absent: .* filled up to 50257 tokens"):
+        tokenizer = conftest.tokenizer_of_gpt2s_size()
+    text = " ".join(NAMES[:50])
+    assert len(tokenizer) == 50257 and tokenizer.encode(text) == plain.encode(text)
+    folder = conftest.write_checkpoint(tmp_path / "model", tokenizer, n_layer=1, n_head=2, n_embd=8)
+    model = load_model(folder, device="cpu")
+    assert model.cfg.d_vocab == model.W_U.shape[1] == 50257
+    assert (ioi_task(model.tokenizer, n=4).clean_tokens < len(plain)).all()

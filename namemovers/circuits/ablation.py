@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..arguments import checked
 from .parts import owners, positions_of
 from ..data import (CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, NAMES, OBJECTS, PLACES, TITLES, Task,
                              ioi_task, mrs_task)
@@ -27,6 +28,7 @@ ABLATIONS = ("mean", "resample", "random", "mean_over_positions", "zero") # what
 REFERENCE = {"ioi": "abc", "mrs": "other_cue"} # the corruption whose corrupted prompts are the reference
 
 # %% ../../nbs/core/circuits/ablation.ipynb #8268e0ed
+@checked
 def reference_task(
     task,                    # an IOI or MRS `Task` of shipped templates, or of templates written out
     n: int = 200,            # prompts
@@ -132,6 +134,7 @@ def _lists_of(task, word):
     return [names.union(word(t) for t in itertools.chain(*corrupted))]
 
 # %% ../../nbs/core/circuits/ablation.ipynb #4a062ec1
+@checked
 def foreign_positions(
     task,       # a `Task`: its clean prompts are run
     reference,  # a `Task`: what its corrupted prompts give takes the place of what is ablated

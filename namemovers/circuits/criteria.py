@@ -9,6 +9,7 @@ __all__ = ['completeness', 'minimality', 'published_circuit', 'overlap']
 import numpy as np
 import xarray as xr
 
+from ..arguments import checked
 from .node_runs import Ablated
 from .parts import Node
 from ..guard import guarded
@@ -58,6 +59,7 @@ class _Question:
         return np.abs(gap.mean(1))
 
 # %% ../../nbs/core/circuits/criteria.ipynb #c6c9e1ad
+@checked
 @guarded
 def completeness(
     model,                    # as in `run_circuits`
@@ -114,6 +116,7 @@ def _greedy_set(q, steps, width, bar):
     return max(path, key=lambda at: at[0])[1]
 
 # %% ../../nbs/core/circuits/criteria.ipynb #ca3d24cc
+@checked
 @guarded
 def minimality(
     model,                    # as in `run_circuits`
@@ -169,6 +172,7 @@ def published_circuit() -> dict: # {role: nodes}
     return {role: frozenset(Node(l, h, IOI_ACTS_AT[role]) for l, h in heads) for role, heads in IOI_HEADS.items()}
 
 # %% ../../nbs/core/circuits/criteria.ipynb #0097b5bb
+@checked
 def overlap(
     a,        # nodes, heads or edges: anything that can be in a set
     b,        # the same

@@ -11,6 +11,7 @@ import itertools
 import numpy as np
 import xarray as xr
 
+from ..arguments import checked
 from .ablation import reference_task
 from .curves import random_circuits
 from .node_runs import Ablated, circuit_of
@@ -20,6 +21,7 @@ from ..guard import guarded
 from ..data import NAMES, name_token
 
 # %% ../../nbs/core/circuits/crossing.ipynb #b1c4f186
+@checked
 def held_out(
     make,               # `ioi_task` or `mrs_task`
     tokenizer,          # a Hugging Face tokenizer
@@ -47,6 +49,7 @@ def _is_whole(tokenizer, name):
     except ValueError: return False
 
 # %% ../../nbs/core/circuits/crossing.ipynb #3b7b3903
+@checked
 @guarded
 def cross_task(
     model,           # as in `run_circuits`
@@ -90,6 +93,7 @@ def _on_a_task(model, task, reference, circuits, drawn, how):
     return xr.Dataset(data, attrs=run.attrs)
 
 # %% ../../nbs/core/circuits/crossing.ipynb #b3aff444
+@checked
 @guarded
 def search_again(
     make,                    # `ioi_task` or `mrs_task`

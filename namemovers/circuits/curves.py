@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
+from ..arguments import checked
 from ..activation_patching import which_logit
 from .ablation import in_words
 from .edge_estimates import edge_strengths
@@ -25,6 +26,7 @@ from ..results import provenance
 from ..stats import normalise, summarise
 
 # %% ../../nbs/core/circuits/curves.ipynb #6d486b12
+@checked
 def faithfulness(
     ds: xr.Dataset,            # from `run_circuits`
     confidence: float = 0.95,  # of the interval
@@ -57,6 +59,7 @@ def faithfulness(
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) # MIB's grid: shares of all nodes (or edges)
 
 # %% ../../nbs/core/circuits/curves.ipynb #493bfba1
+@checked
 def random_circuits(
     universe,      # all nodes, or edges
     size: int,     # of each circuit
@@ -71,6 +74,7 @@ def random_circuits(
     return {f"random {i}": frozenset(universe[j] for j in chosen) for i, chosen in enumerate(drawn)}
 
 # %% ../../nbs/core/circuits/curves.ipynb #ed02fece
+@checked
 @guarded
 def curve(
     model,               # as in `run_circuits`
@@ -120,6 +124,7 @@ def _by_ranking(ds): # the metric [ranking, share, prompt]; "random" is the mean
     return xr.concat([named, drawn], dim="ranking")
 
 # %% ../../nbs/core/circuits/curves.ipynb #842d038b
+@checked
 def trade_off(
     ds: xr.Dataset,           # from `curve`
     confidence: float = 0.95, # of the interval
@@ -137,6 +142,7 @@ def trade_off(
 ENOUGH = 10 # prompts from which on a percentile bootstrap covers what is no mean: the area between a curve and 1
 
 # %% ../../nbs/core/circuits/curves.ipynb #6a9ae8dc
+@checked
 def area(
     ds: xr.Dataset,           # from `curve`
     confidence: float = 0.95, # of the interval
@@ -187,6 +193,7 @@ def _bootstrap(statistic, n, confidence, n_resamples, seed):
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 # %% ../../nbs/core/circuits/curves.ipynb #17208908
+@checked
 def area_name(
     ds: xr.Dataset, # from `curve` or `area`
     area: str,      # "CPR" or "CMD"
@@ -197,6 +204,7 @@ def area_name(
     return f"{area} by {ds.attrs.get('ablation', 'unnamed')} ablation"
 
 # %% ../../nbs/core/circuits/curves.ipynb #c4994bc9
+@checked
 def least_faithful(
     ds: xr.Dataset,          # from `curve`, on the prompts of the search
     name: str,               # of the ranking
@@ -240,6 +248,7 @@ class AblatedEdges:
         return run_edges(self.model, self.task, masks, progress=False, **self.how)[self.metric].values
 
 # %% ../../nbs/core/circuits/curves.ipynb #923461a8
+@checked
 def edge_ranking(
     scores: xr.Dataset,    # from `attribute_edges`, `ablate_edges` or `acdc`
     signed: bool = False,  # by the effect itself; False: by its absolute value

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ..arguments import checked
 from .edge_graph import graph
 from .edge_runs import Job, state_of_all
 from .edges import as_dataset
@@ -97,6 +98,7 @@ def _attribution(job, steps, progress): # -> [edge, prompt]
     return out.cpu()
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #8e2cef34
+@checked
 @guarded
 def attribute_edges(
     model,                        # this and what has no other comment: as in `run_edges`
@@ -128,6 +130,7 @@ def attribute_edges(
                       approximation=order)
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #e5d9a1c4
+@checked
 def edge_strengths(
     scores: xr.DataArray, # effects [edge], or [edge, prompt]
     signed: bool = False, # the effect itself; False: its size
@@ -141,6 +144,7 @@ def edge_strengths(
     return np.nan_to_num(mean if signed else np.abs(mean), nan=-np.inf)
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #bbdbecc9
+@checked
 def top_edges(
     attribution,            # of `attribute_edges` or `ablate_edges`, all edges; or scores [edge], or [edge, prompt]
     k: int,                 # how many

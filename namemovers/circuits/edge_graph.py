@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ..arguments import checked
 from ..stats import head_name
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #9202d16e
@@ -51,6 +52,7 @@ class Graph:
             found.append((f"MLP {l}", ""))
         return [*found, ("logits", "")]
 
+    @checked
     def heads_at(self, layer: int) -> tuple[int, int]: # the numbers of the layer's first input and of its first head
         return layer * (3 * self.n_heads + 1), 1 + layer * (self.n_heads + 1)
 
@@ -93,6 +95,7 @@ class Graph:
 
     def __len__(self): return len(self.input_of)
 
+    @checked
     def mask(
         self,
         edges, # edges, labels or numbers; or a mask [edge]
@@ -114,6 +117,7 @@ class Graph:
         for e in edges: out[self.number_of(e)] = True
         return out
 
+    @checked
     def number_of(
         self,
         edge, # an edge, its label or its number
@@ -126,6 +130,7 @@ class Graph:
         raise ValueError(f"circuits: the model has no edge {edge!r}; its edges are such as {self.labels[0]!r} and "
                          f"{self.labels[-1]!r}, numbers 0 to {len(self) - 1}")
 
+    @checked
     def dense(
         self,
         circuits: np.ndarray, # bool [..., edge]
@@ -135,11 +140,13 @@ class Graph:
         out[..., self.input_of, self.sender_of] = circuits
         return out
 
+    @checked
     def label(self, circuit) -> xr.DataArray: # bool [edge], with names
         "A `circuit`, as for `Graph.mask`, as a labelled array."
         return xr.DataArray(self.mask(circuit), dims="edge", coords=self.coords, name="circuit")
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #8f15d107
+@checked
 def graph(
     of, # a model; a result of this module; or any array over all edges
 ) -> Graph:
@@ -181,6 +188,7 @@ def _fed(g, used): # bool [input, sender] -> bool [sender]
     return reach
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #adb8f350
+@checked
 def connected(
     g: Graph, # of the model
     circuit, # as for `Graph.mask`
@@ -192,6 +200,7 @@ def connected(
     return g.label(mask & _fed(g, used)[g.sender_of] & to_logits[g.owner[g.input_of]])
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #98dc1527
+@checked
 def nodes(
     g: Graph, # of the model
     circuit, # as for `Graph.mask`

@@ -11,6 +11,7 @@ import warnings
 import numpy as np
 import xarray as xr
 
+from ..arguments import checked
 from .edge_graph import connected, graph, useful
 from .edge_runs import Job, run_from, state_of_all
 from .edges import as_dataset, run_masks
@@ -126,6 +127,7 @@ _HISTORY = {"edge": object, "rise": float, "cut": bool, "value": float, "left": 
 _SAME = ("weights_hash", "task", "n", "seed", "corruption", "threshold", "metric", "ablation", "reference", "order")
 
 # %% ../../nbs/core/circuits/edge_search.ipynb #96899068
+@checked
 @guarded
 def acdc(
     model,                        # a `TransformerBridge` that the fast engine is right about

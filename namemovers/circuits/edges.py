@@ -9,6 +9,7 @@ __all__ = ['run_edges', 'ablate_edges']
 import numpy as np
 import xarray as xr
 
+from ..arguments import checked
 from ..activation_patching import effect, which_logit
 from .ablation import in_words
 from .edge_graph import graph
@@ -55,6 +56,7 @@ def as_dataset(job, model, task, values, axis, coords, reference, **about):
     return stamp(ds)
 
 # %% ../../nbs/core/edges.ipynb #99deb45b
+@checked
 @guarded
 def run_edges(
     model,                        # a `TransformerBridge` that the fast engine is right about
@@ -100,6 +102,7 @@ def _named(circuits):
     return {name: circuits.isel({axis: i}) for i, name in enumerate(names)}
 
 # %% ../../nbs/core/edges.ipynb #2b7d32a2
+@checked
 @guarded
 def ablate_edges(
     model,                        # this and what has no other comment: as in `run_edges`

@@ -12,6 +12,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import xarray as xr
 
+from ..arguments import checked
 from .. import plots
 from .curves import area_name, faithfulness
 from .node_runs import circuit_of
@@ -19,6 +20,7 @@ from .parts import Node, heads_of
 from ..stats import estimate, head_name, summarise, untested
 
 # %% ../../nbs/core/circuits/figures.ipynb #25baf39f
+@checked
 def nodes_in_words(
     circuit, # nodes
 ) -> str:    # such as "L0H3 (S1, S2), L2H0 (END)"
@@ -29,6 +31,7 @@ def nodes_in_words(
     return ", ".join(f"{head} ({', '.join(at)})" for head, at in by.items())
 
 # %% ../../nbs/core/circuits/figures.ipynb #8099e1b1
+@checked
 def draw(
     effects: xr.Dataset,    # from `attribute_edges` or `ablate_edges`
     circuit,                # nodes
@@ -50,6 +53,7 @@ def draw(
     return plots.graph(summarise(effects.effect.isel(edge=np.sort(largest))), roles, title=title, alone=True)
 
 # %% ../../nbs/core/circuits/figures.ipynb #2c8e0a63
+@checked
 def completeness_figure(
     ds: xr.Dataset,            # from `completeness`
     title: str | None = None,  # of the figure
@@ -72,6 +76,7 @@ def _whiskers(s): # of a summary, as plotly has them
     return dict(type="data", symmetric=False, array=up, arrayminus=down, thickness=0.8, width=0)
 
 # %% ../../nbs/core/circuits/figures.ipynb #92d7b6ca
+@checked
 def faithfulness_table(
     ds: xr.Dataset, # from `run_circuits`; circuits called "random ..." are one row
 ) -> pd.DataFrame:  # a row a circuit
@@ -94,6 +99,7 @@ def faithfulness_table(
 def _mean_and_range(v): return f"{estimate(v.mean())} ({estimate(v.min())} to {estimate(v.max())})"
 
 # %% ../../nbs/core/circuits/figures.ipynb #8b3202a2
+@checked
 def area_table(
     ds: xr.Dataset, # from `area`
 ) -> pd.DataFrame:  # a row a ranking, the highest CPR first
@@ -104,6 +110,7 @@ def area_table(
     return pd.DataFrame([{"ranking": r, **told(r)} for r in order])
 
 # %% ../../nbs/core/circuits/figures.ipynb #6ae10069
+@checked
 def areas_in_words(
     ds: xr.Dataset, # from `area`
 ) -> str:
@@ -131,6 +138,7 @@ def _clear(v, first, second, sign):
     return "their intervals are apart" if apart else "their intervals overlap"
 
 # %% ../../nbs/core/circuits/figures.ipynb #b2df1cb9
+@checked
 def incomplete_in_words(
     ds: xr.Dataset, # from `completeness`
     k: int = 3,     # how many K
@@ -153,6 +161,7 @@ def incomplete_in_words(
     return f"{counted[0].upper()}{counted[1:]}. The largest: " + "; ".join(map(say, order)) + "."
 
 # %% ../../nbs/core/circuits/figures.ipynb #43abf6bd
+@checked
 def minimal_in_words(
     ds: xr.Dataset, # from `minimality`
     model: float,   # the model's metric

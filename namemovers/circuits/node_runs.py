@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ..arguments import checked
 from ..activation_patching import which_logit
 from .ablation import ABLATIONS, Replacement, in_words, reference_task, say_foreign
 from .parts import masks_of, node, nodes, owners, positions_of
@@ -173,6 +174,7 @@ class Ablated:
         return layer, int(names[self.owner[prompts]].any(0).int().argmax())
 
 # %% ../../nbs/core/circuits/node_runs.ipynb #3e4b3142
+@checked
 @guarded
 def run_circuits(
     model,                      # a `TransformerBridge` that the fast engine is right about
@@ -205,6 +207,7 @@ def run_circuits(
     return ds
 
 # %% ../../nbs/core/circuits/node_runs.ipynb #b2a05625
+@checked
 def circuit_of(
     ds: xr.Dataset,            # with `member` over `node`
     name: str | None = None,   # which circuit, where there are several

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..stats import head_name
+from ..arguments import checked
 
 # %% ../../nbs/core/circuits/parts.ipynb #f5726ba6
 OTHER = "other" # the position of all tokens without a name
@@ -25,10 +25,11 @@ class Node(NamedTuple):
     position: str    # a named position of the task, or "other"
 
     def __str__(self):
-        part = f"MLP{self.layer}" if self.head is None else head_name(self.layer, self.head)
+        part = f"MLP{self.layer}" if self.head is None else f"L{self.layer}H{self.head}"
         return f"{part}@{self.position}"
 
 # %% ../../nbs/core/circuits/parts.ipynb #62dcb79a
+@checked
 def node(
     name: str, # such as "L9H6@END" or "MLP3@END"
 ) -> Node:
@@ -39,6 +40,7 @@ def node(
     return Node(int(mlp), None, position) if mlp else Node(int(layer), int(head), position)
 
 # %% ../../nbs/core/circuits/parts.ipynb #7c232c7e
+@checked
 def positions_of(
     task, # a `Task`
 ) -> list[str]:
@@ -46,6 +48,7 @@ def positions_of(
     return [*task.positions, OTHER]
 
 # %% ../../nbs/core/circuits/parts.ipynb #3151e81d
+@checked
 def nodes(
     model,              # a `TransformerBridge`
     task,               # a `Task`
@@ -57,6 +60,7 @@ def nodes(
     return [Node(*at) for at in itertools.product(range(model.cfg.n_layers), heads, positions_of(task))]
 
 # %% ../../nbs/core/circuits/parts.ipynb #88219bf6
+@checked
 def everywhere(
     heads, # (layer, head) pairs, or nodes
     task,  # a `Task`
@@ -65,6 +69,7 @@ def everywhere(
     return frozenset(Node(h[0], h[1], p) for h in heads for p in positions_of(task))
 
 # %% ../../nbs/core/circuits/parts.ipynb #89c17f0d
+@checked
 def heads_of(
     circuit, # nodes
 ) -> list[tuple[int, int]]:
@@ -86,13 +91,13 @@ def masks_of(circuits, task, n_layers, n_heads, mlps) -> torch.Tensor: # bool [c
     masks = torch.zeros(len(circuits), n_layers, n_heads + 1, len(names), dtype=torch.bool)
     for mask, circuit in zip(masks, circuits):
         for at in circuit:
-            layer, head, position = checked(at, names, n_layers, n_heads, mlps)
+            layer, head, position = checked_node(at, names, n_layers, n_heads, mlps)
             mask[layer, n_heads if head is None else head, names[position]] = True
     if not mlps: masks[:, :, n_heads] = True
     return masks
 
 # %% ../../nbs/core/circuits/parts.ipynb #4ccc3057
-def checked(at, positions, n_layers, n_heads, mlps) -> Node:
+def checked_node(at, positions, n_layers, n_heads, mlps) -> Node:
     "A node that exists; else ValueError."
     try: found = Node(*at)
     except TypeError: raise ValueError(f"circuits: {at!r} is no node; write Node(layer, head, position)") from None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ..arguments import checked
 from ..attribution_patching import attribute
 from .node_runs import Ablated
 from .parts import Node, node, positions_of
@@ -20,6 +21,7 @@ from ..guard import guarded
 METHODS = ("gates", "patching", "knockout", "larger") # of scoring a node
 
 # %% ../../nbs/core/circuits/scores.ipynb #818a79ec
+@checked
 @guarded
 def score_nodes(
     model,                  # as in `run_circuits`
@@ -106,6 +108,7 @@ def _larger(gates, knockout): # [node, prompt]
     return np.where(size[0] > size[1], gates, knockout)
 
 # %% ../../nbs/core/circuits/scores.ipynb #31ddee03
+@checked
 def larger(
     gates: xr.Dataset,    # from `score_nodes`
     knockout: xr.Dataset, # from `score_nodes`, of the same nodes and prompts
@@ -117,6 +120,7 @@ def larger(
     return gates.assign(score=score).assign_attrs(method="larger")
 
 # %% ../../nbs/core/circuits/scores.ipynb #a9ef4500
+@checked
 def ranking(
     scores: xr.Dataset,    # from `score_nodes`, `grow` or `prune`
     signed: bool = False,  # the most helpful first, the most harmful last; False: by absolute value

@@ -9,6 +9,7 @@ __all__ = ['prune', 'grow']
 import numpy as np
 import xarray as xr
 
+from ..arguments import checked
 from .node_runs import Ablated
 from .parts import node
 from .scores import ranking, score_nodes
@@ -35,6 +36,7 @@ def _begin(model, task, scores, tolerance, how):
     return run, scores, order, far
 
 # %% ../../nbs/core/circuits/search.ipynb #d8ddc1b4
+@checked
 @guarded
 def prune(
     model,                         # as in `run_circuits`
@@ -91,6 +93,7 @@ def _weights(scores, order): # node -> |score|, of a search's result 0
     return dict(zip(map(node, scores.node.values.tolist()), size))
 
 # %% ../../nbs/core/circuits/search.ipynb #97cb371c
+@checked
 @guarded
 def grow(
     model,                         # as in `run_circuits`

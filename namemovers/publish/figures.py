@@ -11,6 +11,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from ..arguments import checked
 from .drawing import alone, finished, print_page, shot, svg_of, with_browser
 from .look import COLUMNS, font_css, font_script, laid_out, size, title_of
 from .notes import about, html_note, pdf_noted, png_noted, put, svg_notes, target
@@ -45,6 +46,7 @@ def _drawn(fig, scale, kind, noted, named, dpi):
     return work
 
 # %% ../../nbs/core/publish.ipynb #18e3aea8
+@checked
 def save_figure(
     fig: go.Figure,               # from `namemovers.plots`, or any plotly figure
     path: str | Path,             # ends in .pdf, .svg, .png or .html

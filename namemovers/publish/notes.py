@@ -17,6 +17,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from ..arguments import checked
 from ..files import whole
 from ..results import plain
 
@@ -189,6 +190,7 @@ def _in_text(path: Path) -> str | None:
     return match[1] if kind == ".tex" else html.unescape(match[1])
 
 # %% ../../nbs/core/publish/notes.ipynb #a4769eb2
+@checked
 def read_provenance(
     path: str | Path, # a file of `save_figure`, `save_table` (LaTeX), or a page of `namemovers export`
 ) -> dict:

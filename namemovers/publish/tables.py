@@ -16,6 +16,7 @@ import pandas as pd
 import xarray as xr
 from IPython.display import HTML
 
+from ..arguments import checked
 from ..plots import number, summary_of, unit_of, visible
 from .notes import about, as_json, put, target
 from ..stats import head_name
@@ -77,6 +78,7 @@ TEX |= {chr(code): f"$\\{_greek(code)}$" for code in _GREEK}
 TEX |= {c: f"$\\{name}$" for c, name in zip("ΓΔΘΛΞΠΣΦΨΩ", _CAPITALS)}
 
 # %% ../../nbs/core/publish/tables.ipynb #d353bf56
+@checked
 def latex_text(
     text, # any text
 ) -> str:
@@ -239,6 +241,7 @@ def _latex(df, right, caption, label, digits, noted) -> str:
     return "\n".join([r"% Needs \usepackage{booktabs}.", f"% namemovers: {as_json(noted)}", *body, ""])
 
 # %% ../../nbs/core/publish/tables.ipynb #935824d7
+@checked
 def save_table(
     table,                      # a DataFrame, a table of `plots.table`, a summary, or a result (which is summarised)
     path: str | Path,           # ends in .tex or .csv

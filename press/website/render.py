@@ -21,7 +21,8 @@ from .text import strip_markup
 _ON = """
     tex_math_dollars fenced_divs bracketed_spans fenced_code_attributes inline_code_attributes header_attributes
     link_attributes raw_attribute footnotes definition_lists pipe_tables table_captions table_attributes
-    implicit_figures superscript subscript grid_tables multiline_tables fancy_lists startnum example_lists line_blocks auto_identifiers
+    implicit_figures superscript subscript grid_tables multiline_tables fancy_lists startnum example_lists line_blocks
+    auto_identifiers
 """.split()
 _OFF = ("gfm_auto_identifiers", "autolink_bare_uris")
 _READER = "".join(["ipynb", *(f"+{name}" for name in _ON), *(f"-{name}" for name in _OFF), "+smart"])

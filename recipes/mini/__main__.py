@@ -1,4 +1,4 @@
-"""Train the shipped model: several seeds, keep the best, measure it, write its card. See `python -m recipes.mini -h`."""
+"""Train the shipped model: several seeds, keep the best, measure it, write its card: `python -m recipes.mini -h`."""
 
 import argparse
 import json

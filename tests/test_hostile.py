@@ -1,0 +1,398 @@
+"""Hostile arguments: whatever is given for one argument of a public function, the answer is a result or one sentence
+that names it."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+import time
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import namemovers
+from namemovers import data
+
+# what nobody should give, made anew for each call (a generator is used up)
+HOSTILE = {
+    "None": lambda: None,
+    "-1": lambda: -1,
+    "0": lambda: 0,
+    "2.5": lambda: 2.5,
+    "nan": lambda: float("nan"),
+    "inf": lambda: 1e400,
+    "True": lambda: True,
+    "empty text": lambda: "",
+    "a text": lambda: "no such thing",
+    "a long text": lambda: "x" * 10_000,
+    "[]": list,
+    "[None]": lambda: [None],
+    "{}": dict,
+    "{None: None}": lambda: {None: None},
+    "an object": object,
+    "a generator": lambda: (v for v in (1, None, "a")),
+    "an array": lambda: np.zeros((2, 3)),
+    "a tensor": lambda: torch.ones(2),
+    "a function": lambda: len,
+    "a DataArray": lambda: xr.DataArray([1.0, 2.0], dims="x"),
+    "a Dataset": lambda: xr.Dataset({"a": 1}),
+}
+
+# Of the shared sort, tensors in and tensors out, called for every block of a sweep: `patch` and its like have checked
+# what reaches them.
+INNER = {"engine", "pairs"}
+# Programs of their own, which take paths and notebooks of this repository.
+PROGRAMS = {"site", "study", "mini_model", "_modidx", "__main__"}
+
+
+class World:
+    """A small model, a task of it, results of each kind."""
+
+    def __init__(self, model, folder):
+        self.model, self.tokenizer, self.folder = model, model.tokenizer, folder
+        self.task = data.mrs_task(model.tokenizer, n=3)
+        rng = np.random.default_rng(0)
+        grid = xr.DataArray(
+            rng.normal(size=(3, 4, 6)),
+            dims=("layer", "head", "prompt"),
+            coords={"layer": range(3), "head": range(4), "prompt": range(6)},
+            name="effect",
+        )
+        self.grid, self.row = grid, grid[0, 0]
+
+
+@pytest.fixture(scope="module")
+def world(tiny, tmp_path_factory):
+    return World(tiny, tmp_path_factory.mktemp("hostile"))
+
+
+def functions():
+    "Every public function, with the name of its module before it."
+    found = {}
+    for info in pkgutil.walk_packages(namemovers.__path__, "namemovers."):
+        name = info.name.removeprefix("namemovers.")
+        if name in INNER | PROGRAMS or name.split(".")[0] in INNER | PROGRAMS:
+            continue
+        module = importlib.import_module(info.name)
+        for public in module.__all__:
+            value = getattr(module, public)
+            if inspect.isfunction(value) and value.__module__ == module.__name__:
+                found[f"{name}.{public}"] = value
+            if inspect.isclass(value) and value.__module__ == module.__name__:
+                for k, f in vars(value).items():
+                    if k[0] != "_" and inspect.isfunction(f):
+                        found[f"{name}.{public}.{k}"] = f
+    return found
+
+
+def from_template(w):
+    return dict(
+        template="{A} met {B}. {B} called",
+        words=dict(A=data.NAMES[:5], B=data.NAMES[:5]),
+        answers=("A", "B"),
+        corrupt=("A", "B"),
+        tokenizer=w.tokenizer,
+        n=2,
+    )
+
+
+def from_pairs(w):
+    return dict(
+        clean=["Mary met John. So Mary"],
+        corrupted=["Mary met Paul. So Mary"],
+        answers=(" Mary", " John"),
+        tokenizer=w.tokenizer,
+    )
+
+
+# function -> arguments that work; what is not given has its default
+EXAMPLES = {
+    "data.Task.from_template": (data.Task.from_template, from_template),
+    "data.Task.from_pairs": (data.Task.from_pairs, from_pairs),
+    "data.Task.subset": lambda w: dict(self=w.task, index=[0, 1]),
+    "data.Task.answer": lambda w: dict(self=w.task),
+    "data.mrs_task": lambda w: dict(tokenizer=w.tokenizer, n=2),
+    "data.ioi_task": lambda w: dict(tokenizer=w.tokenizer, n=2),
+    "data.align": lambda w: dict(tokenizer=w.tokenizer, clean="Mary left", corrupted="John left"),
+    "data.token_table": lambda w: dict(task=w.task),
+    "data.name_token": lambda w: dict(tokenizer=w.tokenizer, name="Mary"),
+    "data.word_ids": lambda w: dict(tokenizer=w.tokenizer, words=["Mary"]),
+    "data.token_as_text": lambda w: dict(tokenizer=w.tokenizer, token=5),
+    "data.survey_template": lambda w: {},
+    "data.predictions": lambda w: dict(model=w.model, prompts="Mary met"),
+    "data.survey": lambda w: dict(model=w.model, n=1, families={"pilot": data.MRS_TEMPLATES["pilot"]}),
+    "data.survey_table": lambda w: dict(ds=w.survey()),
+    "data.survey_figure": lambda w: dict(ds=w.survey()),
+    "sites.cells": lambda w: dict(model=w.model, task=w.task, site="z", by="head"),
+    "activation_patching.hook_point": lambda w: dict(site="z", layer=0),
+    "activation_patching.patch": lambda w: dict(model=w.model, task=w.task, site="z", progress=False),
+    "attribution_patching.attribute": lambda w: dict(model=w.model, task=w.task, site="z"),
+    "attribution_patching.patch_screened": lambda w: dict(model=w.model, task=w.task, site="z", screen=2),
+    "path_patching.path_patch": lambda w: dict(model=w.model, task=w.task, senders=[(0, 1)], progress=False),
+    "path_patching.trace": lambda w: dict(model=w.model, task=w.task, depth=1, k=1, progress=False),
+    "sets.patch_sets": lambda w: dict(model=w.model, task=w.task, sets={"none": []}),
+    "logit_lens.logit_lens": lambda w: dict(model=w.model, task=w.task),
+    "logit_lens.layer_contributions": lambda w: dict(ds=w.lens()),
+    "logit_lens.top_tokens": lambda w: dict(ds=w.lens()),
+    "logit_lens.baseline": lambda w: dict(ds=w.lens()),
+    "head_attribution.head_attribution": lambda w: dict(model=w.model, task=w.task),
+    "head_attribution.components": lambda w: dict(result=w.heads()),
+    "head_attribution.attention": lambda w: dict(model=w.model, task=w.task),
+    "head_attribution.name_projection": lambda w: dict(model=w.model, task=w.task, n_resamples=9),
+    "copy_scores.shipped_names": lambda w: dict(tokenizer=w.tokenizer),
+    "copy_scores.copy_scores": lambda w: dict(model=w.model, n=20, names=data.NAMES[:3]),
+    "copy_scores.task_copy_scores": lambda w: dict(model=w.model, task=w.task),
+    "stats.q_values": lambda w: dict(p=abs(w.row) / 9),
+    "stats.summarise": lambda w: dict(values=w.row, n_resamples=99),
+    "stats.proportion": lambda w: dict(values=w.row > 0),
+    "stats.top_heads": lambda w: dict(summary=w.grid.mean("prompt")),
+    "stats.rank_correlation": lambda w: dict(a=w.grid, b=w.grid, n_resamples=9),
+    "stats.correlation": lambda w: dict(x=w.grid, y=w.grid, n_resamples=9),
+    "stats.overlap": lambda w: dict(a=w.grid[..., 0] > 0, b=w.grid[..., 1] > 0),
+    "stats.estimate": lambda w: dict(value=0.5),
+    "stats.head_name": lambda w: dict(layer=0, head=1),
+    "stats.heads_in_words": lambda w: dict(summary=w.summary()),
+    "stability.top_sizes": lambda w: dict(heads=12),
+    "stability.chance": lambda w: dict(heads=12),
+    "stability.agreement": lambda w: dict(a=w.grid[..., 0], b=w.grid[..., 1]),
+    "stability.stability": lambda w: dict(values=w.grid, sizes=(1, 2), draws=3),
+    "plots.heatmap": lambda w: dict(result=w.grid),
+    "plots.lines": lambda w: dict(result=w.grid[0]),
+    "plots.bars": lambda w: dict(result=w.grid),
+    "plots.scatter": lambda w: dict(x=w.grid, y=w.grid),
+    "plots.points": lambda w: dict(x=w.row, y=w.row),
+    "plots.attention": lambda w: dict(pattern=np.tril(np.ones((3, 3))), tokens=["a", "b", "c"]),
+    "plots.table": lambda w: dict(df=w.row.to_dataframe()),
+    "head_roles.pattern_scores": lambda w: dict(model=w.model, periods=(7,), offsets=(0,), n=2),
+    "head_roles.attention_scores": lambda w: dict(model=w.model, task=w.task),
+    "head_roles.signal_tasks": lambda w: dict(task=w.task),
+    "head_roles.other_cue": lambda w: dict(task=w.task),
+    "head_roles.s_inhibition": lambda w: dict(model=w.model, task=w.task, name_movers=[(2, 0)], progress=False),
+    "head_roles.known_roles": lambda w: dict(name="mini"),
+    "circuits.parts.node": lambda w: dict(name="L0H1@S1"),
+    "circuits.parts.positions_of": lambda w: dict(task=w.task),
+    "circuits.parts.nodes": lambda w: dict(model=w.model, task=w.task),
+    "circuits.parts.everywhere": lambda w: dict(heads=[(0, 1)], task=w.task),
+    "circuits.parts.heads_of": lambda w: dict(circuit=w.circuit()),
+    "circuits.ablation.reference_task": lambda w: dict(task=w.task, n=5),
+    "circuits.node_runs.run_circuits": lambda w: dict(
+        model=w.model, task=w.task, circuits={"one": w.circuit()}, ablation="zero"
+    ),
+    "circuits.curves.faithfulness": lambda w: dict(ds=w.run_of_circuits(), n_resamples=9),
+    "circuits.curves.random_circuits": lambda w: dict(universe=w.circuit(), size=1, n=2),
+    "circuits.criteria.overlap": lambda w: dict(a=w.circuit(), b=w.circuit(), universe=w.circuit()),
+    "circuits.edge_graph.graph": lambda w: dict(of=w.model),
+    "circuits.edges.run_edges": lambda w: dict(model=w.model, task=w.task, circuits=w.edges(), progress=False),
+    "circuits.edge_estimates.attribute_edges": lambda w: dict(model=w.model, task=w.task, progress=False),
+    "circuits.edge_estimates.top_edges": lambda w: dict(attribution=w.edge_scores(), k=2),
+    "results.save": lambda w: dict(ds=w.lens(), name="lens", folder=w.folder),
+    "results.load": lambda w: dict(name="saved", folder=w.saved()),
+    "published.published_figures": lambda w: {},
+    "published.published_figure": lambda w: dict(task="ioi", name="logit_diff"),
+    "published.published_grid": lambda w: dict(task="ioi", what="z"),
+    "settings.slug": lambda w: dict(name="mini"),
+    "model.model_name": lambda w: dict(model=w.model),
+    "model.weights_hash": lambda w: dict(model=w.model),
+    "model.model_note": lambda w: dict(model=w.model),
+    "model.model_folder": lambda w: dict(name="mini"),
+    "validation.auroc": lambda w: dict(score=[0.1, 0.2], true=[True, False]),
+    "validation.precision_recall": lambda w: dict(called=[True, False], true=[True, False]),
+    "publish.tables.latex_text": lambda w: dict(text="a"),
+    "publish.tables.save_table": lambda w: dict(table=w.row.to_dataframe(), path=w.folder / "table.csv"),
+}
+
+
+def _cached(f):
+    "A method of the world that is computed once."
+
+    def inner(self):
+        if f.__name__ not in self.__dict__.setdefault("_kept", {}):
+            self._kept[f.__name__] = f(self)
+        return self._kept[f.__name__]
+
+    return inner
+
+
+def _make(**makers):
+    for name, maker in makers.items():
+        maker.__name__ = name
+        setattr(World, name, _cached(maker))
+
+
+def _module(name):
+    return importlib.import_module(f"namemovers.{name}")
+
+
+def _scored(ds):
+    "With an effect for each edge, which a model that knows nothing has none of."
+    return ds.assign(effect=ds.effect.copy(data=np.random.default_rng(0).normal(size=ds.effect.shape)))
+
+
+_make(
+    survey=lambda w: data.survey(w.model, n=1, families={"pilot": data.MRS_TEMPLATES["pilot"]}),
+    lens=lambda w: _module("logit_lens").logit_lens(w.model, w.task),
+    heads=lambda w: _module("head_attribution").head_attribution(w.model, w.task),
+    summary=lambda w: _module("stats").summarise(w.grid, n_resamples=99),
+    circuit=lambda w: _module("circuits").everywhere([(0, 1), (1, 2)], w.task),
+    run_of_circuits=lambda w: _module("circuits").run_circuits(w.model, w.task, {"one": w.circuit()}, ablation="zero"),
+    edge_scores=lambda w: _scored(_module("circuits.edge_estimates").attribute_edges(w.model, w.task, progress=False)),
+    edges=lambda w: {"two": _module("circuits.edge_estimates").top_edges(w.edge_scores(), 2)},
+    saved=lambda w: (_module("results").save(w.row.to_dataset(name="effect"), "saved", w.folder), w.folder)[1],
+)
+
+
+def example(world, name):
+    "The function, and arguments with which it works."
+    made = EXAMPLES[name]
+    if isinstance(made, tuple):
+        return made[0], made[1](world)
+    return functions()[name], made(world)
+
+
+def parameters(function):
+    return [
+        p.name
+        for p in inspect.signature(function).parameters.values()
+        if p.name not in ("self", "cls") and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+
+
+def complaint(function, given, parameter, value):
+    "What is wrong with how a call takes a hostile value; None where it works or says what is wrong."
+    start = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            function(**given | {parameter: value})
+    except (ValueError, TypeError, FileNotFoundError, ImportError, IndexError) as e:
+        said = str(e)
+        if not re.search(rf"\b{parameter}\b", said):
+            return f"{type(e).__name__} without the argument's name: {said[:200]}"
+        if time.perf_counter() - start > 3:
+            return f"{type(e).__name__} after {time.perf_counter() - start:.0f} s: {said[:200]}"
+        if "\n" in said or len(said) > 1000:
+            return f"{type(e).__name__} of {len(said)} characters: {said[:200]}"
+    except Exception as e:
+        return f"{type(e).__name__}: {str(e)[:200]}"
+    return None
+
+
+# (function, argument) -> what is not said well yet. The list may only shrink: a line that is no longer true fails.
+NOT_YET = {
+    ("data.predictions", "prompts"),
+    ("data.predictions", "k"),
+    ("logit_lens.top_tokens", "prompt"),
+    ("stats.q_values", "p"),
+    ("stats.q_values", "family"),
+    ("stats.correlation", "over"),
+    ("stats.correlation", "dim"),
+    ("stats.estimate", "value"),
+    ("stability.stability", "against"),
+    ("plots.heatmap", "labels"),
+    ("plots.lines", "labels"),
+    ("plots.bars", "result"),
+    ("plots.bars", "labels"),
+    ("plots.attention", "tokens"),
+    ("circuits.parts.everywhere", "heads"),
+    ("circuits.parts.heads_of", "circuit"),
+    ("circuits.curves.faithfulness", "ds"),
+    ("circuits.curves.random_circuits", "universe"),
+    ("circuits.curves.random_circuits", "seed"),
+    ("circuits.criteria.overlap", "a"),
+    ("circuits.criteria.overlap", "b"),
+    ("circuits.criteria.overlap", "universe"),
+    ("circuits.edge_graph.graph", "of"),
+    ("circuits.edges.run_edges", "circuits"),
+    ("circuits.edge_estimates.top_edges", "attribution"),
+    ("results.save", "folder"),
+    ("results.load", "folder"),
+    ("published.published_figures", "task"),
+    ("published.published_figure", "task"),
+    ("published.published_grid", "task"),
+    ("settings.slug", "name"),
+    ("model.model_folder", "name"),
+    ("validation.auroc", "score"),
+    ("validation.auroc", "true"),
+    ("validation.precision_recall", "called"),
+    ("validation.precision_recall", "true"),
+    ("publish.tables.save_table", "table"),
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_hostile_arguments_are_named(world, name, monkeypatch):
+    monkeypatch.chdir(world.folder)  # a path that is no path may still be written to
+    function, given = example(world, name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        function(**given)  # the example itself works
+    wrong = {}
+    for parameter in parameters(function):
+        found = {
+            what: c
+            for what, make in HOSTILE.items()
+            if (c := complaint(function, example(world, name)[1], parameter, make()))
+        }
+        if found:
+            wrong[parameter] = found
+    assert {p: w for p, w in wrong.items() if (name, p) not in NOT_YET} == {}
+    assert not [p for f, p in NOT_YET if f == name and p not in wrong], "take it off the list"
+
+
+# Functions that begin with the shared checks, but whose example would take results of a whole study.
+NO_EXAMPLE = {name for name in functions() if name not in EXAMPLES and getattr(functions()[name], "checked", False)}
+# Those that have checks of their own, or take what the library made.
+OWN = re.compile(
+    r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis)|.*\.run_\w+|validation\.methods|results\.provenance|settings\.settings"
+    r"|plots\.(visible|token_|summary_of|unit_of|number)|copy_scores\.(name_ranks|after_first)|data\.(encode|stretches)|model\.(shipped|run_at|answer_d|logit_d)"
+    r"|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit"
+)
+
+
+def test_every_public_function_is_checked():
+    unchecked = [
+        name
+        for name, f in functions().items()
+        if name not in EXAMPLES and not getattr(f, "checked", False) and not OWN.match(name)
+    ]
+    assert not unchecked, f"{unchecked}: put @checked before them, and an example here"
+    assert not [name for name in EXAMPLES if not isinstance(EXAMPLES[name], tuple) and name not in functions()]
+
+
+@pytest.mark.parametrize("name", sorted(NO_EXAMPLE))
+def test_what_is_no_model_task_or_result_is_refused_at_once(name):
+    function = functions()[name]
+    refusing = {
+        "model": "a text",
+        "task": "[]",
+        "ds": "None",
+        "n": "2.5",
+        "seed": "-1",
+        "confidence": "nan",
+        "tokenizer": "2.5",
+        "title": "-1",
+        "progress": "a text",
+    }
+    signature = inspect.signature(function)
+    given = {
+        p.name: None
+        for p in signature.parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    }
+    typed = {
+        k: v
+        for k, v in refusing.items()
+        if k in signature.parameters
+        and (k in ("model", "tokenizer") or signature.parameters[k].annotation is not inspect.Parameter.empty)
+    }
+    for parameter, what in typed.items():
+        if parameter in given:
+            given[parameter] = HOSTILE[what]()
+    first = next((p for p in signature.parameters if p in typed and p in given), None)
+    if first is None:
+        return
+    with pytest.raises(ValueError, match="^\\w+: "):
+        function(**given)
