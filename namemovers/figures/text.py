@@ -10,8 +10,6 @@ import html
 import re
 import unicodedata
 
-from ..arguments import checked
-
 # %% ../../nbs/core/figures/text.ipynb #197e4089
 # Characters that show nothing although their category says that they do:
 # joiners, fillers, selectors, the empty braille cell.
