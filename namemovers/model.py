@@ -270,6 +270,7 @@ def load_model(
     model.eval().requires_grad_(False)
     path = Path(name).expanduser()
     model.cfg.model_name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else name
+    model.cfg.loaded_from = str(path.resolve()) if path.exists() else name # by which a worker loads the same
     model.cfg.weights_source = weights_source(folder)
     model.cfg.weights_hash, model.cfg.tensors_hash = _hash_files(_weight_files(folder)), hash_of_tensors(model)
     model.taken_from_logits = tuple(b - a for b, a in zip(before, _mean_logit(model)))
@@ -319,17 +320,6 @@ def taken_from_logits(
         return tuple(t.to(model.W_U) for t in kept)
     if model.compatibility_mode: return None
     return torch.zeros_like(model.W_U[:, 0]), torch.zeros_like(model.W_U[0, 0])
-
-# %% ../nbs/core/model.ipynb #4e529b74
-def biases(
-    model: TransformerBridge, # as from `load_model`
-    name: str,                # "b_V" or "b_O"
-) -> torch.Tensor:            # of all layers: [layer, key-value head, d_head] or [layer, d_model]
-    "The biases of attention's values or output; zeros where a model has none."
-    own = [getattr(block.attn, name, None) for block in model.blocks]
-    if all(b is not None for b in own): return getattr(model, name)
-    like = model.W_V[:, :, 0] if name == "b_V" else model.W_O[:, 0, 0]
-    return torch.stack([torch.zeros_like(z) if b is None else b for b, z in zip(own, like)])
 
 # %% ../nbs/core/model.ipynb #a51e0c03
 def answer_direction(

@@ -32,6 +32,7 @@ from ..published import MRS_HEADS, published_figure, published_grid
 from ..stability import agreement
 from ..stats import estimate, heads_in_words, top_heads
 from namemovers.verdicts import (
+    LEAST_SHARE,
     Verdict,
     agrees,
     bounded,
@@ -209,7 +210,13 @@ def mrs_s3_hurts(r):
 # %% ../../nbs/core/claims/pilot.ipynb #0bb32e81
 @claim("pilot", "direct logit attribution, for any model", PAGE["heads"], "mrs_head_attribution")
 def mrs_negative_writers(r):
-    "Some heads write against the answer."
+    "Some heads write against the answer (ours: significantly, and a twentieth or more of the largest mean)."
+    s = attributions(r, "mrs")
+    can_test(s)
+    asked = LEAST_SHARE * float(abs(s["mean"]).max())
+    if bool((s["low"] > -asked).all()):
+        lowest = heads_in_words(s, top_heads(s, 1, -1))
+        return there_are([], f": none writes {estimate(asked)} or more against it; lowest {lowest}")
     return there_are(writers(r, "mrs", -1))
 
 # %% ../../nbs/core/claims/pilot.ipynb #0a5afa9f

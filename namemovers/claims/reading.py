@@ -11,7 +11,7 @@ import xarray as xr
 from ..arguments import checked
 from ..head_roles import worst_period
 from ..stats import proportion, summarise, top_heads
-from ..verdicts import Results, Untold, can_test
+from ..verdicts import LEAST_SHARE, Results, Untold, can_test
 
 # %% ../../nbs/core/claims/reading.ipynb #594961c3
 def share_right(r, task) -> xr.Dataset:
@@ -88,12 +88,12 @@ def mean_over(values, heads):
 # %% ../../nbs/core/claims/reading.ipynb #58e577c4
 @checked
 def writers(
-    r: Results,          # of one model
-    task: str,           # "mrs" or "ioi"
-    sign: int = 1,       # +1: those for the answer; -1: those against it
-    k: int = 3,          # at most
-    least: float = 0.05, # share of the largest mean; with many prompts the smallest is significant
-) -> list:               # of (layer, head)
+    r: Results,                 # of one model
+    task: str,                  # "mrs" or "ioi"
+    sign: int = 1,              # +1: those for the answer; -1: those against it
+    k: int = 3,                 # at most
+    least: float = LEAST_SHARE, # of the largest mean; with many prompts the smallest is significant
+) -> list:                      # of (layer, head)
     """The significant heads that write most for or against the answer, by direct attribution.
 
     Raises Untold where there is none."""

@@ -14,6 +14,7 @@ import torch
 import xarray as xr
 
 from ..arguments import checked
+from ..engine.direct import head_maps, norms_after
 from ..engine.forward import embed, forward
 from ..engine.ready import Reader, ready
 from ..engine.sweep import run_sets, sweep
@@ -191,17 +192,21 @@ def at_heads(values, heads, shape) -> np.ndarray: # [layer, head, prompt]
 
 # %% ../../nbs/core/head_roles/interventions.ipynb #970bb65c
 def outputs_at_end(w, tokens, end, batch_size, edit_for) -> tuple:
-    """Head outputs [layer, prompt, head, d_head] and the final residual stream [prompt, d_model] at END.
+    """Of a run, at END: head outputs [layer, prompt, head, d_head], the final residual stream [prompt, d_model], and
+    the scales of norms behind attention [layer, prompt], 1 where there is none.
 
     `edit_for(prompts)` gives the edit of a batch, or None."""
     n = len(tokens)
     z, final = w.W_E.new_empty(w.n_layers, n, w.n_heads, w.d_head), w.W_E.new_empty(n, w.d_model)
+    behind = w.W_E.new_ones(w.n_layers, n)
     for i in torch.arange(n, device=tokens.device).split(batch_size):
         rows = torch.arange(len(i), device=tokens.device)
-        run = forward(w, embed(w, tokens[i]), keep=("z",), edit=edit_for(i))
+        run = forward(w, embed(w, tokens[i]), keep=("z", "attn_raw"), edit=edit_for(i))
         final[i] = run.final[rows, end[i]]
-        for l in range(w.n_layers): z[l, i] = run["z"][l][rows, :, end[i]]
-    return z, final
+        for l, layer in enumerate(w.layers):
+            z[l, i] = run["z"][l][rows, :, end[i]]
+            if layer.ln1_post is not None: behind[l, i] = layer.ln1_post.scale(run["attn_raw"][l][rows, end[i]])[:, 0]
+    return z, final, behind
 
 # %% ../../nbs/core/head_roles/interventions.ipynb #8ff0dcbc
 def knock_out(fill, end):
@@ -216,12 +221,14 @@ def knock_out(fill, end):
     return edit
 
 # %% ../../nbs/core/head_roles/interventions.ipynb #fb9858ec
-def written(w, z, toward) -> np.ndarray: # [layer, head, prompt]
-    "What heads write along a direction: `z` [layer, prompt, head, d_head], `toward` [prompt, d_model]."
+def written(w, z, toward, behind) -> np.ndarray: # [layer, head, prompt]
+    """What heads write along a direction, through the norms behind attention at the scales `behind` [layer, prompt].
+
+    `z` [layer, prompt, head, d_head], `toward` [prompt, d_model]."""
     by_layer = []
     for l in range(w.n_layers):
-        W_O = w.layers[l].W_O.view(w.n_heads, w.d_head, -1)
-        by_layer.append(torch.einsum("phc,hcd,pd->hp", z[l], W_O, toward))
+        along = torch.einsum("phc,hcd,pd->hp", z[l], head_maps(w, l), toward)
+        by_layer.append(along / behind[l])
     return torch.stack(by_layer).cpu().numpy()
 
 # %% ../../nbs/core/head_roles/interventions.ipynb #652cc52a
@@ -237,7 +244,7 @@ def backup(
     """What heads write for the answer when the name movers are knocked out.
 
     - `before`, `after` [layer, head, prompt]: direct attribution to the logit difference, without and with the
-      knock-out, both at the scale of the untouched run
+      knock-out, both at the scales of the untouched run
     - `gain` [layer, head, prompt]: after - before; NaN for the heads knocked out
     - `clean`, `knocked_out` [prompt]: logit difference of either run
 
@@ -246,17 +253,17 @@ def backup(
     Source: Wang et al. 2022 (arXiv 2211.00593), section 3.4 (backup name mover heads).
     """
     w, knocked = ready(model), heads_of_model(model, name_movers, "name_movers")
-    check_knock_out(w, task, ablation)
+    check_knock_out(task, ablation)
     pairs = Pairs.of(task).to(w.W_E.device)
     read = Reader(w, pairs, "logit_diff")
     run = partial(outputs_at_end, w, pairs.clean, pairs.end, batch_size)
-    z, final = run(lambda i: None)
+    z, final, behind = run(lambda i: None)
     fill = {(l, h): z[l, :, h].mean(0) if ablation == "mean" else torch.zeros_like(z[l, 0, h]) for l, h in knocked}
-    z_after, final_after = run(lambda i: knock_out(fill, pairs.end[i]))
+    z_after, final_after, _ = run(lambda i: knock_out(fill, pairs.end[i]))
     toward = read.toward[0] / w.final.scale(final)       # [prompt, d_model]
     if w.final.kind == "layer":                          # it takes the mean off what is written
         toward = toward - toward.mean(-1, keepdim=True)
-    before, after = written(w, z, toward), written(w, z_after, toward)
+    before, after = written(w, z, toward, behind), written(w, z_after, toward, behind)
     gain = after - before
     for l, h in knocked: gain[l, h] = np.nan
     dims = ("layer", "head", "prompt")
@@ -269,15 +276,21 @@ def backup(
             "knocked_out": ("prompt", read(final_after, pairs.prompts).cpu().numpy()),
         },
         coords=dict(layer=np.arange(w.n_layers), head=np.arange(w.n_heads), prompt=np.arange(len(task))),
-        attrs=provenance(model, task, measurement="backup", ablation=ablation, knocked_out=named_heads(knocked)),
+        attrs=provenance(
+            model,
+            task,
+            measurement="backup",
+            ablation=ablation,
+            knocked_out=named_heads(knocked),
+            **norms_after(w, frozen=True),
+        ),
     )
 
 # %% ../../nbs/core/head_roles/interventions.ipynb #05fb8c99
-def check_knock_out(w, task, ablation) -> None:
+def check_knock_out(task, ablation) -> None:
     "Raise ValueError where heads cannot be knocked out so."
     if ablation not in ("mean", "zero"):
         raise ValueError(f"ablation={ablation!r} is neither 'mean' nor 'zero'; choose one.")
     if ablation == "mean" and len(task) < 2:
         raise ValueError("task has one prompt, whose mean is itself; use ablation='zero', or more prompts.")
-    if w.norms_after:
-        raise ValueError("model: it normalises what attention writes, and knock-outs are not built for that.")
+
