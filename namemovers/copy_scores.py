@@ -6,40 +6,37 @@
 __all__ = ['name_ranks', 'after_first_block', 'names_in_context', 'shipped_names', 'copy_scores', 'task_copy_scores']
 
 # %% ../nbs/04_copy_scores.ipynb #d19902f1
-import functools
-
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 from .arguments import checked, short
 from .data import NAMES, ioi_task, name_token, word_ids
+from .engine.direct import at_end, head_maps, head_values
 from .guard import guarded
-from .head_attribution import check_sum, name_ids, subject_positions
-from .model import biases, run_at_end
+from .head_attribution import name_ids, readable, subject_positions
 from .results import provenance
 from .stats import head_name, top_heads
 
-# %% ../nbs/04_copy_scores.ipynb #486c93c3
-@torch.no_grad()
-def check_values(
-    model, # as in `copy_scores`
-    task,  # whose first prompts are tried
-) -> None:
-    "Raise ValueError unless heads write and read as a copy score takes it: through W_O alone, and values as W_V of the normed stream."
-    check_sum(model, task)
-    kept, L = {}, range(model.cfg.n_layers)
-    names = [f"blocks.{l}.{at}" for l in L for at in ("hook_resid_pre", "attn.hook_v")]
-    def keep(value, hook, name): kept[name] = value[0]
-    model.run_with_hooks(task.clean_tokens[:1].to(model.cfg.device), fwd_hooks=[(n, functools.partial(keep, name=n)) for n in names], return_type=None)
-    for l, block, W_V, b_V in zip(L, model.blocks, model.W_V, biases(model, "b_V")):
-        x, own = kept[f"blocks.{l}.hook_resid_pre"], kept[f"blocks.{l}.attn.hook_v"]
-        ours = torch.einsum("pd,hdk->phk", block.ln1(x[None])[0], W_V) + b_V
-        if ours.shape != own.shape or not torch.allclose(ours, own, rtol=1e-3, atol=1e-3 * max(1, float(own.abs().max()))):
-            raise ValueError(f"model {model.cfg.model_name!r}: the values of layer {l} are not its W_V of the normed stream, so that a head's OV circuit cannot be read; "
-                             "use a model loaded with load_model.")
-
 # %% ../nbs/04_copy_scores.ipynb #0f92ae09
+def _ranks(
+    y,   # what is written, read by the unembedding without its bias [sample, token]
+    ids, # the tokens that say the names [sample, name]
+    b_U, # [token]
+) -> tuple: # two arrays [sample, name]: of what is written, and of its negation
+    "How many tokens score at least as high as a name, itself left out. A row at a time, which stays in the cache."
+    if y.is_cpu:
+        count, y, ids, b_U = np.count_nonzero, y.numpy(), ids.numpy(), b_U.numpy()
+    else:
+        count = lambda above: int(above.sum())
+    found = []
+    for row, names in zip(y, ids):
+        found.append([[count(logits >= logits[i]) - 1 for i in names] for logits in (row + b_U, b_U - row)])
+    plus, minus = np.array(found, dtype=np.int32).reshape(len(ids), 2, -1).swapaxes(0, 1)
+    return plus, minus
+
+
+@torch.no_grad()
 def name_ranks(
     x,     # outputs of heads [head, sample, d_model]
     ids,   # the tokens that say the names [sample, name]
@@ -48,20 +45,48 @@ def name_ranks(
     """How many tokens score at least as high as a name.
 
     Counting ties against the name means that a head which writes nothing copies nothing."""
-    y, b = model.ln_final(x) @ model.W_U, model.b_U
-    ids, ranks = ids.expand(len(x), -1, -1), []
-    for logits in (y + b, b - y):
-        own = logits.gather(-1, ids)
-        above = [(logits >= own[..., k, None]).sum(-1, dtype=torch.int32) for k in range(ids.shape[-1])]
-        ranks.append(torch.stack(above, -1).cpu().numpy() - 1)
-    return ranks
+    heads = [_ranks(model.ln_final(one[None])[0] @ model.W_U, ids, model.b_U) for one in x]
+    return [np.stack(of_sign) for of_sign in zip(*heads)]
+
+# %% ../nbs/04_copy_scores.ipynb #b534318c
+LOGITS_AT_ONCE = 2**24 # bytes: few enough to stay in a processor's cache, enough for a fast product
 
 
-def _samples_at_once(model, memory):
-    # logits of both signs and a comparison, for every head of a layer
-    return max(1, memory // (16 * model.cfg.n_heads * model.cfg.d_vocab))
+def _toward_tokens(model, W_O, out, normed):
+    """What a head's values do to the logits before the final norm's scale, [d_head, token], and that scale [sample].
+
+    `out`, `normed` [sample, d_model]: what the head writes, and that behind the final norm, which takes the mean away or
+    not and then scales. None where it does anything else."""
+    for centred in (False, True):
+        W, x = (t - t.mean(-1, keepdim=True) if centred else t for t in (W_O, out))
+        size = (x * x).sum(-1)
+        scale = (x * normed).sum(-1) / size.where(size > 0, 1)
+        if torch.allclose(scale[:, None] * x, normed, rtol=1e-4, atol=1e-5 * float(normed.abs().max())):
+            return W @ model.W_U, scale
+    return None
 
 
+@torch.no_grad()
+def head_ranks(
+    v,      # what a head has read, each sample [sample, d_head]
+    W_O,    # how it writes that [d_head, d_model]
+    ids,    # the tokens that say the names [sample, name]
+    model,  # TransformerBridge in compatibility mode
+    memory, # bytes that logits may take
+) -> list:  # two arrays [sample, name]
+    """`name_ranks` of one head. Many samples go through the head's own width: `W_O W_U` is made once, and a sample
+    takes `d_head` numbers a token in place of `d_model`. The same to rounding."""
+    cfg, out = model.cfg, v @ W_O
+    normed = model.ln_final(out[None])[0]
+    fewer = len(v) * (cfg.d_model - len(W_O)) > len(W_O) * cfg.d_model  # products, with those for W_O W_U
+    worth_it = fewer and 4 * len(W_O) * cfg.d_vocab <= memory
+    narrow = _toward_tokens(model, W_O, out, normed) if worth_it else None
+    x, toward = (narrow[1][:, None] * v, narrow[0]) if narrow else (normed, model.W_U)
+    size = max(1, min(memory, LOGITS_AT_ONCE) // (4 * cfg.d_vocab))
+    parts = [_ranks(x[s] @ toward, ids[s], model.b_U) for s in torch.arange(len(v)).split(size)]
+    return [np.concatenate(of_sign) for of_sign in zip(*parts)]
+
+# %% ../nbs/04_copy_scores.ipynb #bd571b06
 @guarded
 def after_first_block(
     model,         # TransformerBridge in compatibility mode
@@ -81,23 +106,22 @@ def after_first_block(
         kept.append(seen[0].gather(1, at[i].to(cfg.device)[..., None].expand(-1, -1, cfg.d_model)))
     return torch.cat(kept).flatten(0, 1)
 
-
+# %% ../nbs/04_copy_scores.ipynb #55234666
 @torch.no_grad()
-def _ov_ranks(model, tokens, at, ids, memory):
-    """Ranks of names written by every head that attends to them alone.
+def _ov_ranks(model, w, tokens, at, ids, memory):
+    """Ranks of names written by every head that attends to them alone. A norm behind attention divides by its scale,
+    which moves no rank.
 
     `tokens` [prompt, position]; `at`, `ids` [prompt, name]: where each name stands and the token that says it.
     Returns two arrays [layer, head, prompt, name].
     """
     cfg, ids = model.cfg, ids.to(model.cfg.device).reshape(-1, 1)  # [sample, 1]
     resid = after_first_block(model, tokens, at)
-    chunk = _samples_at_once(model, memory)
     ranks = []
-    for block, W_V, b_V, W_O in zip(model.blocks, model.W_V, biases(model, "b_V"), model.W_O):
-        v = torch.einsum("sd,hdk->hsk", block.ln1(resid), W_V) + b_V[:, None]
-        v = v.repeat_interleave(cfg.n_heads // len(v), 0) # several heads may share values
-        ranks.append([np.concatenate(r, axis=1) for r in zip(*(name_ranks(v[:, s] @ W_O, ids[s], model) for s in torch.arange(len(ids)).split(chunk)))])
-    return [np.stack(r).reshape(cfg.n_layers, cfg.n_heads, *at.shape) for r in zip(*ranks)]
+    for layer in range(cfg.n_layers):
+        v, W_O = head_values(w, layer, resid), head_maps(w, layer)  # [head, sample, d_head], [head, d_head, d_model]
+        ranks += [head_ranks(read, writes, ids, model, memory) for read, writes in zip(v, W_O)]
+    return [np.stack(of_sign).reshape(cfg.n_layers, cfg.n_heads, *at.shape) for of_sign in zip(*ranks)]
 
 # %% ../nbs/04_copy_scores.ipynb #005c11d8
 @checked
@@ -157,10 +181,10 @@ def copy_scores(
     if len(names) < 2: raise ValueError(f"names must hold at least two different names, not {short(names)}, since an IOI prompt has two people; add one.")
     if n < 1 or top < 1: raise ValueError(f"n and top must be at least 1, not n={n} and top={top}; give more.")
     token = torch.tensor([name_token(tokenizer, name) for name in names])
-    check_values(model, ioi_task(tokenizer, n=2, seed=seed))
+    w = readable(model, ioi_task(tokenizer, n=2, seed=seed))
     tokens, at, who = names_in_context(tokenizer, names, n, seed)
     said = token[who]
-    ranks = _ov_ranks(model, tokens.scatter(1, at, said), at, said, memory)
+    ranks = _ov_ranks(model, w, tokens.scatter(1, at, said), at, said, memory)
     rank, negative = (r.reshape(*r.shape[:2], -1) for r in ranks)
     which = who.flatten().numpy()
     by_name = lambda r: np.stack([(r[..., which == k] < top).mean(-1) for k in range(len(names))], axis=-1)
@@ -189,26 +213,31 @@ def task_copy_scores(
     the share of prompts. Raises ValueError for a task whose prompts hold no name, and for a name that is not one token.
     """
     names = subject_positions(task)
-    check_values(model, task)
+    w = readable(model, task)
     at = torch.stack([task.positions[p] for p in names], dim=1)
     ids = name_ids(model.tokenizer, task, names)
-    ov = _ov_ranks(model, task.clean_tokens, at, ids, memory)
-    end = _end_ranks(model, task, ids, memory)
+    ov = _ov_ranks(model, w, task.clean_tokens, at, ids, memory)
+    end = _end_ranks(model, w, task, ids, memory)
     dims = ("layer", "head", "prompt", "name")
     data = {k: (dims, (r < top).astype(np.int8)) for k, r in zip(("copied", "copied_negative", "written", "written_negative"), ov + end)}
     return xr.Dataset(data, coords=dict(layer=np.arange(model.cfg.n_layers), head=np.arange(model.cfg.n_heads), prompt=np.arange(len(task)), name=names),
                       attrs=provenance(model, task, measurement="task_copy_scores", top=top)).transpose("layer", "head", "name", "prompt")
 
+# %% ../nbs/04_copy_scores.ipynb #c821fae2
+@torch.no_grad()
+def _end_ranks(model, w, task, ids, memory):
+    """Ranks of the names `ids` [prompt, name] in what each head writes at END, and in its negation.
 
-def _end_ranks(model, task, ids, memory):
-    "Ranks of the names `ids` [prompt, name] in what each head writes at END, and in its negation: two of [layer, head, prompt, name]."
-    hooks = [f"blocks.{l}.attn.hook_z" for l in range(model.cfg.n_layers)]
-    ids, parts = ids.to(model.cfg.device), []
-    for i in torch.arange(len(task)).split(min(_samples_at_once(model, memory), 16)):
-        _, z = run_at_end(model, task.clean_tokens[i], task.positions["END"][i], hooks)
-        layers = [name_ranks(torch.einsum("phk,hkd->hpd", z[n], w), ids[i], model) for n, w in zip(hooks, model.W_O)]
-        parts.append([np.stack(r) for r in zip(*layers)])
-    return [np.concatenate(r, axis=2) for r in zip(*parts)]
+    Two arrays [layer, head, prompt, name]."""
+    ids, z = ids.to(model.cfg.device), []
+    for i in torch.arange(len(task)).split(16):
+        kept = at_end(w, task.clean_tokens[i].to(ids.device), task.positions["END"][i].to(ids.device)).z
+        z.append(torch.stack(list(kept)))  # [layer, prompt, head, d_head]
+    read = torch.cat(z, 1).transpose(1, 2)  # [layer, head, prompt, d_head]
+    ranks = []
+    for layer, of_heads in enumerate(read):
+        ranks += [head_ranks(v, writes, ids, model, memory) for v, writes in zip(of_heads, head_maps(w, layer))]
+    return [np.stack(of_sign).reshape(*read.shape[:2], *ids.shape) for of_sign in zip(*ranks)]
 
 # %% ../nbs/04_copy_scores.ipynb #a36b87a4
 def heads_above(

@@ -158,7 +158,7 @@ def test_names_stand_in_their_places(tiny):
 
     seen = {}
 
-    def spy(model, tokens, at, ids, memory):
+    def spy(model, w, tokens, at, ids, memory):
         seen.update(tokens=tokens, at=at, ids=ids)
         return [np.zeros((model.cfg.n_layers, model.cfg.n_heads, *at.shape), int)] * 2
 
@@ -294,22 +294,83 @@ def test_models_without_biases_and_with_shared_values(other_kind, kind, shared):
         ("Granite", dict(num_key_value_heads=4, residual_multiplier=0.3, embedding_multiplier=5.0)),  # multipliers
     ],
 )
-def test_heads_that_do_not_write_straight_into_the_stream_are_refused(other_kind, kind, more):
-    from namemovers.head_attribution import head_attribution, name_projection
-
+def test_heads_that_write_through_a_norm_or_a_multiplier(other_kind, kind, more):
+    "By transformers' own modules: what a head that sees one name alone writes, through whatever follows."
     model = other_kind(kind, **more)
+    if kind == "Gemma2":
+        with torch.no_grad():
+            for layer in model.original_model.model.layers:  # a weight that moves ranks
+                inner = getattr(layer, "original_component", layer).post_attention_layernorm
+                getattr(inner, "original_component", inner).weight.normal_(0, 1)
     task = ioi_task(model.tokenizer, n=3, seed=4)
-    for measure in (head_attribution, name_projection, task_copy_scores, lambda m, t: copy_scores(m, NAMES_5, n=15)):
-        with pytest.raises(ValueError, match="components sum to"):
-            measure(model, task)
+    top = model.cfg.d_vocab // 4
+    ds, ids = task_copy_scores(model, task, top=top), name_ids(model.tokenizer, task)
+    shared, seen = model.blocks[0].attn.W_V.shape[0], 0
+    for i in range(len(task)):
+        resid = model.run_with_cache(task.clean_tokens[i : i + 1], return_type=None)[1]["blocks.0.hook_resid_post"][0]
+        for j, name in enumerate(subject_positions(task)):
+            x = resid[task.positions[name][i]]
+            for l, block in enumerate(model.blocks):
+                v = block.attn.v.original_component(block.ln1(x[None, None])[0, 0]).view(shared, -1).detach()
+                for h in range(4):
+                    out = v[h * shared // 4] @ model.W_O[l, h]
+                    if kind == "Gemma2":
+                        out = block.ln1_post(out[None, None])[0, 0]  # its scale moves no rank
+                    best = model.unembed(model.ln_final(out[None, None]))[0, 0].topk(top).indices
+                    assert bool(ds.copied.sel(layer=l, head=h, name=name, prompt=i)) == (int(ids[i, j]) in best)
+                    seen += int(ids[i, j]) in best
+    assert seen
 
 
-def test_values_that_are_not_what_the_matrices_say_are_refused(tiny, monkeypatch):
-    from namemovers.copy_scores import check_values
+# ---- through the head's own width
 
-    task = ioi_task(tiny.tokenizer, n=2, seed=4)
-    check_values(tiny, task)
-    monkeypatch.setattr(type(tiny), "W_V", property(lambda self: 1.1 * torch.stack([b.attn.W_V for b in self.blocks])))
-    for measure in (lambda: task_copy_scores(tiny, task), lambda: copy_scores(tiny, NAMES_5, n=15)):
-        with pytest.raises(ValueError, match="values of layer 0"):
-            measure()
+
+def both_ways(model, monkeypatch, n=80, memory=2**28, d_head=None, seed=0):
+    """Ranks of two names a sample, through the head's own width and through the stream's; how often the first was."""
+    from namemovers import copy_scores as module
+
+    g = torch.Generator().manual_seed(seed)
+    v = torch.randn(n, d_head or model.cfg.d_head, generator=g)
+    v[3] = 0  # a head that writes nothing
+    ids = torch.randint(0, model.cfg.d_vocab, (n, 2), generator=g)
+    made, toward = [], module._toward_tokens
+
+    def spy(*given):
+        made.append(toward(*given))
+        return made[-1]
+
+    monkeypatch.setattr(module, "_toward_tokens", spy)
+    ours = module.head_ranks(v, model.W_O[1, 2], ids, model, memory)
+    theirs = [r[0] for r in module.name_ranks((v @ model.W_O[1, 2])[None], ids, model)]
+    return ours, theirs, made
+
+
+@pytest.mark.parametrize("memory", [2**28, 2**22])  # all samples at once, and one at a time
+def test_through_the_width_of_the_head(tiny, monkeypatch, memory):
+    ours, theirs, made = both_ways(tiny, monkeypatch, memory=memory)
+    assert len(made) == 1 and made[0] is not None
+    for a, b in zip(ours, theirs):
+        assert a.shape == b.shape == (80, 2) and np.abs(a - b).max() <= 1 and (a != b).mean() < 0.02
+        assert (a >= 0).all() and a.max() < tiny.cfg.d_vocab and len(np.unique(a)) > 50
+
+
+def test_norms_that_scale_alone_and_norms_of_another_kind(tiny, monkeypatch):
+    class Root(torch.nn.Module):  # RMSNorm: the mean stays
+        def forward(self, x):
+            return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    class Bent(torch.nn.Module):  # no scale of the stream
+        def forward(self, x):
+            return torch.tanh(x)
+
+    for norm, narrow in ((Root(), True), (Bent(), False)):
+        with monkeypatch.context() as m:
+            m.setitem(tiny._modules, "ln_final", norm)
+            ours, theirs, made = both_ways(tiny, m)
+        assert (made[0] is not None) == narrow
+        assert all(np.abs(a - b).max() <= 1 and (a != b).mean() < 0.02 for a, b in zip(ours, theirs))
+
+
+def test_few_samples_go_through_the_stream(tiny, monkeypatch):
+    ours, theirs, made = both_ways(tiny, monkeypatch, n=8)
+    assert not made and all((a == b).all() for a, b in zip(ours, theirs))
