@@ -252,6 +252,7 @@ def bars(
     "Means as bars with their intervals: the k highest and the k lowest heads, or every value of one dimension."
     series = {str(n): summary_of(v, var) for n, v in result.items()} if isinstance(result, dict) else {"": summary_of(result, var)}
     first = next(iter(series.values()))
+    if not first["mean"].ndim: raise ValueError("result: it is one number and has no bars; give [layer, head], or one dimension besides prompt.")
     if first["mean"].ndim == 2:
         if set(first["mean"].dims) != {"layer", "head"} or len(series) > 1: raise ValueError(f"Bars need heads (layer, head) or one dimension besides prompt, but the result has {first['mean'].dims}.")
         s = first.stack(cell=("layer", "head")).dropna("cell", subset=["mean"])

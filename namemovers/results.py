@@ -168,7 +168,7 @@ def load(
     if not path.is_file():
         there = sorted(p.stem for p in folder.glob("*.nc") if not p.name.startswith("."))
         raise FileNotFoundError(
-            f"There is no result {path.stem!r} in {folder} (there: {', '.join(there) or 'nothing'}); "
+            f"There is no result {path.stem!r} in the folder {folder} (there: {', '.join(there) or 'nothing'}); "
             "run the notebook that saves it, or `make study`."
         )
     ds = _opened(path)
