@@ -6,6 +6,8 @@ SHELL := /bin/bash
 VENV := .venv
 unexport VIRTUAL_ENV  # of another environment, which IPython would warn of
 PY := $(VENV)/bin/python
+# So many tests at once, each on one core and with a model of GPT-2's shape of its own (2 GB): `make test TESTS=4`.
+TESTS ?= 2
 # The first suitable Python on the PATH; `make PYTHON=/path/to/python3.12` takes another.
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -60,9 +62,9 @@ check: install ## lint with ruff and check types with mypy (two minutes, then se
 # The notebooks run in a copy of the repository, with kernels that have torch imported: results/ stays as it is.
 # What they show is compared with what is committed. Settings in the environment are for the study, and not for this.
 test: check ## make check, then run the notebooks and compare their outputs, then pytest, which says how much of the library it runs
-	@unset MODEL N SEED CORRUPTION DEVICE; status=0; \
+	@unset MODEL N SEED CORRUPTION DEVICE; export OMP_NUM_THREADS=1; status=0; \
 	$(PY) -m press.rerun || status=1; \
-	$(PY) -m pytest tests --cov --cov-report=term:skip-covered || status=1; \
+	$(PY) -m pytest tests -n $(TESTS) --dist loadfile --cov --cov-report=term:skip-covered || status=1; \
 	exit $$status
 
 mini: install ## train the model that ships with the package again (up to 30 minutes)

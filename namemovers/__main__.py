@@ -189,7 +189,10 @@ def study(
     notebooks: Annotated[
         Optional[list[str]],
         typer.Argument(
-            help="Run only these, e.g. nbs/03_head_attribution.ipynb; without them the study runs, and the site is built.",
+            help=(
+                "Run only these, e.g. nbs/03_head_attribution.ipynb; "
+                "without them the study runs, and the site is built."
+            ),
             show_default=False,
         ),
     ] = None,
@@ -200,7 +203,9 @@ def study(
     device: Device = None,
     update: Annotated[
         bool,
-        typer.Option("--update", help="Run all notebooks of the clone, and write the outputs into them, clean, for committing."),
+        typer.Option(
+            "--update", help="Run all notebooks of the clone, and write the outputs into them, clean, for committing."
+        ),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Run also what has not changed since it last ran.")] = False,
     workers: Annotated[Optional[int], typer.Option(help="Notebooks at once.", show_default="as many as cores")] = None,

@@ -40,7 +40,8 @@ def _kl(logits, clean_logits):
     clean, log_q = clean_logits.log_softmax(-1), logits.log_softmax(-1)
     return (clean.exp() * (clean - log_q)).sum(-1)
 
-#: name -> f(logits at END [row, token], correct [row], wrong [row], the clean run's logits at END [row, token]) -> [row]
+#: name -> f(logits at END [row, token], correct [row], wrong [row],
+#:           the clean run's logits at END [row, token]) -> [row]
 METRICS: dict[str, Callable] = {
     "logit_diff": lambda logits, correct, wrong, clean: logit_difference(logits, correct, wrong),
     "logit":      lambda logits, correct, wrong, clean: logits.gather(1, correct[:, None])[:, 0],
@@ -51,7 +52,8 @@ METRICS: dict[str, Callable] = {
 
 # %% ../nbs/02_activation_patching.ipynb #53fc48d1
 def _logits(model, tokens, at, metric, hooks=()):
-    "The logits at the positions `at` [prompt, token], with what folding took from them where the metric is one of them."
+    """The logits at the positions `at` [prompt, token], with what folding took from them where the metric is one of
+    them."""
     taken = taken_from_logits(model) if metric == "logit" else None
     if taken is None: return run_at_end(model, tokens, at, hooks=hooks)[0]
     final = "ln_final.hook_out"
@@ -131,14 +133,16 @@ def _check_reached(model, site, layers):
 # %% ../nbs/02_activation_patching.ipynb #1f691270
 @guarded
 def run_hooks(
-    model,                           # a `TransformerBridge` in evaluation mode
-    pairs: Pairs,                    # what is run
-    site: str,                       # what is patched
-    cells: list[Cell],               # where, in any order
-    question: Question = Question(), # what is read, and the memory it may take
-    progress: Callable | None = None,# called with the number of patched prompts just done
-) -> tuple:                          # the metric of the patched runs [cell, prompt], of the clean and of the corrupted run [prompt]
-    "Patch every cell into every prompt with TransformerLens hooks: the same call as `sweep`. Slow, general, and the reference."
+    model,                            # a `TransformerBridge` in evaluation mode
+    pairs: Pairs,                     # what is run
+    site: str,                        # what is patched
+    cells: list[Cell],                # where, in any order
+    question: Question = Question(),  # what is read, and the memory it may take
+    progress: Callable | None = None, # called with the number of patched prompts just done
+    # the metric of the patched runs [cell, prompt], of the clean and of the corrupted run [prompt]
+) -> tuple:
+    """Patch every cell into every prompt with TransformerLens hooks: the same call as `sweep`. Slow, general, and
+    the reference."""
     pairs, metric = pairs.to(model.cfg.device), METRICS[question.metric]
     per_row = _bytes_per_row(model.cfg, pairs.clean.shape[1])
     question.needs(per_row, f"one prompt of {pairs.clean.shape[1]} tokens")
@@ -148,7 +152,11 @@ def run_hooks(
     out = torch.full((len(cells), len(pairs)), torch.nan)
     for prompts in pairs.prompts.split(rows):
         _, saved = model.run_with_cache(pairs.donor[prompts], names_filter=names)
-        clean = _logits(model, pairs.clean[prompts], pairs.end[prompts], question.metric) if question.metric == "kl" else None
+        clean = (
+            _logits(model, pairs.clean[prompts], pairs.end[prompts], question.metric)
+            if question.metric == "kl"
+            else None
+        )
         per_forward = max(1, rows // len(prompts))
         for layer, group in groupby(range(len(cells)), key=lambda i: cells[i].layer):
             members, name = list(group), hook_point(site, layer)
@@ -156,12 +164,16 @@ def run_hooks(
                 chunk = members[i:i + per_forward]
 
                 def overwrite(value, hook):
-                    # In place, for resid_mid's hook point is on the way into the MLP: the skip connection shares the tensor.
-                    for part, c in zip(value.split(len(prompts)), chunk): _overwrite(part, saved[name], cells[c], site, prompts)
+                    # In place, for resid_mid's hook point is on the way into the MLP: the skip connection shares the
+                    # tensor.
+                    for part, c in zip(value.split(len(prompts)), chunk):
+                        _overwrite(part, saved[name], cells[c], site, prompts)
                     return value
 
                 copies = prompts.repeat(len(chunk))
-                logits = _logits(model, pairs.base[copies], pairs.end[copies], question.metric, hooks=[(name, overwrite)])
+                logits = _logits(
+                    model, pairs.base[copies], pairs.end[copies], question.metric, hooks=[(name, overwrite)]
+                )
                 clean_copies = None if clean is None else clean.repeat(len(chunk), 1)
                 values = metric(logits, pairs.correct[copies], pairs.wrong[copies], clean_copies)
                 out[chunk[0]:chunk[-1] + 1, prompts.cpu()] = values.float().cpu().reshape(len(chunk), -1)
@@ -170,11 +182,12 @@ def run_hooks(
 
 # %% ../nbs/02_activation_patching.ipynb #2c05d3b5
 def effect(
-    patched,                     # patched metric [..., prompt] (array or DataArray)
-    clean,                       # the clean run's metric [prompt]
-    corrupted,                   # the corrupted run's metric [prompt]
-    direction: str = "denoise",  # one of `DIRECTIONS`
-) -> xr.DataArray:               # [..., prompt] (an array for arrays): 0 as the run patched into, 1 as the run patched from
+    patched,                    # patched metric [..., prompt] (array or DataArray)
+    clean,                      # the clean run's metric [prompt]
+    corrupted,                  # the corrupted run's metric [prompt]
+    direction: str = "denoise", # one of `DIRECTIONS`
+    # [..., prompt] (an array for arrays): 0 as the run patched into, 1 as the run patched from
+) -> xr.DataArray:
     """Normalised effect of a patch, per prompt: the share of the mean distance of the two runs that it moved.
 
     NaN, with a warning that says why, where the two runs do not differ on average, for there is nothing to restore: the
@@ -197,29 +210,49 @@ def with_effect(
 
 # %% ../nbs/02_activation_patching.ipynb #be407ab4
 def _one_of(name, value, choices, of=""):
-    if value not in list(choices): raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}{of}")
+    if value not in list(choices):
+        raise ValueError(f"{name}={value!r} is not one of {', '.join(map(repr, choices))}{of}")
 
-def check_patch(model, task, site, by, direction, metric, engine, dtype="float32") -> str: # `by`, or its default for the site
+def check_patch(
+    model,
+    task,
+    site,
+    by,
+    direction,
+    metric,
+    engine,
+    dtype="float32",
+) -> str:  # `by`, or its default for the site
     "Raise one clear `ValueError` if these arguments of `patch` cannot work."
     _one_of("site", site, BY)
     by = by or BY[site][0]
     _one_of("by", by, BY[site], f" for site={site!r}")
     _one_of("dtype", dtype, DTYPES)
-    if dtype != "float32" and engine == "hooks": raise ValueError(f"dtype={dtype!r} needs the fast engine, for the hooks run in the model's own: leave out engine='hooks', or dtype")
+    if dtype != "float32" and engine == "hooks":
+        raise ValueError(
+            f"dtype={dtype!r} needs the fast engine, for the hooks run in the model's own: "
+            f"leave out engine='hooks', or dtype"
+        )
     _one_of("direction", direction, DIRECTIONS)
     _one_of("metric", metric, METRICS)
     _one_of("engine", engine, ("auto", "fast", "hooks"))
     if any(m.training for m in (*model.modules(), *model.original_model.modules())):
-        raise ValueError("model is in training mode, where dropout makes every run another one: call model.eval() first")
+        raise ValueError(
+            "model is in training mode, where dropout makes every run another one: call model.eval() first"
+        )
     if task.clean_tokens.shape != task.corrupted_tokens.shape:
-        raise ValueError(f"task: clean tokens are {tuple(task.clean_tokens.shape)} and corrupted ones {tuple(task.corrupted_tokens.shape)}; "
-                         "a patch needs prompts of one shape")
+        raise ValueError(
+            f"task: clean tokens are {tuple(task.clean_tokens.shape)} and corrupted ones "
+            f"{tuple(task.corrupted_tokens.shape)}; "
+            "a patch needs prompts of one shape"
+        )
     if not len(task.clean_tokens): raise ValueError("task holds no prompt: give at least one")
     for name, at in task.positions.items():
         if (at < 0).any() or (at >= task.lengths).any():
             raise ValueError(f"task.positions[{name!r}] points outside its prompt: use indices from 0 to length - 1")
     missing = [name for name in (hook_point(site, l) for l in range(model.cfg.n_layers)) if name not in model.hook_dict]
-    if missing: raise ValueError(f"site={site!r}: this model has no {missing[0]} to patch; choose another of {', '.join(BY)}")
+    if missing:
+        raise ValueError(f"site={site!r}: this model has no {missing[0]} to patch; choose another of {', '.join(BY)}")
     return by
 
 # %% ../nbs/02_activation_patching.ipynb #028d3e2e
@@ -297,8 +330,10 @@ class Checkpoint:
                              "delete it, and the run begins anew") from None
         if about.get("fingerprint") != self.fingerprint: raise self.foreign()
         if about.get("checksum") != _checksum(tensors):
-            raise ValueError(f"checkpoint={str(self.path)!r} is damaged, for its values are not those that were written: "
-                             "delete it, and the run begins anew")
+            raise ValueError(
+                f"checkpoint={str(self.path)!r} is damaged, for its values are not those that were written: "
+                "delete it, and the run begins anew"
+            )
         return tensors
 
     def foreign(self):
@@ -316,8 +351,9 @@ class Checkpoint:
 
 # %% ../nbs/02_activation_patching.ipynb #8a546f91
 def _by_layer(sweep, todo, seen, checkpoint, progress):
-    """All cells, layer by layer, through `sweep(cells) -> values [cell, prompt], clean, corrupted [prompt]`, with what is
-    finished taken from the `checkpoint`. `seen`: what the model itself answers now, which must be what it answered."""
+    """All cells, layer by layer, through `sweep(cells) -> values [cell, prompt], clean, corrupted [prompt]`, with what
+    is finished taken from the `checkpoint`. `seen`: what the model itself answers now, which must be what it
+    answered."""
     done = checkpoint.read()
     now = torch.stack(list(seen))
     before = done.setdefault("seen", now)
@@ -360,19 +396,24 @@ def _check_finite(values, metric):
 @checked
 @guarded
 def patch(
-    model,                         # a `TransformerBridge` in evaluation mode, from `load_model`
-    task,                          # a `Task`: clean and corrupted prompts, answers, named positions
-    site: str,                     # "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"; "z", "q", "k", "v", "pattern"; "neurons"
-    by: str | None = None,         # "position" (the default) or "named_position"; for heads "head" (the default) or "head_position"
-    direction: str = "denoise",    # "denoise": clean into the corrupted run; "noise": corrupted into the clean run
-    metric: str = "logit_diff",    # "logit_diff", "logit" (the right answer's; both in logits), "prob", "rank", or "kl" (nats)
-    engine: str = "auto",          # "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
-    memory_budget: int = 2**30,    # bytes of activations at a time, about
-    screen: int | None = None,     # compute exactly only the `screen` cells that look largest; see `patch_screened`
-    progress: bool | None = None,  # a progress bar: True, False, or None for only on a terminal
+    model, # a `TransformerBridge` in evaluation mode, from `load_model`
+    task,  # a `Task`: clean and corrupted prompts, answers, named positions
+    # "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"; "z", "q", "k", "v", "pattern"; "neurons"
+    site: str,
+    # "position" (the default) or "named_position"; for heads "head" (the default) or "head_position"
+    by: str | None = None,
+    direction: str = "denoise",  # "denoise": clean into the corrupted run; "noise": corrupted into the clean run
+    # "logit_diff", "logit" (the right answer's; both in logits), "prob", "rank", or "kl" (nats)
+    metric: str = "logit_diff",
+    # "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
+    engine: str = "auto",
+    memory_budget: int = 2**30,           # bytes of activations at a time, about
+    screen: int | None = None, # compute exactly only the `screen` cells that look largest; see `patch_screened`
+    progress: bool | None = None,         # a progress bar: True, False, or None for only on a terminal
     checkpoint: str | Path | None = None, # a file that keeps finished layers, so that an interrupted run resumes
-    neurons: list | None = None,   # for site="neurons": which MLP neurons, after the activation function, as (layer, neuron)
-    dtype: str = "float32",        # "bfloat16": weights and activations with two to three digits, faster on some GPUs
+    # for site="neurons": which MLP neurons, after the activation function, as (layer, neuron)
+    neurons: list | None = None,
+    dtype: str = "float32",  # "bfloat16": weights and activations with two to three digits, faster on some GPUs
 ) -> xr.Dataset:
     """Activation patching: put one activation of the source run into the target run, everywhere in turn, and measure.
 
@@ -393,7 +434,8 @@ def patch(
     """
     by = check_patch(model, task, site, by, direction, metric, engine, dtype)
     if screen is not None:
-        if engine == "hooks": raise ValueError(f"screen={screen!r} needs the fast engine: leave out engine='hooks', or screen")
+        if engine == "hooks":
+            raise ValueError(f"screen={screen!r} needs the fast engine: leave out engine='hooks', or screen")
         from namemovers.attribution_patching import patch_screened # which builds on this module
         if dtype != "float32": raise ValueError(f"dtype={dtype!r} does not go with screen={screen!r}: leave out one")
         if checkpoint is not None:
@@ -407,10 +449,13 @@ def patch(
     pairs, question = Pairs.of(task, direction), Question(metric, memory_budget)
     with progress_bar(len(todo) * len(pairs), f"{site} by {by}", progress) as bar:
         def sweep_of(some): return run(model, pairs, site, some, question, bar.update)
-        if checkpoint is None: values, clean, corrupted = sweep_of(todo)
+        if checkpoint is None:
+            values, clean, corrupted = sweep_of(todo)
         else:
             own = _baselines(model, pairs, question)
-            fingerprint = result_fingerprint(model, task, name, dtype, site, by, [(c.layer, c.head) for c in todo], direction, metric)
+            fingerprint = result_fingerprint(
+                model, task, name, dtype, site, by, [(c.layer, c.head) for c in todo], direction, metric
+            )
             with Checkpoint(checkpoint, fingerprint) as kept:
                 values, clean, corrupted = _by_layer(sweep_of, todo, own, kept, bar.update)
     _check_finite({"clean": clean, "corrupted": corrupted}, metric)
@@ -449,14 +494,19 @@ def say_positions(
     mean, tokens = summary["mean"], summary.get("token")
     order = np.argsort(-np.abs(np.nan_to_num(mean.values)).ravel(), kind="stable")[:k]
     cells = [divmod(int(i), mean.sizes["position"]) for i in order]
-    at = lambda p: str(mean.position.values[p]) + (f" (`{str(tokens.values[p]).strip()}`)" if tokens is not None else "")
-    return ", ".join(f"layer {mean.layer.values[l]} at {at(p)} {estimate(summary.isel(layer=l, position=p))}" for l, p in cells)
+    at = lambda p: (
+        str(mean.position.values[p]) + (f" (`{str(tokens.values[p]).strip()}`)" if tokens is not None else "")
+    )
+    return ", ".join(
+        f"layer {mean.layer.values[l]} at {at(p)} {estimate(summary.isel(layer=l, position=p))}" for l, p in cells
+    )
 
 # %% ../nbs/02_activation_patching.ipynb #c464e819
 def part_table(
     summaries: dict, # site -> summary [layer, head]; z, q, k, v and pattern
     heads,           # (layer, head) pairs
-) -> pd.DataFrame:   # a row a head; the last column names the part with the largest effect of its own, and any within a tenth of it
+    # a row a head; the last column names the part with the largest effect of its own, and any within a tenth of it
+) -> pd.DataFrame:
     """What each part of a head does by itself.
 
     Where heads share keys and values, a head's `k` and `v` are those of its group, with the group's name, such as
@@ -464,7 +514,9 @@ def part_table(
     n_heads = summaries["z"].sizes["head"]
     def place(site, l, h):
         shared = "kv_head" in summaries[site]["mean"].dims
-        return dict(layer=l, kv_head=h * summaries[site].sizes["kv_head"] // n_heads) if shared else dict(layer=l, head=h)
+        return (
+            dict(layer=l, kv_head=h * summaries[site].sizes["kv_head"] // n_heads) if shared else dict(layer=l, head=h)
+        )
     def said(site, at):
         text = estimate(summaries[site], **at)
         return f"{text} ({kv_head_name(**at)})" if "kv_head" in at else text
@@ -473,7 +525,9 @@ def part_table(
         where = {site: place(site, l, h) for site in HEAD_SITES}
         parts = {site: abs(float(summaries[site]["mean"].sel(at))) for site, at in where.items() if site != "z"}
         largest = ", ".join(site for site, v in parts.items() if v >= 0.9 * max(parts.values()))
-        rows.append({"head": head_name(l, h), **{site: said(site, at) for site, at in where.items()}, "largest part": largest})
+        rows.append(
+            {"head": head_name(l, h), **{site: said(site, at) for site, at in where.items()}, "largest part": largest}
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/02_activation_patching.ipynb #3bc4c595
@@ -500,5 +554,12 @@ def say_handover(
 ) -> str:
     "`handover` in a sentence."
     h = handover(mean, source, reader)
-    stays = f"{source} keeps at least nine tenths of its largest effect ({estimate(h['peak'])}) up to the start of layer {h['stays']}" if h["stays"] is not None else f"{source} has no effect above zero"
-    return f"{stays}; {reader} " + (f"passes one half at the start of layer {h['arrives']}" if h["arrives"] is not None else "never passes one half")
+    stays = (
+        f"{source} keeps at least nine tenths of its largest effect ({estimate(h['peak'])}) up to the start of "
+        f"layer {h['stays']}"
+        if h["stays"] is not None
+        else f"{source} has no effect above zero"
+    )
+    return f"{stays}; {reader} " + (
+        f"passes one half at the start of layer {h['arrives']}" if h["arrives"] is not None else "never passes one half"
+    )

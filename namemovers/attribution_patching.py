@@ -23,8 +23,8 @@ from .sites import STREAM_SITES, cells
 
 # %% ../nbs/core/attribution_patching.ipynb #0d36930f
 def _gradients(w, base, donor, first, name, read, prompts, steps):
-    """The metric's gradients at an activation, one a layer, rows from `first` on, from tokens [prompt, position] of both
-    runs: of the base run, or averaged over the middles of `steps` steps towards the donor's."""
+    """The metric's gradients at an activation, one a layer, rows from `first` on, from tokens [prompt, position] of
+    both runs: of the base run, or averaged over the middles of `steps` steps towards the donor's."""
     here, there = embed(w, base), embed(w, donor)
     total = None
     for i in range(steps):
@@ -33,7 +33,8 @@ def _gradients(w, base, donor, first, name, read, prompts, steps):
             run = forward(w, x.requires_grad_(), keep=(name,))
             metric = read(run.final[:, -1], prompts).sum()
             found = torch.autograd.grad(metric, run[name])
-        found = [g[..., first:, :] / steps for g in found] # positions are the last dimension but one of every activation
+        # positions are the last dimension but one of every activation
+        found = [g[..., first:, :] / steps for g in found]
         total = found if total is None else [a + b for a, b in zip(total, found)]
     return total
 
@@ -58,9 +59,11 @@ def run_attribution(
     cells: list,                     # where: objects with `layer`, `head` and `position`
     question: Question = Question(), # what is read, a metric that has a gradient, and the memory it may take
     steps: int = 1,                  # backward passes; more than 1: integrated gradients
-) -> tuple:                          # the estimated metric of the patched runs [cell, prompt]; of the clean and of the corrupted run [prompt]
+    # the estimated metric of the patched runs [cell, prompt]; of the clean and of the corrupted run [prompt]
+) -> tuple:
     "Estimate every patch from `steps` backward passes."
-    if question.metric == "rank": raise ValueError("metric='rank' has no gradient: choose another for attribution patching")
+    if question.metric == "rank":
+        raise ValueError("metric='rank' has no gradient: choose another for attribution patching")
     if steps < 1: raise ValueError(f"steps={steps}: give at least 1")
     w = ready(model, length=pairs.length)
     pairs = pairs.to(w.W_E.device)
@@ -115,8 +118,8 @@ def attribute(
 PILOT = 3 # prompts in which a screen patches every cell
 
 def _pilot(model, pairs, site, cells, question, there):
-    """The size of every cell's effect [cell] in a few of the prompts, far from one another, patched exactly: the mean over
-    those of them that have the place, as `there` [cell, prompt] says."""
+    """The size of every cell's effect [cell] in a few of the prompts, far from one another, patched exactly: the mean
+    over those of them that have the place, as `there` [cell, prompt] says."""
     some = torch.linspace(0, len(pairs) - 1, min(PILOT, len(pairs))).round().long().unique()
     names = ("clean", "corrupted", "end", "correct", "wrong")
     few = replace(pairs, **{name: getattr(pairs, name)[some.to(pairs.clean.device)] for name in names})
@@ -137,11 +140,12 @@ def patch_screened(
     screen: int = 10,            # how many cells to compute exactly
     memory_budget: int = 2**30,  # bytes of activations, about
     neurons: list | None = None, # as in `patch`
-) -> xr.Dataset:                 # as `patch`, with `exact` (True where a cell was computed, False where it is estimated)
+    # as `patch`, with `exact` (True where a cell was computed, False where it is estimated)
+) -> xr.Dataset:
     """Estimate every cell, then compute exactly the `screen` cells that look largest.
 
-    A first-order estimate can miss a head whose effect is large: where attention behind it is saturated, the gradient is
-    nearly zero and the effect is not, and integrated gradients help little. So all cells are also patched exactly in
+    A first-order estimate can miss a head whose effect is large: where attention behind it is saturated, the gradient
+    is nearly zero and the effect is not, and integrated gradients help little. So all cells are also patched exactly in
     `PILOT` of the prompts, and a cell's size is the larger of the two. What is not `exact` is still only estimated."""
     whole = isinstance(screen, int) and not isinstance(screen, bool)
     if not whole or screen < 1:
@@ -158,9 +162,13 @@ def patch_screened(
     exact = torch.zeros(len(todo), dtype=torch.bool)
     exact[best] = True
     out = label(values, axes, ds.attrs["by"], task, model, metric)
-    out = out.assign({run: ds[run].drop_attrs() for run in ("clean", "corrupted")}) # theirs say that they are an estimate's
+    # theirs say that they are an estimate's
+    out = out.assign({run: ds[run].drop_attrs() for run in ("clean", "corrupted")})
     out["exact"] = tuple(axes), exact.view([len(v) for v in axes.values()]).numpy()
-    attrs = ds.attrs | {"measurement": "activation patching, screened", "screen": screen,
-                        "screened_by": f"the larger of first order and of {min(PILOT, len(pairs))} prompts patched exactly",
-                        "approximation": "first order, where `exact` is False"}
+    attrs = ds.attrs | {
+        "measurement": "activation patching, screened",
+        "screen": screen,
+        "screened_by": f"the larger of first order and of {min(PILOT, len(pairs))} prompts patched exactly",
+        "approximation": "first order, where `exact` is False",
+    }
     return with_effect(out, metric, direction, attrs)

@@ -6,38 +6,17 @@
 __all__ = ['name_ranks', 'after_first_block', 'names_in_context', 'shipped_names', 'copy_scores', 'task_copy_scores']
 
 # %% ../nbs/04_copy_scores.ipynb #d19902f1
-import functools
-
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 from .arguments import checked, short
 from .data import NAMES, ioi_task, name_token, word_ids
+from .engine.direct import at_end, head_maps, head_values
 from .guard import guarded
-from .head_attribution import check_sum, name_ids, subject_positions
-from .model import biases, run_at_end
+from .head_attribution import name_ids, readable, subject_positions
 from .results import provenance
 from .stats import head_name, top_heads
-
-# %% ../nbs/04_copy_scores.ipynb #486c93c3
-@torch.no_grad()
-def check_values(
-    model, # as in `copy_scores`
-    task,  # whose first prompts are tried
-) -> None:
-    "Raise ValueError unless heads write and read as a copy score takes it: through W_O alone, and values as W_V of the normed stream."
-    check_sum(model, task)
-    kept, L = {}, range(model.cfg.n_layers)
-    names = [f"blocks.{l}.{at}" for l in L for at in ("hook_resid_pre", "attn.hook_v")]
-    def keep(value, hook, name): kept[name] = value[0]
-    model.run_with_hooks(task.clean_tokens[:1].to(model.cfg.device), fwd_hooks=[(n, functools.partial(keep, name=n)) for n in names], return_type=None)
-    for l, block, W_V, b_V in zip(L, model.blocks, model.W_V, biases(model, "b_V")):
-        x, own = kept[f"blocks.{l}.hook_resid_pre"], kept[f"blocks.{l}.attn.hook_v"]
-        ours = torch.einsum("pd,hdk->phk", block.ln1(x[None])[0], W_V) + b_V
-        if ours.shape != own.shape or not torch.allclose(ours, own, rtol=1e-3, atol=1e-3 * max(1, float(own.abs().max()))):
-            raise ValueError(f"model {model.cfg.model_name!r}: the values of layer {l} are not its W_V of the normed stream, so that a head's OV circuit cannot be read; "
-                             "use a model loaded with load_model.")
 
 # %% ../nbs/04_copy_scores.ipynb #0f92ae09
 def name_ranks(
@@ -83,8 +62,9 @@ def after_first_block(
 
 
 @torch.no_grad()
-def _ov_ranks(model, tokens, at, ids, memory):
-    """Ranks of names written by every head that attends to them alone.
+def _ov_ranks(model, w, tokens, at, ids, memory):
+    """Ranks of names written by every head that attends to them alone. A norm behind attention divides by its scale,
+    which moves no rank.
 
     `tokens` [prompt, position]; `at`, `ids` [prompt, name]: where each name stands and the token that says it.
     Returns two arrays [layer, head, prompt, name].
@@ -93,10 +73,10 @@ def _ov_ranks(model, tokens, at, ids, memory):
     resid = after_first_block(model, tokens, at)
     chunk = _samples_at_once(model, memory)
     ranks = []
-    for block, W_V, b_V, W_O in zip(model.blocks, model.W_V, biases(model, "b_V"), model.W_O):
-        v = torch.einsum("sd,hdk->hsk", block.ln1(resid), W_V) + b_V[:, None]
-        v = v.repeat_interleave(cfg.n_heads // len(v), 0) # several heads may share values
-        ranks.append([np.concatenate(r, axis=1) for r in zip(*(name_ranks(v[:, s] @ W_O, ids[s], model) for s in torch.arange(len(ids)).split(chunk)))])
+    for layer in range(cfg.n_layers):
+        v, W_O = head_values(w, layer, resid), head_maps(w, layer)    # [head, sample, d_head], [head, d_head, d_model]
+        found = [name_ranks(v[:, s] @ W_O, ids[s], model) for s in torch.arange(len(ids)).split(chunk)]
+        ranks.append([np.concatenate(r, axis=1) for r in zip(*found)])
     return [np.stack(r).reshape(cfg.n_layers, cfg.n_heads, *at.shape) for r in zip(*ranks)]
 
 # %% ../nbs/04_copy_scores.ipynb #005c11d8
@@ -157,10 +137,10 @@ def copy_scores(
     if len(names) < 2: raise ValueError(f"names must hold at least two different names, not {short(names)}, since an IOI prompt has two people; add one.")
     if n < 1 or top < 1: raise ValueError(f"n and top must be at least 1, not n={n} and top={top}; give more.")
     token = torch.tensor([name_token(tokenizer, name) for name in names])
-    check_values(model, ioi_task(tokenizer, n=2, seed=seed))
+    w = readable(model, ioi_task(tokenizer, n=2, seed=seed))
     tokens, at, who = names_in_context(tokenizer, names, n, seed)
     said = token[who]
-    ranks = _ov_ranks(model, tokens.scatter(1, at, said), at, said, memory)
+    ranks = _ov_ranks(model, w, tokens.scatter(1, at, said), at, said, memory)
     rank, negative = (r.reshape(*r.shape[:2], -1) for r in ranks)
     which = who.flatten().numpy()
     by_name = lambda r: np.stack([(r[..., which == k] < top).mean(-1) for k in range(len(names))], axis=-1)
@@ -189,24 +169,23 @@ def task_copy_scores(
     the share of prompts. Raises ValueError for a task whose prompts hold no name, and for a name that is not one token.
     """
     names = subject_positions(task)
-    check_values(model, task)
+    w = readable(model, task)
     at = torch.stack([task.positions[p] for p in names], dim=1)
     ids = name_ids(model.tokenizer, task, names)
-    ov = _ov_ranks(model, task.clean_tokens, at, ids, memory)
-    end = _end_ranks(model, task, ids, memory)
+    ov = _ov_ranks(model, w, task.clean_tokens, at, ids, memory)
+    end = _end_ranks(model, w, task, ids, memory)
     dims = ("layer", "head", "prompt", "name")
     data = {k: (dims, (r < top).astype(np.int8)) for k, r in zip(("copied", "copied_negative", "written", "written_negative"), ov + end)}
     return xr.Dataset(data, coords=dict(layer=np.arange(model.cfg.n_layers), head=np.arange(model.cfg.n_heads), prompt=np.arange(len(task)), name=names),
                       attrs=provenance(model, task, measurement="task_copy_scores", top=top)).transpose("layer", "head", "name", "prompt")
 
 
-def _end_ranks(model, task, ids, memory):
+def _end_ranks(model, w, task, ids, memory):
     "Ranks of the names `ids` [prompt, name] in what each head writes at END, and in its negation: two of [layer, head, prompt, name]."
-    hooks = [f"blocks.{l}.attn.hook_z" for l in range(model.cfg.n_layers)]
     ids, parts = ids.to(model.cfg.device), []
     for i in torch.arange(len(task)).split(min(_samples_at_once(model, memory), 16)):
-        _, z = run_at_end(model, task.clean_tokens[i], task.positions["END"][i], hooks)
-        layers = [name_ranks(torch.einsum("phk,hkd->hpd", z[n], w), ids[i], model) for n, w in zip(hooks, model.W_O)]
+        z = at_end(w, task.clean_tokens[i].to(ids.device), task.positions["END"][i].to(ids.device)).z
+        layers = [name_ranks(torch.einsum("phk,hkd->hpd", t, head_maps(w, l)), ids[i], model) for l, t in enumerate(z)]
         parts.append([np.stack(r) for r in zip(*layers)])
     return [np.concatenate(r, axis=2) for r in zip(*parts)]
 

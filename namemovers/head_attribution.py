@@ -15,8 +15,10 @@ import xarray as xr
 from plotly.subplots import make_subplots
 from .arguments import checked, a_result
 from .data import name_token
+from .engine.direct import along, at_end, directions, norms_after
+from .engine.ready import ready, why_not
 from .guard import guarded
-from .model import answer_direction, biases, logit_difference, run_at_end
+from .model import model_name
 from .plots import COLOURS
 from .results import provenance
 from .stats import correlation, estimate, head_name, top_heads
@@ -30,73 +32,98 @@ def _batches(n, size):
 def _coords(model, task):
     return dict(layer=np.arange(model.cfg.n_layers), head=np.arange(model.cfg.n_heads), prompt=np.arange(len(task)))
 
+# %% ../nbs/03_head_attribution.ipynb #a704201a
+def readable(
+    model, # as in `head_attribution`
+    task,  # whose prompts are to be run
+):         # its `Weights`
+    "For whoever reads what heads write: the parts of a model. Raises ValueError, with the reason, where they are not understood."
+    length = task.clean_tokens.shape[1]
+    if reason := why_not(model, length):
+        raise ValueError(f"model {model_name(model)!r} cannot be read part by part, for {reason}; use a decoder whose parts are understood.")
+    return ready(model, length=length)
+
+# %% ../nbs/03_head_attribution.ipynb #b8212166
+@torch.no_grad()
+def _attributed(w, tokens, end, good, bad):
+    "The variables of `head_attribution` for one batch: {name: [..., prompt]}."
+    found = at_end(w, tokens, end)
+    scale = w.final.scale(found.final)                     # [prompt, 1]
+    toward, constant = directions(w, good, bad)
+    toward = toward / scale                                # [prompt, d_model]
+    whole = (found.final * toward).sum(-1) + constant
+    out = dict(
+        attribution=along(w, found, toward[:, None])[:, :, 0],
+        mlp=(found.mlp * toward).sum(-1),
+        attn_bias=(found.bias * toward).sum(-1),
+        embed=(found.embed * toward).sum(-1),
+        pos_embed=(found.positions * toward).sum(-1),
+        unembed_bias=constant,
+        logit_diff=whole,
+        scale=scale[:, 0])
+    if w.logit_cap is None: return out
+    answers = torch.stack([good, bad])                     # [2, prompt]
+    y, beside = directions(w, answers)
+    y = (found.final / scale * y).sum(-1) + beside
+    y = w.logit_cap * torch.tanh(y / w.logit_cap)
+    return out | dict(before_cap=whole, logit_diff=y[0] - y[1])
+
 # %% ../nbs/03_head_attribution.ipynb #405b22d0
 @checked
 @guarded
 def head_attribution(
-    model, # TransformerBridge in compatibility mode, from `load_model`
+    model, # TransformerBridge, from `load_model`
     task, # Task: prompts, answers, named positions
-    batch_size: int = 16, # prompts a forward pass; bounds memory by batch_size x position x vocabulary
+    batch_size: int = 16, # prompts a forward pass; bounds memory by batch_size x position x width
 ) -> xr.Dataset: # variables below, per prompt, in logits
     """Direct logit attribution of every component to the logit difference at END of the clean prompts.
 
     A component that wrote the vector `c` into the residual stream at END contributes
-    `c @ (W_U[:, correct] - W_U[:, wrong]) / scale`, `scale` being the final LayerNorm's at that prompt's END.
+    `c @ (W_U[:, correct] - W_U[:, wrong]) / scale`, `scale` being the final norm's at that prompt's END.
     Positive: it speaks for the correct answer. The total effect through later components is *not* included.
 
     - `attribution` [layer, head, prompt]: heads, without the layer's output bias
     - `mlp` [layer, prompt]: MLPs with their bias; `attn_bias` [layer, prompt]: output bias of attention
     - `embed`, `pos_embed`, `unembed_bias` [prompt]
     - `logit_diff` [prompt]: the model's own logit difference, to which all of the above sum
-    - `scale` [prompt]: the final LayerNorm's scale at END
+    - `before_cap` [prompt]: only of a model that caps its logits; the logit difference before the cap, to which all sum
+      there, while `logit_diff` is after it
+    - `scale` [prompt]: the final norm's scale at END
 
+    Where a norm follows attention (Gemma 2 and 3, OLMo 2), a head's vector is what the stream receives with the norm's scale
+    frozen at the run's own, for then the parts add up; `norms_after` among the attributes says so.
     In compatibility mode value biases are folded into `attn_bias`, so they belong to no head.
-    Raises ValueError for a model whose logit difference is not that sum.
+    Raises ValueError for a model whose parts cannot be read, with the reason.
     Method: Wang et al. 2022 (arXiv 2211.00593), section 3.1, who apply it to the name movers.
     """
-    L, end = model.cfg.n_layers, task.positions["END"]
-    z, mlp = [f"blocks.{l}.attn.hook_z" for l in range(L)], [f"blocks.{l}.hook_mlp_out" for l in range(L)]
-    start = [n for n in ("hook_embed", "hook_pos_embed") if n in model.hook_dict]
-    parts = []
+    w, parts = readable(model, task), []
     for i in _batches(len(task), batch_size):
-        logits, at_end = run_at_end(model, task.clean_tokens[i], end[i], z + mlp + start + ["ln_final.hook_scale"])
-        good, bad = task.correct[i].to(logits.device), task.wrong[i].to(logits.device)
-        scale = at_end["ln_final.hook_scale"]
-        d = answer_direction(model, good, bad) / scale
-        part = dict(
-            attribution=torch.stack([torch.einsum("phk,hkd,pd->hp", at_end[n], w, d) for n, w in zip(z, model.W_O)]),
-            mlp=torch.stack([(at_end[n] * d).sum(-1) for n in mlp]),
-            attn_bias=biases(model, "b_O") @ d.T,
-            embed=(at_end["hook_embed"] * d).sum(-1),
-            pos_embed=(at_end["hook_pos_embed"] * d).sum(-1) if "hook_pos_embed" in at_end else torch.zeros(len(i)),
-            unembed_bias=model.b_U[good] - model.b_U[bad],
-            logit_diff=logit_difference(logits, good, bad),
-            scale=scale[:, 0])
-        parts.append({k: v.float().cpu().numpy() for k, v in part.items()})
+        tokens, end, good, bad = (t[i].to(w.W_U.device) for t in (task.clean_tokens, task.positions["END"], task.correct, task.wrong))
+        parts.append({k: v.float().cpu().numpy() for k, v in _attributed(w, tokens, end, good, bad).items()})
     dims = dict(attribution=("layer", "head", "prompt"), mlp=("layer", "prompt"), attn_bias=("layer", "prompt"))
-    ds = xr.Dataset({k: (dims.get(k, ("prompt",)), np.concatenate([p[k] for p in parts], axis=-1)) for k in parts[0]},
-                    coords=_coords(model, task), attrs=provenance(model, task, measurement="head_attribution", metric="logit_diff"))
-    total, own = components(ds).sum("component"), ds.logit_diff
+    found = {k: (dims.get(k, ("prompt",)), np.concatenate([p[k] for p in parts], axis=-1)) for k in parts[0]}
+    attrs = provenance(model, task, measurement="head_attribution", metric="logit_diff", **norms_after(w, frozen=True))
+    if w.logit_cap is not None: attrs["logit_cap"] = "parts sum to before_cap"
+    ds = xr.Dataset(found, coords=_coords(model, task), attrs=attrs)
+    total, own = components(ds).sum("component"), attributed(ds)
     if not np.allclose(total, own, rtol=1e-3, atol=1e-3 * max(1, float(abs(components(ds)).max()))):
-        raise ValueError(f"model {ds.attrs.get('model')!r}: the components sum to a logit difference of {float(total[0]):.4f} where the model says "
-                         f"{float(own[0]):.4f}; use a model loaded with load_model whose logits are one LayerNorm and one unembedding of the residual stream.")
+        raise ValueError(f"model {ds.attrs.get('model')!r}: the components sum to a logit difference of {float(total[0]):.4f} where the "
+                         f"model says {float(own[0]):.4f}; use a model loaded with load_model.")
     return ds
 
 # %% ../nbs/03_head_attribution.ipynb #75e85125
-def check_sum(
-    model, # as in `head_attribution`
-    task,  # whose first prompts are tried
-) -> None:
-    """For whoever reads what heads write along the unembedding: raise ValueError, as `head_attribution` does, unless
-    heads, MLPs and embeddings sum to the logit difference. A norm after attention or a multiplier is a factor unseen."""
-    head_attribution(model, task[:2])
+def attributed(
+    result: xr.Dataset, # from `head_attribution`
+) -> xr.DataArray:      # [prompt], in logits
+    "What the parts sum to: the logit difference, before the cap where the model caps its logits."
+    return result["before_cap"] if "before_cap" in result else result.logit_diff
 
 # %% ../nbs/03_head_attribution.ipynb #fb9426b2
 @checked(result=a_result("attribution"))
 def components(
     result: xr.Dataset, # from `head_attribution`
 ) -> xr.DataArray: # [component, prompt], in logits
-    "All terms of the sum in one array, labelled `embed`, `pos_embed`, `L0H0`, ..., `bias 0`, `MLP 0`, ..., `unembed bias`; they sum to `logit_diff`."
+    "All terms of the sum in one array, labelled `embed`, `pos_embed`, `L0H0`, ..., `bias 0`, `MLP 0`, ..., `unembed bias`; they sum to `logit_diff`, or `before_cap`."
     heads = result.attribution.stack(component=("layer", "head")).transpose("component", "prompt")
     L = result.sizes["layer"]
     rows = [result.embed.values[None], result.pos_embed.values[None], heads.values, result.attn_bias.values, result.mlp.values, result.unembed_bias.values[None]]
@@ -210,7 +237,7 @@ def name_ids(
 @checked
 @guarded
 def name_projection(
-    model, # TransformerBridge in compatibility mode
+    model, # TransformerBridge
     task, # Task
     batch_size: int = 16, # prompts a forward pass
     confidence: float = 0.95, # of the correlation's interval
@@ -220,30 +247,30 @@ def name_projection(
 
     - `attention` [layer, head, name, prompt]: probability, END to the name's position
     - `projection` [layer, head, name, prompt]: head output at END (no bias) times W_U[:, name], in logits before the
-      final LayerNorm's scale (as in the paper; divide by `scale` [prompt] for logits). Positive: the head writes the name.
+      final norm's scale (as in the paper; divide by `scale` [prompt] for logits). Positive: the head writes the name. A norm
+      that follows attention is passed with its scale frozen, and logits are before any cap, as in `head_attribution`.
     - `correlation`, `low`, `high` [layer, head]: Pearson over all points of a head, percentile bootstrap over prompts,
       since the names of one prompt are no independent points. NaN where a head never varies, intervals NaN for one prompt.
 
-    Raises ValueError as `head_attribution` does, for a model whose heads write through another norm or a multiplier.
+    Raises ValueError as `head_attribution` does.
     Source: Wang et al. 2022 (arXiv 2211.00593), figure 3c.
     """
-    L, names, end = model.cfg.n_layers, subject_positions(task), task.positions["END"]
-    check_sum(model, task)
-    z, pattern = [f"blocks.{l}.attn.hook_z" for l in range(L)], [f"blocks.{l}.attn.hook_pattern" for l in range(L)]
+    names, w = subject_positions(task), readable(model, task)
     ids, parts = name_ids(model.tokenizer, task, names), []
     for i in _batches(len(task), batch_size):
-        _, at_end = run_at_end(model, task.clean_tokens[i], end[i], z + ["ln_final.hook_scale"])
-        rows = attention_rows(model, task.clean_tokens[i], end[i], pattern)
-        at = torch.stack([task.positions[n][i] for n in names], dim=1).to(rows.device)
-        d = answer_direction(model, ids[i])  # [prompt, name, d_model]
-        parts.append((rows.gather(-1, at[None, :, None, :].expand(L, -1, rows.shape[2], -1)).permute(0, 2, 3, 1).float().cpu().numpy(),
-                      torch.stack([torch.einsum("phk,hkd,pnd->hnp", at_end[n], w, d) for n, w in zip(z, model.W_O)]).float().cpu().numpy(),
-                      at_end["ln_final.hook_scale"][:, 0].float().cpu().numpy()))
+        tokens, end, said = (t[i].to(w.W_U.device) for t in (task.clean_tokens, task.positions["END"], ids))
+        at = torch.stack([task.positions[n][i] for n in names], dim=1).to(tokens.device)   # [prompt, name]
+        found = at_end(w, tokens, end)
+        index = at[None, :, None].expand(w.n_layers, -1, w.n_heads, -1)
+        seen = found.pattern.gather(-1, index).permute(0, 2, 3, 1)                         # [layer, head, name, prompt]
+        wrote = along(w, found, directions(w, said)[0])
+        parts.append([t.float().cpu().numpy() for t in (seen, wrote, w.final.scale(found.final)[:, 0])])
     x, y, scale = (np.concatenate(a, axis=-1) for a in zip(*parts))
     dims = ("layer", "head", "name", "prompt")
     ds = xr.Dataset(dict(attention=(dims, x), projection=(dims, y), scale=("prompt", scale)), coords=dict(**_coords(model, task), name=names))
     found = correlation(ds.attention, ds.projection, over="name", confidence=confidence, n_resamples=n_resamples)
-    return ds.assign({k: found[k] for k in ("correlation", "low", "high")}).assign_attrs(provenance(model, task, measurement="name_projection", **found.attrs))
+    ds = ds.assign({k: found[k] for k in ("correlation", "low", "high")})
+    return ds.assign_attrs(provenance(model, task, measurement="name_projection", **norms_after(w, frozen=True), **found.attrs))
 
 # %% ../nbs/03_head_attribution.ipynb #6d11895c
 @checked

@@ -27,6 +27,7 @@ from .arguments import checked
 from .activation_patching import Cell, patch
 from .copy_scores import copy_scores
 from .data import CUES, NAMES, Task, name_token, word_ids
+from .engine.direct import head_maps, norms_after
 from .engine.forward import embed, forward
 from .engine.ready import Reader, ready
 from .engine.sweep import run_sets, sweep
@@ -369,7 +370,7 @@ def backup(
 ) -> xr.Dataset: # in logits
     """What heads write for the answer when the name movers are knocked out.
 
-    - `before`, `after` [layer, head, prompt]: direct attribution to the logit difference, without and with the knock-out, both at the scale of the untouched run
+    - `before`, `after` [layer, head, prompt]: direct attribution to the logit difference, without and with the knock-out, both at the scales of the untouched run
     - `gain` [layer, head, prompt]: after - before; NaN for the heads knocked out
     - `clean`, `knocked_out` [prompt]: logit difference of either run
 
@@ -381,18 +382,20 @@ def backup(
     if ablation == "mean" and len(task) < 2: raise ValueError("task has one prompt, whose mean is itself; use ablation='zero', or more prompts.")
     device, N = w.W_E.device, len(task)
     tokens, end = task.clean_tokens.to(device), task.positions["END"].to(device)
-    if w.norms_after: raise ValueError("model: it normalises what attention writes, and knock-outs are not built for that.")
     read = Reader(w, Pairs.of(task).to(device), "logit_diff")
 
     def run(edit_for):
         z, final = w.W_E.new_empty(w.n_layers, N, w.n_heads, w.d_head), w.W_E.new_empty(N, w.d_model)
+        behind = w.W_E.new_ones(w.n_layers, N) # scales of norms behind attention
         for i in torch.arange(N, device=device).split(batch_size):
-            rows, r = torch.arange(len(i), device=device), forward(w, embed(w, tokens[i]), keep=("z",), edit=edit_for(i))
+            rows, r = torch.arange(len(i), device=device), forward(w, embed(w, tokens[i]), keep=("z", "attn_raw"), edit=edit_for(i))
             final[i] = r.final[rows, end[i]]
-            for l in range(w.n_layers): z[l, i] = r["z"][l][rows, :, end[i]]
-        return z, final
+            for l, L in enumerate(w.layers):
+                z[l, i] = r["z"][l][rows, :, end[i]]
+                if L.ln1_post is not None: behind[l, i] = L.ln1_post.scale(r["attn_raw"][l][rows, end[i]])[:, 0]
+        return z, final, behind
 
-    z0, final0 = run(lambda i: None)
+    z0, final0, behind = run(lambda i: None)
     fill = {(l, h): z0[l, :, h].mean(0) if ablation == "mean" else torch.zeros_like(z0[l, 0, h]) for l, h in knocked}
 
     def without(i):
@@ -403,17 +406,21 @@ def backup(
             return t
         return edit
 
-    z1, final1 = run(without)
+    z1, final1, _ = run(without)
     toward = read.toward[0] / w.final.scale(final0)                               # [prompt, d_model]
     if w.final.kind == "layer": toward = toward - toward.mean(-1, keepdim=True)   # it takes the mean off what is written
-    write = lambda z: torch.stack([torch.einsum("phc,hcd,pd->hp", z[l], w.layers[l].W_O.view(w.n_heads, w.d_head, -1), toward) for l in range(w.n_layers)]).cpu().numpy()
+
+    def write(z):
+        found = [torch.einsum("phc,hcd,pd->hp", z[l], head_maps(w, l), toward) / behind[l] for l in range(w.n_layers)]
+        return torch.stack(found).cpu().numpy()
+
     before, after, all_prompts = write(z0), write(z1), torch.arange(N, device=device)
     gain = after - before
     for l, h in knocked: gain[l, h] = np.nan
     dims = ("layer", "head", "prompt")
     return xr.Dataset(dict(before=(dims, before), after=(dims, after), gain=(dims, gain), clean=("prompt", read(final0, all_prompts).cpu().numpy()), knocked_out=("prompt", read(final1, all_prompts).cpu().numpy())),
                       coords=dict(layer=np.arange(w.n_layers), head=np.arange(w.n_heads), prompt=np.arange(N)),
-                      attrs=provenance(model, task, measurement="backup", ablation=ablation, knocked_out=" ".join(head_name(*h) for h in knocked)))
+                      attrs=provenance(model, task, measurement="backup", ablation=ablation, knocked_out=" ".join(head_name(*h) for h in knocked), **norms_after(w, frozen=True)))
 
 # %% ../nbs/06_head_roles.ipynb #c895c3bf
 class Threshold(NamedTuple):

@@ -369,17 +369,6 @@ def taken_from_logits(
     if model.compatibility_mode: return None
     return torch.zeros_like(model.W_U[:, 0]), torch.zeros_like(model.W_U[0, 0])
 
-# %% ../nbs/core/model.ipynb #4e529b74
-def biases(
-    model: TransformerBridge, # as from `load_model`
-    name: str,                # "b_V" or "b_O"
-) -> torch.Tensor:            # of all layers: [layer, key-value head, d_head] or [layer, d_model]
-    "The biases of attention's values or output; zeros where a model has none."
-    own = [getattr(block.attn, name, None) for block in model.blocks]
-    if all(b is not None for b in own): return getattr(model, name)
-    like = model.W_V[:, :, 0] if name == "b_V" else model.W_O[:, 0, 0]
-    return torch.stack([torch.zeros_like(z) if b is None else b for b, z in zip(own, like)])
-
 # %% ../nbs/core/model.ipynb #a51e0c03
 def answer_direction(
     model: TransformerBridge,           # as from `load_model`

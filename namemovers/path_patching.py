@@ -19,6 +19,7 @@ from .activation_patching import effect, which_logit, with_effect
 from .arguments import checked, short
 from .circuits.edge_graph import Edge
 from .engine.architectures import Weights
+from .engine.direct import norms_after
 from .engine.forward import Run, attention, finish, forward, mlp, of_heads, standardised
 from .engine.ready import Reader, ready
 from .engine.sweep import MAX_ROWS, Buffers, Group, blocks, carry, row_bytes, widths
@@ -448,7 +449,8 @@ def path_patch(
     attrs = provenance(model, task, measurement="path patching", senders=_said(senders), receivers=_said(receivers),
                        through_mlps=through_mlps, direction=direction, metric=metric, engine="fast",
                        sender_position=_said_position(sender_position),
-                       receiver_position=_said_position(receiver_position), **which_logit(model, metric), **into)
+                       receiver_position=_said_position(receiver_position), **which_logit(model, metric), **into,
+                       **norms_after(ready(model), frozen=False))
     return with_effect(ds, metric, direction, attrs)
 
 # %% ../nbs/05_path_patching.ipynb #493ba0e8

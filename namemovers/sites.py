@@ -70,7 +70,9 @@ def cells(
 ) -> tuple[list[Cell], dict[str, list]]: # the cells, layers slowest, and the axes they span {dimension: coordinate}
     "All cells of one sweep."
     if (site == "neurons") != (neurons is not None):
-        raise ValueError(f"neurons={neurons!r} goes with site='neurons', and that with a list of (layer, neuron), but site={site!r}")
+        raise ValueError(
+            f"neurons={neurons!r} goes with site='neurons', and that with a list of (layer, neuron), but site={site!r}"
+        )
     if site == "neurons": return _neuron_cells(model, neurons)
     n, length = task.clean_tokens.shape
     axes = {"layer": list(range(model.cfg.n_layers))}

@@ -1,6 +1,6 @@
-"""Small random checkpoints of many families, and patches of them by plain forward hooks on transformers' own
-modules."""
+"""Small random checkpoints of many families, and patches of them by plain forward hooks on transformers' modules."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -160,6 +160,18 @@ def random_model(name: str, seed: int = 0):
     return model.requires_grad_(False)
 
 
+def loaded(name: str, folder):
+    "(name, transformers' model, the same saved to `folder` and loaded as a TransformerBridge)"
+    from namemovers.model import load_model
+
+    plain = random_model(name)
+    plain.save_pretrained(folder)
+    hf.AutoTokenizer.from_pretrained(load_model("mini").tokenizer.name_or_path).save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return name, plain, load_model(folder, device="cpu")
+
+
 @dataclass
 class Places:
     "The modules of one decoder layer, by what they compute."
@@ -213,7 +225,7 @@ def _first(value):
     return value[0] if isinstance(value, tuple) else value
 
 
-def _catch(module, before: bool, change: Callable):
+def catch(module, before: bool, change: Callable):
     "A hook whose `change` sees (and may replace) what enters or leaves a module."
 
     def pre(_, args, kwargs):
@@ -251,7 +263,7 @@ def patched_logits(model, site, cell, base, donor, d_head):
     if module is None:
         return None
     kept = []
-    handle = _catch(module, before, lambda t: kept.append(t.clone()) or t)
+    handle = catch(module, before, lambda t: kept.append(t.clone()) or t)
     model(donor, use_cache=False)
     handle.remove()
     saved = kept[0]
@@ -271,7 +283,7 @@ def patched_logits(model, site, cell, base, donor, d_head):
             new[rows, cell.position, part] = old[rows, cell.position, part]
         return new.view(t.shape)
 
-    handle = _catch(module, before, overwrite)
+    handle = catch(module, before, overwrite)
     out = model(base, use_cache=False).logits
     handle.remove()
     return out

@@ -1,14 +1,14 @@
 """The engine on every family of decoders, against plain forward hooks on transformers' own modules."""
 
-import warnings
-
 import pytest
 import torch
 
-from decoders import ALSO, CONFIGS, EXACT, VOCABULARY, WHERE, patched_logits, random_model
+from decoders import ALSO, CONFIGS, EXACT, VOCABULARY, WHERE, catch, loaded, patched_logits, places
+from test_activation_patching import made_task
 from namemovers.engine.forward import embed, forward, logits
 from namemovers.engine.ready import ready, why_not
 from namemovers.engine.sweep import run_sets, sweep
+from namemovers.head_attribution import components, head_attribution, name_projection
 from namemovers.model import load_model
 from namemovers.pairs import Pairs, Question
 from namemovers.sites import HEAD_SITES, STREAM_SITES, Cell, head_axis
@@ -20,15 +20,7 @@ CORRECT, WRONG = torch.tensor([5, 6, 7, 8]), torch.tensor([15, 16, 17, 18])
 @pytest.fixture(scope="session", params=[*EXACT, *ALSO])
 def family(request, tmp_path_factory):
     "(name, transformers' model, the same as a TransformerBridge)"
-    from transformers import AutoTokenizer
-
-    plain = random_model(request.param)
-    folder = tmp_path_factory.mktemp(request.param)
-    plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(load_model("mini").tokenizer.name_or_path).save_pretrained(folder)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return request.param, plain, load_model(folder, device="cpu")
+    return loaded(request.param, tmp_path_factory.mktemp(request.param))
 
 
 def pairs(direction="denoise"):
@@ -201,3 +193,80 @@ def test_the_unembedding_sees_one_position(family):
     assert seen == [(4, 1, expected.shape[-1])]
     assert kept["ln_final.hook_out"].shape == (4, model.cfg.d_model)
     assert (logits - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
+
+
+def test_parts_sum_to_the_plain_models_logit_difference(family):
+    "Before the cap, where logits are capped; what the model gives is after it."
+    name, plain, model = family
+    task, rows = made_task(model), torch.arange(4)
+    y = plain(task.clean_tokens, use_cache=False).logits[rows, task.positions["END"]].double()
+    ds = head_attribution(model, task)
+
+    def difference(y):
+        return (y[rows, task.correct] - y[rows, task.wrong]).numpy()
+
+    assert abs(ds.logit_diff - difference(y)).max() < 1e-4
+    if name == "gemma2":
+        y = 3.0 * torch.atanh(y / 3.0)
+        assert abs(ds.before_cap - difference(y)).max() < 1e-2 and abs(ds.before_cap - ds.logit_diff).max() > 0.1
+        assert ds.attrs["logit_cap"] == "parts sum to before_cap"
+    assert abs(components(ds).sum("component") - difference(y)).max() < (1e-2 if name == "gemma2" else 1e-4)
+    assert float(abs(ds.attribution).max()) > 0.01
+    assert ds.attrs.get("norms_after") == ("scale frozen" if name in ("gemma2", "gemma3", "olmo2") else None)
+
+
+def test_a_heads_share_by_plain_hooks(family):
+    """With an RMSNorm each number of what it reads is multiplied by one factor, `norm(x) / x`: that of the run, when
+    its scale is frozen."""
+    name, plain, model = family
+    if (
+        not hasattr(plain, "model")
+        or "RMS" not in type(plain.model.norm if hasattr(plain.model, "norm") else None).__name__
+    ):
+        return
+    task, rows = made_task(model), torch.arange(4)
+    end, d = task.positions["END"], model.cfg.d_head
+    seen, handles = {}, []
+
+    def keep(key, module, before):
+        def look(t):
+            seen[key] = t[rows, end].double() if t.dim() == 3 else t.view(4, -1, t.shape[-1])[rows, end].double()
+            return t
+
+        handles.append(catch(module, before, look))
+
+    for l, p in enumerate(places(plain)):
+        keep((l, "z"), p.o, True)
+        keep((l, "raw"), p.o, False)
+        keep((l, "out"), p.attn_out, False)
+    keep("x", plain.model.norm, True)
+    keep("y", plain.model.norm, False)
+    plain(task.clean_tokens, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    U = plain.get_output_embeddings().weight.double()
+    toward = (U[task.correct] - U[task.wrong]) * (seen["y"] / seen["x"]) / getattr(plain.config, "logits_scaling", 1)
+    toward = toward * getattr(plain.config, "residual_multiplier", 1)
+    ds = head_attribution(model, task)
+    for l, p in enumerate(places(plain)):
+        z = seen[l, "z"].view(4, -1, d)  # [prompt, head, d_head]
+        if p.v is not None and p.v.bias is not None:  # folded into what attention writes beside its heads
+            own = p.v.bias.double().view(-1, d)
+            z = z - own.repeat_interleave(z.shape[1] // len(own), 0)
+        W_O = p.o.weight.double().T.view(-1, d, U.shape[1])
+        factor = seen[l, "out"] / seen[l, "raw"] if p.attn_out is not p.o else 1.0
+        expected = torch.einsum("phc,hcd,pd->hp", z, W_O, toward * factor)
+        assert abs(ds.attribution.sel(layer=l) - expected.numpy()).max() < 1e-4
+
+
+def test_projection_of_a_name_and_attribution_tell_the_same(family, monkeypatch):
+    import namemovers.head_attribution as module
+
+    name, plain, model = family
+    task = made_task(model)
+    both = torch.stack([task.correct, task.wrong], 1)
+    monkeypatch.setattr(module, "subject_positions", lambda task: ["D0", "D1"])
+    monkeypatch.setattr(module, "name_ids", lambda *_: both)
+    ds = name_projection(model, task, n_resamples=10)
+    ours = (ds.projection.isel(name=0) - ds.projection.isel(name=1)) / ds.scale
+    assert abs(ours - head_attribution(model, task).attribution).max() < 1e-4

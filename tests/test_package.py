@@ -330,7 +330,9 @@ def test_the_wheel_holds_the_library_and_all_its_files(wheel):
         "namemovers/mini/config.json",
     } <= names
     folders = {n.split("/")[1] for n in names if n.count("/") > 1 and ".dist-info/" not in n}
-    assert folders - {m.split(".")[0] for m in MODULES} == {"mini", "explorer_assets", "paper_assets"}
+    assert folders - {m.split(".")[0] for m in MODULES} == {"mini"}
+    assert {"namemovers/explorer/assets/explorer.js", "namemovers/explorer/assets/explorer.css"} <= names
+    assert any(n.startswith("namemovers/publish/assets/") for n in names)
     assert path.stat().st_size < 12e6
 
 

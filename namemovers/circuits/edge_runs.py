@@ -233,12 +233,16 @@ def _project(w, l, name, heads, x, end): # x [head, circuit, prompt, row, d_mode
     return t.reshape(h, C, P, Q, w.d_head)
 
 def _check_edges(w):
-    "Raise ValueError where a model has no edges of the kind that these are: sums of what senders write, read by each head."
+    """Raise ValueError where a model has no edges of the kind that these are: sums of what senders write, read by
+    each head."""
     reason = None
     if w.group > 1: reason = "its heads share keys and values"
     elif w.norms_after: reason = "it normalises what attention and MLPs write, which then is no sum over senders"
     elif any(L.q_norm or L.k_norm for L in w.layers): reason = "it normalises queries and keys"
-    if reason: raise ValueError(f"model: edges are not built for this architecture, for {reason}; use path_patch, or circuits of nodes.")
+    if reason:
+        raise ValueError(
+            f"model: edges are not built for this architecture, for {reason}; use path_patch, or circuits of nodes."
+        )
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #e4d58f53
 class _Inputs:

@@ -14,13 +14,13 @@ import torch
 import xarray as xr
 
 from ..activation_patching import cells, effect
-from ..copy_scores import after_first_block, check_values, name_ranks, names_in_context, shipped_names
+from ..copy_scores import after_first_block, name_ranks, names_in_context, shipped_names
 from ..data import ioi_task, word_ids
 from .panels import COPY_SAMPLES, INTERVAL_PROMPTS, LATER, RESAMPLES, numbers
 from .state import RUNS
 from .views import measured, of_run, pattern_of, sweep, tokens_of
-from ..head_attribution import head_attribution
-from ..model import biases
+from ..engine.direct import head_maps, head_values
+from ..head_attribution import head_attribution, readable
 from ..results import load
 from ..settings import settings, slug
 from ..stats import estimate, summarise
@@ -43,7 +43,6 @@ def _names(session, progress):
                 tokens, at, who = names_in_context(session.tokenizer, names, COPY_SAMPLES, 0)
             except ValueError:
                 return None
-        check_values(session.model, ioi_task(session.tokenizer, n=2, seed=0))
         said = ids[who]
         resid = after_first_block(session.model, tokens.scatter(1, at, said), at, progress)
         return resid, said.reshape(-1, 1).to(resid.device), who.flatten().numpy(), len(names)
@@ -57,12 +56,12 @@ def head_copies(session, layer, head, progress, top=5):
     if (found := _names(session, progress)) is None:
         return None
     (resid, ids, who, k), model, found = found, session.model, []
-    W_V, b_V = model.W_V, biases(model, "b_V")
-    values = head * W_V.shape[1] // model.cfg.n_heads  # several heads may share them
+    w = readable(model, ioi_task(session.tokenizer, n=2, seed=0))
+    W_O = head_maps(w, layer)[head]
     for s in torch.arange(len(resid)).split(128):
         progress(int(s[0]), len(resid))
-        v = model.blocks[layer].ln1(resid[s]) @ W_V[layer, values] + b_V[layer, values]
-        found.append(name_ranks((v @ model.W_O[layer, head])[None], ids[s], model))
+        v = head_values(w, layer, resid[s])[head]
+        found.append(name_ranks((v @ W_O)[None], ids[s], model))
     summaries = []
     for of_sign in zip(*found):
         copied = np.concatenate(of_sign, axis=1)[0, :, 0] < top  # [sample]

@@ -25,7 +25,7 @@ from ..plots import DIVERGING, SEQUENTIAL, visible
 from ..stats import head_name
 
 # %% ../../nbs/core/explorer/widget.ipynb #1a60a2cb
-ASSETS = Path(str(files("namemovers"))) / "explorer_assets"  # script and style of widget and page
+ASSETS = Path(str(files("namemovers"))) / "explorer" / "assets"  # script and style of widget and page
 
 # what is quick about a head, a view, the rest about a head, all heads' roles
 URGENCY = {"quick": 0, "figure": 1, "head": 2, "roles": 3}

@@ -25,7 +25,7 @@ INK = "#1d2329"  # of text on paper
 #: canvas pixels, in which text is 13 high, to CSS pixels, of which an inch has 96
 SCALE = POINTS / 13 * 96 / 72
 #: the fonts and styles that go into files
-ASSETS = Path(str(files("namemovers"))) / "paper_assets"
+ASSETS = Path(str(files("namemovers"))) / "publish" / "assets"
 
 # %% ../../nbs/core/publish/look.ipynb #f9d514bb
 # face -> weight, style, and how its use is recognised
