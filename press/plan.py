@@ -15,7 +15,7 @@ from pathlib import Path
 from .notebooks import notebooks
 
 _SECONDS = 3.0  # what a notebook is taken to last where nobody says
-_ENTRY = {"needs": list, "seconds": (int, float), "keeps": list}
+_ENTRY: dict[str, type | tuple[type, ...]] = {"needs": list, "seconds": (int, float), "keeps": list}
 
 
 class Plan:
