@@ -80,7 +80,7 @@ bench: install ## measure the patching engine against TransformerLens, and the e
 
 lock: ## write requirements.lock anew from the newest versions that pyproject.toml allows
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
-	@build/lock/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 'setuptools>=77' '.[notebooks,site,figures,test,dev,gguf]'
+	@build/lock/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0 'setuptools>=77' '.[notebooks,site,figures,test,dev,gguf,cluster]'
 	@{ sed -n '/^#/p' requirements.lock; build/lock/bin/python -m pip freeze --all | grep -v -E '^(namemovers|pip|wheel)\b' | sed 's/+cpu$$//'; } > build/lock.txt
 	@mv build/lock.txt requirements.lock && rm -rf build/lock
 

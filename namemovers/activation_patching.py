@@ -6,10 +6,8 @@
 __all__ = ['METRICS', 'hook_point', 'unreached', 'run_hooks', 'effect', 'pick_engine', 'patch', 'label']
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
-import hashlib
-import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import groupby
 from pathlib import Path
@@ -18,20 +16,18 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from filelock import FileLock, Timeout
-from safetensors import safe_open
-from safetensors.torch import save_file
 from transformer_lens.utilities import get_act_name
 
 from .arguments import checked
 from .engine.ready import DTYPES, why_not
 from .engine.sweep import sweep
 from .guard import guarded
-from .model import logit_difference, run_at_end, taken_from_logits, weights_hash
+from .model import logit_difference, run_at_end, taken_from_logits
 from .pairs import DIRECTIONS, Pairs, Question, progress_bar
 from .results import provenance, stamp
 from .sites import BY, HEAD_SITES, STREAM_SITES, Cell, cells
 from .stats import estimate, head_name, kv_head_name, normalise
+from .store import Kept, belongs_to, in_blocks
 
 # %% ../nbs/02_activation_patching.ipynb #92c21feb
 def _rank(logits, correct): return (logits > logits.gather(1, correct[:, None])).sum(1).float()
@@ -178,7 +174,7 @@ def run_hooks(
                 values = metric(logits, pairs.correct[copies], pairs.wrong[copies], clean_copies)
                 out[chunk[0]:chunk[-1] + 1, prompts.cpu()] = values.float().cpu().reshape(len(chunk), -1)
                 if progress: progress(len(copies))
-    return out, *_baselines(model, pairs, question)
+    return out, *baselines(model, pairs, question)
 
 # %% ../nbs/02_activation_patching.ipynb #2c05d3b5
 def effect(
@@ -274,103 +270,14 @@ def pick_engine(
 def _fell_back(reason): # cached: Python's own memory of what it warned of is cleared by TransformerLens
     warnings.warn(f"Patching runs on the slower hooks engine, because for the fast one {reason}.", stacklevel=4)
 
-# %% ../nbs/02_activation_patching.ipynb #bc18e7c9
-def result_fingerprint(model, task, *arguments):
-    "What a result belongs to: the model's weights, the prompts and the question asked."
-    digest = hashlib.sha256(repr((weights_hash(model), *arguments)).encode())
-    for t in (task.clean_tokens, task.corrupted_tokens, task.correct, task.wrong, *task.positions.values()):
-        digest.update(t.cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-# %% ../nbs/02_activation_patching.ipynb #4d754599
-def _checksum(tensors):
-    "Of the values of {name: tensor}: a file can be whole and hold other values."
-    digest = hashlib.sha256()
-    for name, t in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(t.shape)}".encode())
-        digest.update(t.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-# %% ../nbs/02_activation_patching.ipynb #c1ea1aca
-class Checkpoint:
-    "A file of finished layers, held by one process at a time."
-    def __init__(self, path, fingerprint):
-        self.path, self.fingerprint = Path(path), fingerprint
-        self.part = Path(f"{path}.part")      # written beside and moved into place: there is never half a file
-        self.lock = FileLock(f"{path}.lock")
-
-    def __enter__(self):
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire(timeout=0)
-            self.part.unlink(missing_ok=True) # of a process that was killed while it wrote
-        except Timeout:
-            raise RuntimeError(f"checkpoint={str(self.path)!r} is being written by another process: "
-                               "wait for it, or give another path") from None
-        except OSError as e: raise self._unwritable(e) from None
-        return self
-
-    def __exit__(self, *_):
-        Path(self.lock.lock_file).unlink(missing_ok=True)
-        self.lock.release()
-
-    def _unwritable(self, e):
-        return OSError(f"checkpoint={str(self.path)!r} cannot be written ({e.strerror or e}): "
-                       "give a path in a folder that can be written and has room")
-
-    def read(self) -> dict:
-        "{name: tensor}, empty where nothing is finished."
-        if not self.path.exists(): return {}
-        try:
-            with safe_open(self.path, framework="pt") as f:
-                about = f.metadata() or {}
-                tensors = {name: f.get_tensor(name) for name in f.keys()}
-        except Exception as e: # whatever the reader makes of a file that is none
-            raise ValueError(f"checkpoint={str(self.path)!r} is no checkpoint, or damaged ({str(e)[:80]}): "
-                             "delete it, and the run begins anew") from None
-        if about.get("fingerprint") != self.fingerprint: raise self.foreign()
-        if about.get("checksum") != _checksum(tensors):
-            raise ValueError(
-                f"checkpoint={str(self.path)!r} is damaged, for its values are not those that were written: "
-                "delete it, and the run begins anew"
-            )
-        return tensors
-
-    def foreign(self):
-        return ValueError(f"checkpoint={str(self.path)!r} belongs to another model, task or question: "
-                          "give another path, or delete it")
-
-    def write(self, tensors):
-        about = {"fingerprint": self.fingerprint, "checksum": _checksum(tensors)}
-        try:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, self.part, about)
-            os.replace(self.part, self.path)
-        except Exception as e: # the writer has errors of its own for a full disk
-            self.part.unlink(missing_ok=True)
-            raise self._unwritable(e) from None
-
-# %% ../nbs/02_activation_patching.ipynb #8a546f91
-def _by_layer(sweep, todo, seen, checkpoint, progress):
-    """All cells, layer by layer, through `sweep(cells) -> values [cell, prompt], clean, corrupted [prompt]`, with what
-    is finished taken from the `checkpoint`. `seen`: what the model itself answers now, which must be what it
-    answered."""
-    done = checkpoint.read()
-    now = torch.stack(list(seen))
-    before = done.setdefault("seen", now)
-    if (now - before).abs().max() > 1e-4 * before.abs().max().clamp(min=1): raise checkpoint.foreign()
-    values = []
-    for layer, members in groupby(todo, key=lambda c: c.layer):
-        some, name = list(members), f"layer {layer}"
-        if name in done:
-            progress(len(some) * now.shape[1])
-        else:
-            done[name], done["clean"], done["corrupted"] = sweep(some)
-            checkpoint.write(done)
-        values.append(done[name])
-    return torch.cat(values), done["clean"], done["corrupted"]
+# %% ../nbs/02_activation_patching.ipynb #b10c4b10
+def _block(model, pairs, site, some, question, engine, dtype):
+    "One block of a sweep, here or in a worker."
+    name, run = pick_engine(engine, model, pairs.clean.shape[1])
+    return run(model, pairs, site, some, question, **({} if name == "hooks" else {"dtype": dtype}))
 
 # %% ../nbs/02_activation_patching.ipynb #a6984cb9
-def _baselines(model, pairs, question):
+def baselines(model, pairs, question):
     "The metric of the clean and of the corrupted run, each [prompt], as the model itself answers."
     pairs, values = pairs.to(model.cfg.device), {"clean": [], "corrupted": []}
     rows = max(1, question.memory_budget // _bytes_per_row(model.cfg, pairs.clean.shape[1]))
@@ -392,6 +299,22 @@ def _check_finite(values, metric):
             raise ValueError(f"the {name} run gives no finite {metric}: "
                              "the model's weights hold NaN or infinite numbers; load it again")
 
+# %% ../nbs/02_activation_patching.ipynb #b10c4b11
+def _in_blocks(model, task, pairs, site, by, todo, question, engine, dtype, store, client, progress):
+    "A sweep block by block: kept in a store, computed by a client's workers, or both."
+    def arguments(some, prompts):
+        return pairs.take(prompts), site, [c.take(prompts) for c in todo[some]], question, engine, dtype
+    together = sum(c.layer == todo[0].layer for c in todo)
+    size = len(todo), len(pairs), together
+    run = partial(in_blocks, model, _block, arguments, *size, client=client, progress=progress)
+    if store is None: return run()
+    places = [(c.layer, c.head, None if c.position is None else c.position.tolist()) for c in todo]
+    about = dict(site=site, by=by, direction=pairs.direction, metric=question.metric, engine=engine, dtype=dtype)
+    about |= provenance(model, task)
+    fingerprint = belongs_to(model, task, site, by, places, pairs.direction, question.metric, engine, dtype)
+    with Kept(store, f"{site} by {by}", fingerprint, about) as kept:
+        return run(kept=kept, seen=torch.stack(baselines(model, pairs, question)))
+
 # %% ../nbs/02_activation_patching.ipynb #a1d2b4da
 @checked
 @guarded
@@ -410,9 +333,12 @@ def patch(
     memory_budget: int = 2**30,           # bytes of activations at a time, about
     screen: int | None = None, # compute exactly only the `screen` cells that look largest; see `patch_screened`
     progress: bool | None = None,         # a progress bar: True, False, or None for only on a terminal
-    checkpoint: str | Path | None = None, # a file that keeps finished layers, so that an interrupted run resumes
+    store: str | Path | None = None,      # where finished blocks are kept, so that an interrupted run goes on
+    client = None,                        # a `dask.distributed.Client`, whose workers compute the blocks
     # for site="neurons": which MLP neurons, after the activation function, as (layer, neuron)
     neurons: list | None = None,
+    layers: Sequence | None = None, # only these layers; the parts of a sweep put together are the sweep
+    heads: Sequence | None = None,  # only these heads of each layer; for shared keys and values, kv_heads
     dtype: str = "float32",  # "bfloat16": weights and activations with two to three digits, faster on some GPUs
 ) -> xr.Dataset:
     """Activation patching: put one activation of the source run into the target run, everywhere in turn, and measure.
@@ -430,7 +356,7 @@ def patch(
 
     Raises ValueError for an unknown argument, prompts of different shape, a model in training mode, without the site
     asked for, where the site does not reach the answer, or with weights that are not finite, a budget too small for one
-    prompt, and a checkpoint that is damaged or belongs to something else. RuntimeError where another process writes it.
+    prompt, and a store that is damaged or none. RuntimeError where another process writes the same sweep there.
     """
     by = check_patch(model, task, site, by, direction, metric, engine, dtype)
     if screen is not None:
@@ -438,26 +364,22 @@ def patch(
             raise ValueError(f"screen={screen!r} needs the fast engine: leave out engine='hooks', or screen")
         from namemovers.attribution_patching import patch_screened # which builds on this module
         if dtype != "float32": raise ValueError(f"dtype={dtype!r} does not go with screen={screen!r}: leave out one")
-        if checkpoint is not None:
-            raise ValueError(f"checkpoint={str(checkpoint)!r} does not go with screen={screen!r}: leave out one")
+        given = dict(store=store, client=client, layers=layers, heads=heads)
+        if more := next((n for n, value in given.items() if value is not None), None):
+            raise ValueError(f"{more}={given[more]!r} does not go with screen={screen!r}: leave out one")
         return patch_screened(model, task, site, by, direction, metric, screen, memory_budget, neurons)
-    todo, axes = cells(model, task, site, by, neurons)
+    todo, axes = cells(model, task, site, by, neurons, layers, heads)
     name, run = pick_engine(engine, model, task.clean_tokens.shape[1])
     if dtype != "float32" and name != "fast":
         raise ValueError(f"dtype={dtype!r} needs the fast engine, which cannot run this model: leave dtype out")
     if dtype != "float32": run = partial(run, dtype=dtype)
     pairs, question = Pairs.of(task, direction), Question(metric, memory_budget)
     with progress_bar(len(todo) * len(pairs), f"{site} by {by}", progress) as bar:
-        def sweep_of(some): return run(model, pairs, site, some, question, bar.update)
-        if checkpoint is None:
-            values, clean, corrupted = sweep_of(todo)
+        if store is None and client is None:
+            values, clean, corrupted = run(model, pairs, site, todo, question, bar.update)
         else:
-            own = _baselines(model, pairs, question)
-            fingerprint = result_fingerprint(
-                model, task, name, dtype, site, by, [(c.layer, c.head) for c in todo], direction, metric
-            )
-            with Checkpoint(checkpoint, fingerprint) as kept:
-                values, clean, corrupted = _by_layer(sweep_of, todo, own, kept, bar.update)
+            where = store, client, bar.update
+            values, clean, corrupted = _in_blocks(model, task, pairs, site, by, todo, question, name, dtype, *where)
     _check_finite({"clean": clean, "corrupted": corrupted}, metric)
     ds = label(values, axes, by, task, model, metric)
     ds = ds.assign(clean=("prompt", clean.numpy()), corrupted=("prompt", corrupted.numpy()))

@@ -25,7 +25,7 @@ from .results import provenance
 from .stability import agreement
 from .stats import estimate, head_name, heads_in_words, prompts_needed, proportion, rank_correlation, summarise, top_heads
 from .verdicts import (
-    Claim, Results, Untold, Verdict, agrees, at, bounded, can_test, each, enough_to_draw_on, first, meets, names, near, resolves, there_are, together, verdict)
+    LEAST_SHARE, Claim, Results, Untold, Verdict, agrees, at, bounded, can_test, each, enough_to_draw_on, first, meets, names, near, resolves, there_are, together, verdict)
 
 # %% ../nbs/core/claims.ipynb #9333ea23
 #: who says it
@@ -121,7 +121,7 @@ def writers(
     task: str,           # "mrs" or "ioi"
     sign: int = 1,       # +1: those for the answer; -1: those against it
     k: int = 3,          # at most
-    least: float = 0.05, # share of the largest mean; with many prompts the smallest is significant
+    least: float = LEAST_SHARE, # of the largest mean; with many prompts the smallest is significant
 ) -> list:               # of (layer, head)
     "The significant heads that write most for or against the answer, by direct attribution. Raises Untold where there is none."
     s = _attribution(r, task)
@@ -806,7 +806,12 @@ def mrs_s3_hurts(r):
 # %% ../nbs/core/claims.ipynb #0bb32e81
 @claim("pilot", "direct logit attribution, for any model", _HEADS, "mrs_head_attribution")
 def mrs_negative_writers(r):
-    "Some heads write against the answer."
+    "Some heads write against the answer (ours: significantly, and a twentieth or more of the largest mean)."
+    s = _attribution(r, "mrs")
+    can_test(s)
+    asked = LEAST_SHARE * float(abs(s["mean"]).max())
+    if bool((s["low"] > -asked).all()):
+        return there_are([], f": none writes {estimate(asked)} or more against it; lowest {heads_in_words(s, top_heads(s, 1, -1))}")
     return there_are(writers(r, "mrs", -1))
 
 # %% ../nbs/core/claims.ipynb #0a5afa9f

@@ -288,6 +288,7 @@ def load_model(
     model.eval().requires_grad_(False)
     path = Path(name).expanduser()
     model.cfg.model_name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else name
+    model.cfg.loaded_from = str(path.resolve()) if path.exists() else name # by which a worker loads the same
     model.cfg.weights_source = weights_source(folder)
     model.cfg.weights_hash, model.cfg.tensors_hash = _hash_files(_weight_files(folder)), _hash_tensors(model)
     model.taken_from_logits = tuple(b - a for b, a in zip(before, _mean_logit(model)))

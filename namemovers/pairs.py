@@ -73,6 +73,14 @@ class Pairs:
         names = ("clean", "corrupted", "end", "correct", "wrong")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
+    def take(
+        self,
+        some: slice, # of the prompts
+    ) -> "Pairs":
+        "Some of the prompts."
+        names = ("clean", "corrupted", "end", "correct", "wrong")
+        return replace(self, **{name: getattr(self, name)[some] for name in names})
+
     def clean_first(
         self,
         base: _T,  # of the run patched into

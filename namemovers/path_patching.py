@@ -8,14 +8,16 @@ __all__ = ['SENDERS', 'COMPONENTS', 'Paths', 'run_paths', 'path_patch', 'trace']
 # %% ../nbs/05_path_patching.ipynb #f6ff4aac
 import operator
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 
-from .activation_patching import effect, which_logit, with_effect
+from .activation_patching import baselines, effect, which_logit, with_effect
 from .arguments import checked, short
 from .circuits.edge_graph import Edge
 from .engine.architectures import Weights
@@ -27,6 +29,7 @@ from .guard import guarded
 from .pairs import DIRECTIONS, Pairs, Question, progress_bar
 from .results import provenance, stamp
 from .stats import estimate, head_name, heads_in_words, q_values, summarise, top_heads
+from .store import Kept, belongs_to, in_blocks
 
 # %% ../nbs/05_path_patching.ipynb #df12a2d5
 SENDERS = ("head", "mlp", "embed") # kinds of senders
@@ -161,6 +164,14 @@ class Paths:
     together: bool = True             # whether the heads of a list are reached all at once, or each for itself
     sender_at: torch.Tensor | None = None   # the position whose change is sent [prompt]; None: all
     receiver_at: torch.Tensor | None = None # the position of the receivers' input that it changes [prompt]; None: all
+
+    def take(
+        self,
+        some: slice, # of the prompts
+    ) -> "Paths":
+        "The same paths in some of the prompts."
+        sender_at, receiver_at = (None if at is None else at[some] for at in (self.sender_at, self.receiver_at))
+        return replace(self, sender_at=sender_at, receiver_at=receiver_at)
 
     @property
     def kind(self) -> str: # one of `SENDERS`
@@ -388,6 +399,33 @@ def _axes(model, who, kind, prefix=""):
     numbers = {f"{kind}_{k}": (kind, np.array(v)) for k, v in zip(("layer", "head"), zip(*who))}
     return axes, axes | numbers
 
+# %% ../nbs/05_path_patching.ipynb #b10c4b12
+def _block(model, pairs, paths, question):
+    "All paths in some prompts [path, prompt], here or in a worker."
+    values, clean, corrupted = run_paths(model, pairs, paths, question)
+    return values.flatten(0, -2), clean, corrupted
+
+# %% ../nbs/05_path_patching.ipynb #b10c4b13
+def _in_blocks(model, task, pairs, paths, question, store, client, n_senders, progress):
+    "The same as `run_paths`, some prompts at a time: kept in a store, computed by a client's workers, or both."
+    w = ready(model, length=pairs.length)
+    receivers = len(paths.listed(w)) if paths.apart else 1
+    rows = len(paths.parts) * n_senders * receivers
+    def arguments(_, prompts): return pairs.take(prompts), paths.take(prompts), question
+    def told(n): progress(n * n_senders // rows)
+    run = partial(in_blocks, model, _block, arguments, rows, len(pairs), rows, client=client, progress=told)
+    if store is None: values, clean, corrupted = run()
+    else:
+        asked = [str(v.tolist() if hasattr(v, "tolist") else v) for v in vars(paths).values()]
+        about = dict(direction=pairs.direction, metric=question.metric, **provenance(model, task))
+        fingerprint = belongs_to(model, task, "paths", asked, pairs.direction, question.metric)
+        with Kept(store, "paths", fingerprint, about) as kept:
+            values, clean, corrupted = run(kept=kept, seen=torch.stack(baselines(model, pairs, question)))
+    shape = [len(paths.parts)] * (not paths.alone) + [n_senders]
+    if isinstance(paths.receivers, str) and paths.receivers == "heads": shape += [w.n_layers, w.n_heads]
+    elif paths.apart: shape += [receivers]
+    return values.view(*shape, -1), clean, corrupted
+
 # %% ../nbs/05_path_patching.ipynb #32995e48
 @checked
 @guarded
@@ -405,6 +443,8 @@ def path_patch(
     progress: bool | None = None,   # a progress bar: True, False, or None for only on a terminal
     sender_position = None,         # send only from here: the name of a position, or indices [prompt]; None: from all
     receiver_position = None,       # change the receivers' input only here, likewise; None: everywhere
+    store: str | Path | None = None, # where finished blocks are kept, so that an interrupted run goes on
+    client = None,                  # a `dask.distributed.Client`, whose workers compute the blocks
 ) -> xr.Dataset:
     """Path patching (Wang et al. 2022): send one component's change along one path and measure the answer.
 
@@ -438,7 +478,9 @@ def path_patch(
     n_senders, N = int(np.prod([len(v) for v in mine.values()])), len(task.clean_tokens)
     paths = Paths(senders, receivers, component, through_mlps, together, sender_at, receiver_at)
     with progress_bar(n_senders * N, "path patching", progress) as bar:
-        values, clean, corrupted = run_paths(model, Pairs.of(task, direction), paths, Question(metric, memory_budget), bar.update)
+        pairs, question = Pairs.of(task, direction), Question(metric, memory_budget)
+        if store is None and client is None: values, clean, corrupted = run_paths(model, pairs, paths, question, bar.update)
+        else: values, clean, corrupted = _in_blocks(model, task, pairs, paths, question, store, client, n_senders, bar.update)
     inputs = {} if isinstance(component, str) or receivers == "logits" else {"component": list(component)}
     axes = inputs | mine | theirs | {"prompt": list(range(N))}
     values = values.numpy().reshape([len(v) for v in axes.values()])

@@ -6,6 +6,7 @@
 __all__ = ['STREAM_SITES', 'HEAD_SITES', 'BY', 'Cell', 'n_kv_heads', 'head_axis', 'cells']
 
 # %% ../nbs/core/sites.ipynb #49fc240f
+from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -29,6 +30,13 @@ class Cell(NamedTuple):
     layer: int
     head: int | None = None              # for `k` and `v` the kv_head, for `neurons` the neuron
     position: torch.Tensor | None = None # one position per prompt [prompt]; for `pattern` the query's
+
+    def take(
+        self,
+        some: slice, # of the prompts
+    ) -> "Cell":
+        "The same place in some of the prompts."
+        return self if self.position is None else self._replace(position=self.position[some])
 
 # %% ../nbs/core/sites.ipynb #80d74e72
 def n_kv_heads(
@@ -59,6 +67,15 @@ def _neuron_cells(model, neurons) -> tuple[list[Cell], dict[str, list]]:
         raise ValueError(f"neurons={neurons!r}: give at least one, and each once")
     return [Cell(*c) for c in chosen], {"neuron": [f"L{layer}N{i}" for layer, i in chosen]}
 
+# %% ../nbs/core/sites.ipynb #c4051e77
+def _chosen(name, some, count) -> list[int]:
+    "Some of `count` layers or heads, in order."
+    if some is None: return list(range(count))
+    found = [int(i) for i in some]
+    if not found or len(set(found)) < len(found) or not all(0 <= i < count for i in found):
+        raise ValueError(f"{name}={some!r}: give at least one of 0 to {count - 1}, and each once")
+    return sorted(found)
+
 # %% ../nbs/core/sites.ipynb #12974429
 @checked
 def cells(
@@ -67,18 +84,24 @@ def cells(
     site: str,          # a key of `BY`
     by: str,            # one of `BY[site]`
     neurons: list | None = None, # for `neurons`: which, as (layer, neuron)
+    layers: Sequence | None = None, # only these; None: all
+    heads: Sequence | None = None, # only these of each layer (for shared keys and values the kv_heads); None: all
 ) -> tuple[list[Cell], dict[str, list]]: # the cells, layers slowest, and the axes they span {dimension: coordinate}
-    "All cells of one sweep."
+    "The cells of one sweep. Raises ValueError for layers, heads or neurons that do not exist or are named twice."
+    if site == "neurons" and not (layers is None and heads is None):
+        raise ValueError("layers and heads do not go with site='neurons': its places are given by neurons")
+    if heads is not None and "head" not in by:
+        raise ValueError(f"heads={heads!r} goes with the parts of heads, but site={site!r} has none: leave it out")
     if (site == "neurons") != (neurons is not None):
         raise ValueError(
             f"neurons={neurons!r} goes with site='neurons', and that with a list of (layer, neuron), but site={site!r}"
         )
     if site == "neurons": return _neuron_cells(model, neurons)
     n, length = task.clean_tokens.shape
-    axes = {"layer": list(range(model.cfg.n_layers))}
+    axes = {"layer": _chosen("layers", layers, model.cfg.n_layers)}
     if "head" in by:
-        name, heads = head_axis(model, site)
-        axes[name] = list(range(heads))
+        name, count = head_axis(model, site)
+        axes[name] = _chosen("heads", heads, count)
     if by == "named_position": axes["position"] = list(task.positions)
     elif "position" in by: axes["position"] = list(range(length))
     named = task.positions if by == "named_position" else {p: torch.full((n,), p) for p in range(length)}

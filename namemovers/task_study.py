@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from . import plots
 from .arguments import checked
 from .engine.ready import why_not
-from .activation_patching import result_fingerprint, patch, say_positions
+from .activation_patching import patch, say_positions
 from .copy_scores import task_copy_scores
 from .guard import guarded
 from .head_attribution import attention, head_attribution, leading_heads, subject_positions
@@ -26,6 +26,7 @@ from .path_patching import path_patch
 from .results import load, provenance, save
 from .settings import slug
 from .stats import estimate, head_name, heads_in_words, prompts_needed, summarise, top_heads, untested
+from .store import belongs_to
 
 # %% ../nbs/core/task_study.ipynb #3d1dbcb9
 #: name of the result -> f(model, task)
@@ -208,7 +209,7 @@ _FIGURES = {
 def _stamp(model, task, name):
     "What a result depends on, as a hash."
     versions = {k: v for k, v in provenance(model).items() if k.endswith("_version")}
-    return result_fingerprint(model, task, name, list(task.positions), getattr(task, "subjects", None), versions)
+    return belongs_to(model, task, name, list(task.positions), getattr(task, "subjects", None), versions)
 
 def _finished(name, folder, stamp):
     "A saved result, if it is whole and depends on the same; else None."

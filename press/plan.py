@@ -11,11 +11,12 @@ import tomllib
 from collections.abc import Awaitable, Callable, Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 from .notebooks import notebooks
 
 _SECONDS = 3.0  # what a notebook is taken to last where nobody says
-_ENTRY: dict[str, type | tuple[type, ...]] = {"needs": list, "seconds": (int, float), "keeps": list}
+_ENTRY: dict[str, Any] = {"needs": list, "seconds": (int, float), "keeps": list}
 
 
 class Plan:

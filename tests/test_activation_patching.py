@@ -372,35 +372,6 @@ def test_an_interruption_leaves_no_hook(tiny):
     assert torch.equal(tiny(task.clean_tokens), before)
 
 
-def test_an_interrupted_run_resumes(tiny, tmp_path, monkeypatch):
-    import namemovers.activation_patching as ap
-
-    task, path = made_task(tiny), tmp_path / "below" / "z.safetensors"
-    whole = patch(tiny, task, "z", engine="hooks")
-    asked = []
-
-    def engine(*args, stop_at=None, **kwargs):
-        layer = args[3][0].layer
-        if layer == stop_at:
-            raise KeyboardInterrupt
-        asked.append(layer)
-        return run_hooks(*args, **kwargs)
-
-    monkeypatch.setattr(ap, "pick_engine", lambda *a: ("hooks", lambda *args: engine(*args, stop_at=1)))
-    with pytest.raises(KeyboardInterrupt):
-        patch(tiny, task, "z", engine="hooks", checkpoint=path)
-    assert asked == [0] and [p.name for p in path.parent.iterdir()] == ["z.safetensors"]
-    monkeypatch.setattr(ap, "pick_engine", lambda *a: ("hooks", engine))
-    resumed = patch(tiny, task, "z", engine="hooks", checkpoint=path)
-    assert asked == list(range(tiny.cfg.n_layers))
-    np.testing.assert_allclose(resumed.logit_diff.values, whole.logit_diff.values, atol=1e-5)
-    for other in (dict(site="q"), dict(direction="noise"), dict(metric="prob")):
-        with pytest.raises(ValueError, match="checkpoint.*belongs to another"):
-            patch(tiny, task, **{"site": "z", **other}, engine="hooks", checkpoint=path)
-    with pytest.raises(ValueError, match="checkpoint"):
-        patch(tiny, made_task(tiny, seed=1), "z", engine="hooks", checkpoint=path)
-
-
 class Stopped:
     "A function that works `times` times and is then interrupted."
 
@@ -414,78 +385,54 @@ class Stopped:
         return self.f(*args, **kwargs)
 
 
-def interrupted(monkeypatch, model, task, path, engine, layers, **more):
-    "A run with a checkpoint that is interrupted after so many layers."
+def interrupted(monkeypatch, model, task, path, engine, calls, **more):
+    "A sweep with a store, interrupted after so many calls of the engine: one to try, then one for a prompt in a layer."
     import namemovers.activation_patching as ap
 
     with monkeypatch.context() as m:
+        m.setattr("namemovers.store.SECONDS", 1e-9)
         if engine == "fast":
-            m.setattr(ap, "sweep", Stopped(ap.sweep, layers))
+            m.setattr(ap, "sweep", Stopped(ap.sweep, calls))
         else:
-            m.setattr(ap, "run_hooks", Stopped(run_hooks, layers))
+            m.setattr(ap, "run_hooks", Stopped(run_hooks, calls))
         with pytest.raises(KeyboardInterrupt):
-            patch(model, task, "z", engine=engine, checkpoint=path, **more)
+            patch(model, task, "z", engine=engine, store=path, **more)
 
 
 @pytest.mark.parametrize("metric", ["logit_diff", "kl"])
 @pytest.mark.parametrize("engine", ["fast", "hooks"])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(tiny, tmp_path, monkeypatch, engine, metric):
-    task, path = made_task(tiny, lengths=[9, 8, 9, 7], differ=(3, 5)), tmp_path / "z.safetensors"
-    interrupted(monkeypatch, tiny, task, path, engine, 2, metric=metric)
-    resumed = patch(tiny, task, "z", engine=engine, checkpoint=path, metric=metric)
-    whole = patch(tiny, task, "z", engine=engine, checkpoint=tmp_path / "whole", metric=metric)
+    task, path = made_task(tiny, lengths=[9, 8, 9, 7], differ=(3, 5)), tmp_path / "below" / "store"
+    interrupted(monkeypatch, tiny, task, path, engine, 6, metric=metric)
+    import namemovers.activation_patching as ap
+
+    counted = Stopped(ap.sweep if engine == "fast" else run_hooks, 10**6)
+    with monkeypatch.context() as m:
+        m.setattr(ap, "sweep" if engine == "fast" else "run_hooks", counted)
+        resumed = patch(tiny, task, "z", engine=engine, store=path, metric=metric)
+    # blocks of one prompt in one layer, of which five were finished
+    assert 10**6 - counted.left == tiny.cfg.n_layers * len(task) - 5
+    monkeypatch.setattr("namemovers.store.SECONDS", 1e-9)
+    whole = patch(tiny, task, "z", engine=engine, store=tmp_path / "whole", metric=metric)
     xr.testing.assert_identical(resumed, whole)
     # all of it read
-    xr.testing.assert_identical(patch(tiny, task, "z", engine=engine, checkpoint=path, metric=metric), whole)
+    xr.testing.assert_identical(patch(tiny, task, "z", engine=engine, store=path, metric=metric), whole)
     without = patch(tiny, task, "z", engine=engine, metric=metric)
-    for left_alone in ("clean", "corrupted"):
-        np.testing.assert_array_equal(resumed[left_alone], without[left_alone])
-    np.testing.assert_allclose(resumed.effect.values, without.effect.values, rtol=1e-4, atol=1e-5)
+    for name in ("clean", "corrupted", "effect"):
+        np.testing.assert_allclose(resumed[name], without[name], rtol=1e-4, atol=1e-5)
     assert without.attrs == resumed.attrs
-
-
-def test_a_damaged_checkpoint_says_what_to_do(tiny, tmp_path):
-    task, path = made_task(tiny), tmp_path / "z.safetensors"
-    patch(tiny, task, "z", checkpoint=path)
-    whole = path.read_bytes()
-    flipped = bytearray(whole)
-    flipped[-5] ^= 1
-    for bad in (b"", b"no checkpoint", whole[:100], whole[:-50], bytes(flipped), whole[:8] + b"x" * (len(whole) - 8)):
-        path.write_bytes(bad)
-        with pytest.raises(ValueError, match="damaged.*delete it") as e:
-            patch(tiny, task, "z", checkpoint=path)
-        assert str(path) in str(e.value) and "\n" not in str(e.value)
-    path.unlink()
-    assert patch(tiny, task, "z", checkpoint=path).effect.notnull().all()
-
-
-def test_a_checkpoint_cleans_up_and_belongs_to_one_process(tiny, tmp_path):
-    from namemovers.activation_patching import Checkpoint
-
-    task, path = made_task(tiny), tmp_path / "z.safetensors"
-    (tmp_path / "z.safetensors.part").write_text("of a process that was killed")
-    patch(tiny, task, "z", checkpoint=path)
-    assert [p.name for p in tmp_path.iterdir()] == ["z.safetensors"]
-    with Checkpoint(path, ""):
-        with pytest.raises(RuntimeError, match="another process.*give another path"):
-            patch(tiny, task, "z", checkpoint=path)
-    patch(tiny, task, "z", checkpoint=path)
-    with pytest.raises(OSError, match="cannot be written.*give a path"):
-        patch(tiny, task, "z", checkpoint=path / "below")
-    with pytest.raises(ValueError, match="does not go with screen=2"):
-        patch(tiny, task, "z", checkpoint=path, screen=2)
 
 
 @pytest.mark.parametrize("engine", ["fast", "hooks"])
 @pytest.mark.parametrize(
     "change", ["weight", "weight behind autograd's back", "weight exchanged", "hook", "torch hook", "configuration"]
 )
-def test_a_checkpoint_of_a_model_that_was_changed_is_refused(tiny_folder, tmp_path, monkeypatch, engine, change):
+def test_a_model_that_was_changed_gets_nothing_old_from_a_store(tiny_folder, tmp_path, monkeypatch, engine, change):
     from namemovers.model import load_model
 
-    model, path = load_model(tiny_folder, device="cpu"), tmp_path / "z.safetensors"
+    model, path = load_model(tiny_folder, device="cpu"), tmp_path / "store"
     task = made_task(model)
-    interrupted(monkeypatch, model, task, path, engine, 1)
+    interrupted(monkeypatch, model, task, path, engine, 3)
     b = model.blocks[1].mlp.out if hasattr(model.blocks[1].mlp, "out") else model.blocks[1].mlp
     weight = b.weight
     with torch.no_grad():
@@ -501,8 +448,13 @@ def test_a_checkpoint_of_a_model_that_was_changed_is_refused(tiny_folder, tmp_pa
             b.original_component.register_forward_hook(lambda module, args, out: out * 1.5)
         else:
             model.blocks[1].ln1.original_component.eps = model.cfg.eps = 0.5
+    if change.startswith("weight"):  # other weights, another sweep beside the old one
+        fresh = patch(model, task, "z", engine=engine)
+        stored = patch(model, task, "z", engine=engine, store=path)
+        np.testing.assert_allclose(stored.logit_diff, fresh.logit_diff, atol=1e-5)
+        return
     with pytest.raises(ValueError):
-        patch(model, task, "z", engine=engine, checkpoint=path)
+        patch(model, task, "z", engine=engine, store=path)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ ROOMS = [
     {"prompts", "data"},
     {"quantised", "model", "planted"},
     {"results"},
-    {"sites", "pairs", "engine", "circuits.edge_graph"},
+    {"sites", "pairs", "engine", "circuits.edge_graph", "store"},
     {"activation_patching", "path_patching", "logit_lens", "head_attribution", "sets"},
     {"attribution_patching", "copy_scores"},
     {"roles", "head_roles", "circuits"},

@@ -373,7 +373,7 @@ def test_neurons_are_a_site_of_patch(model, direction):
 def test_chosen_neurons_are_labelled_and_checked(tiny, tmp_path):
     task = ioi_task(tiny.tokenizer, n=3)
     chosen = [(2, 7), (1, 5), (1, 2)]
-    ds = patch(tiny, task, "neurons", neurons=chosen, checkpoint=tmp_path / "neurons")
+    ds = patch(tiny, task, "neurons", neurons=chosen, store=tmp_path / "neurons")
     assert list(ds.neuron.values) == ["L1N2", "L1N5", "L2N7"] and ds.effect.dims == ("neuron", "prompt")
     assert abs(ds.logit_diff - patch(tiny, task, "neurons", neurons=chosen, engine="hooks").logit_diff).max() < 1e-5
     screened = patch(tiny, task, "neurons", neurons=chosen, screen=1)
