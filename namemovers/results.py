@@ -26,7 +26,7 @@ def provenance(
     """Where a result comes from, for its `attrs`: model, hash of its weights, whether it is GPT-2 small, task, versions.
 
     Holds no time and no place, so that the same settings give the same result to the byte."""
-    from namemovers.model import model_name, weights_hash
+    from namemovers.identity import model_name, weights_hash
     from namemovers.published import unlike_gpt2_small
     attrs: dict = dict(model=model_name(model), weights_hash=weights_hash(model), gpt2_small=int(not unlike_gpt2_small(model)))
     if source := getattr(model.cfg, "weights_source", ""): attrs["weights_source"] = source
