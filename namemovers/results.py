@@ -114,6 +114,7 @@ SHARED = ("copy_scores", "pattern_scores", "survey")
 #: ends of the names of results whose number of prompts is their own, whatever the study's
 OWN_N = ("_one_prompt", "_stability")
 
+@checked
 def asked(
     name: str,       # of a result
     attrs: dict,     # its provenance
