@@ -144,7 +144,10 @@ def _check_task(model, task, what):
     bos, longer = ours.bos_token_id, task.lengths > 1
     for tokens in rows:
         if bos is not None and tokens.shape[1] > 1 and ((tokens[:, 0] == bos) & (tokens[:, 1] == bos) & longer).any():
-            raise ValueError(f"{what}: a prompt begins with {ours.bos_token!r} twice, since every prompt is given one; take it out of the text.")
+            raise ValueError(f"{what}: a prompt begins with {ours.bos_token!r} twice, since every prompt is given one; take it out of the text, and pad on the right, not on the left.")
+        pad = ours.pad_token_id
+        if pad is not None and pad != bos and (tokens[:, 0] == pad).any():
+            raise ValueError(f"{what}: a prompt begins with the padding {ours.pad_token!r}; pad on the right, not on the left.")
 
 # %% ../nbs/core/guard.ipynb #f7f4b8ad
 def guard(

@@ -173,11 +173,25 @@ def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     factor = _logit_factor(model)
     return factor * scale * mean, factor * constant
 
+# %% ../nbs/core/model.ipynb #94fd9b0d
+def _no_decoder(config) -> str | None:
+    "What in a configuration keeps a model from being a decoder in plain numbers, with the remedy."
+    kind, quantised = type(config).__name__.removesuffix("Config"), getattr(config, "quantization_config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return f"it is an encoder-decoder ({kind}), and what is measured here are decoders; load a decoder, such as GPT-2"
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", "")
+        how = f" ({getattr(method, 'value', method)})" if method else ""
+        return (f"its weights are quantised{how}, and are measured in float32; load the model that it was made from, save it dequantised, "
+                "or load a GGUF file, which is dequantised")
+    return None
+
 # %% ../nbs/core/model.ipynb #3b86f925
 def _read_plain(folder: Path) -> Any:
     "transformers' own model of a folder in float32, and what it says about the keys."
     from transformers import AutoConfig, AutoModelForCausalLM
     config = AutoConfig.from_pretrained(folder, output_attentions=True, trust_remote_code=False)
+    if complaint := _no_decoder(config): raise ValueError(complaint)
     return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager", use_safetensors=True,
                                                 trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
 
@@ -215,8 +229,12 @@ def _incomplete(plain, found: dict, folder: Path) -> str | None:
     return None
 
 def _cannot(name: str, e: Exception) -> ValueError:
-    reason = " ".join(str(e).split())[:300] or type(e).__name__
-    return ValueError(f"The model {name!r} cannot be loaded: {reason.rstrip('.')}; models that TransformerLens supports in compatibility mode, such as GPT-2's kind, can.")
+    "One sentence of what went wrong below; what says its remedy keeps it."
+    reason = " ".join(str(e).split()).rstrip(".") or type(e).__name__
+    if "Unrecognized configuration class" in reason: reason = "transformers has no language model of its architecture"
+    if "; load " in reason: return ValueError(f"The model {name!r} cannot be loaded: {reason}.")
+    return ValueError(f"The model {name!r} cannot be loaded: {reason[:300]}; models that TransformerLens supports in compatibility mode, such as "
+                      "GPT-2's kind, can.")
 
 # %% ../nbs/core/model.ipynb #5f2c7d01
 @checked
@@ -227,6 +245,21 @@ def weights_source(
     known = about(folder)
     if not known: return ""
     return f"{known['file']}, {known['quantisation']} dequantised to float32, SHA-256 {known['sha256']}"
+
+# %% ../nbs/core/model.ipynb #8f23757b
+def _headless(plain) -> str:
+    return (f"it is a state-space or recurrent model ({type(plain).__name__}), whose layers have no attention heads to measure; "
+            "load a decoder, such as GPT-2")
+
+def _no_heads(plain, tokens: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """What keeps a model from being read at END, by what it does: whether a later token changes what it says of earlier
+    ones, as in an encoder. `expected`: its log-probabilities of `tokens`."""
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % expected.shape[-1]
+    gap = float((plain(other).logits.log_softmax(-1) - expected)[:, :-1].abs().max())
+    if gap <= 1e-5 * max(1, float(expected.abs().max()) / 10): return None
+    return (f"it is an encoder ({type(plain).__name__}), for what it says of a token depends on the tokens behind it; load a decoder, "
+            "such as GPT-2")
 
 # %% ../nbs/core/model.ipynb #3afae10f
 @checked
@@ -243,7 +276,8 @@ def load_model(
     files, or from GGUF files, dequantised (`namemovers.quantised`), and code that comes with a model is never run.
 
     Raises ValueError, in one sentence with the remedy, when the name is no model, a folder is incomplete or holds
-    pickled weights, the hub cannot be reached, the device cannot be used, or the architecture is not supported."""
+    pickled weights, the hub cannot be reached, the device cannot be used, or the architecture is not supported: encoders,
+    encoder-decoders, state-space models, weights that are quantised and not in a GGUF file."""
     name = str(name)
     device = _device(device)
     folder = model_folder(name, offline)
@@ -259,7 +293,9 @@ def load_model(
             plain = plain.to(device).eval()
             tokens = torch.arange(1, 25, device=device)[None] * 31 % plain.get_input_embeddings().weight.shape[0]
             expected = plain(tokens).logits.log_softmax(-1)
+            if complaint := _no_heads(plain, tokens, expected): raise ValueError(complaint)
             model = TransformerBridge.boot_transformers(str(folder), hf_model=plain, device=device, dtype=torch.float32, trust_remote_code=False)
+            if not all(hasattr(block, "attn") for block in model.blocks): raise ValueError(_headless(plain))
             before = _mean_logit(model)
             model.enable_compatibility_mode(disable_warnings=True)
             gap = float((model.eval()(tokens).log_softmax(-1) - expected).abs().max())
