@@ -356,3 +356,14 @@ def test_workers_refuse_other_weights(tiny_folder, task, client):
     del model.cfg.loaded_from
     with pytest.raises(ValueError, match="client: the model was not loaded by load_model"):
         patch(model, task, "z", client=client)
+
+
+def test_a_store_whose_beginning_was_killed(tiny, task, tmp_path):
+    path = tmp_path / "s"
+    path.mkdir()
+    (path / "zarr.json.0123abcd.partial").write_text("{")  # what zarr leaves where it is killed while it writes
+    whole = patch(tiny, task, "z", store=path)
+    assert not list(path.rglob("*.partial")) and [p.name for p in tmp_path.iterdir()] == ["s"]
+    (path / "zarr.json.0123abcd.partial").write_text("{")
+    close(patch(tiny, task, "z", store=path), whole)
+    assert not list(path.rglob("*.partial"))
