@@ -10,6 +10,9 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import io
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -141,7 +144,10 @@ def _check_task(model, task, what):
     bos, longer = ours.bos_token_id, task.lengths > 1
     for tokens in rows:
         if bos is not None and tokens.shape[1] > 1 and ((tokens[:, 0] == bos) & (tokens[:, 1] == bos) & longer).any():
-            raise ValueError(f"{what}: a prompt begins with {ours.bos_token!r} twice, since every prompt is given one; take it out of the text.")
+            raise ValueError(f"{what}: a prompt begins with {ours.bos_token!r} twice, since every prompt is given one; take it out of the text, and pad on the right, not on the left.")
+        pad = ours.pad_token_id
+        if pad is not None and pad != bos and (tokens[:, 0] == pad).any():
+            raise ValueError(f"{what}: a prompt begins with the padding {ours.pad_token!r}; pad on the right, not on the left.")
 
 # %% ../nbs/core/guard.ipynb #f7f4b8ad
 def guard(
@@ -174,6 +180,23 @@ def session(device_type: str):
         finally:
             if dtype != torch.float32: torch.set_default_dtype(dtype)
             if precision != "highest": torch.set_float32_matmul_precision(precision)
+
+# %% ../nbs/core/guard.ipynb #d502b0c6
+@contextlib.contextmanager
+def quiet():
+    "Hold back log messages, warnings and progress bars of the libraries underneath."
+    from transformers.utils import logging as hf
+    bars = hf.is_progress_bar_enabled()
+    before = logging.root.manager.disable
+    hf.disable_progress_bar()
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        if bars: hf.enable_progress_bar()
 
 # %% ../nbs/core/guard.ipynb #ec679a17
 def _found(given: dict) -> Iterator[tuple[str, Any]]:

@@ -29,7 +29,8 @@ from .copy_scores import copy_scores
 from .data import Task, ioi_task, mrs_task
 from .head_attribution import head_attribution
 from .head_roles import MATTERS, THRESHOLDS, attention_scores, backup, pattern_scores, s_inhibition, signal_tasks
-from .model import quiet, load_model
+from .guard import quiet
+from .model import load_model
 from .path_patching import path_patch
 from .results import provenance
 from .stats import head_name, summarise, untested

@@ -149,6 +149,7 @@ class World:
                 )
             ),
             GRID,
+            n=1,
         )
 
     def make_copies(self):
@@ -915,6 +916,8 @@ def test_results_of_another_study_are_refused(worlds):
         refused = ledger[ledger.figure.str.contains("this study has")]
         assert of_prompts <= set(refused.index) and (refused.status == "not evaluated").all(), change
         assert refused.figure.str.contains(said).all() and refused.figure.str.contains("run the step").all()
+        of_no_task = {c.id for c in CLAIMS if {"survey", "copy_scores"} & set(c.needs)}
+        assert ("seed" not in change) or of_no_task <= set(refused.index)
 
 
 @pytest.mark.parametrize("key, value", [("n", N + 1), ("seed", 1), ("corruption", "no_cue")])

@@ -141,7 +141,7 @@ def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
     from conftest import told_apart
 
     from namemovers.activation_patching import patch
-    from namemovers.attribution_patching import attribute
+    from namemovers.attribution_patching import attribute, patch_screened
     from namemovers.data import ioi_task
     from namemovers.circuits import ablate_edges
     from namemovers.path_patching import path_patch
@@ -151,7 +151,7 @@ def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
     task = told_apart(tiny, ioi_task(tiny.tokenizer, n=12, seed=3))
     found = {
         "patch": patch(tiny, task, "z"),
-        "screened": patch(tiny, task, "z", screen=2),
+        "screened": patch_screened(tiny, task, "z", screen=2),
         "attribute": attribute(tiny, task, "z"),
         "path_patch": path_patch(tiny, task),
         "edges": ablate_edges(tiny, task),
@@ -182,6 +182,12 @@ def test_a_stamp_is_over_what_a_variable_was_made_of(ds):
         ("mrs_x", dict(n=7, corruption="no_cue"), "corruption = 'no_cue'"),
         ("ioi_x", dict(task="ioi", n=8), "n = 8"),
         ("mrs_x_n1", dict(n=7), "n = 7"),
+        ("copy_scores", dict(task=None, n=1224, seed=1), "seed = 1, but the settings ask for 0"),
+        ("pattern_scores", dict(task=None, n=24, seed=3), "seed = 3"),
+        ("survey", dict(task=None, n=20, seed=3), "seed = 3"),
+        ("survey", dict(task=None, n=20, seed=None), "seed = None"),
+        ("circuit_overlap", dict(task="mrs, ioi", n=8), "n = 8"),
+        ("circuit_overlap", dict(task="mrs, ioi", n=7, seed=1), "seed = 1"),
     ],
 )
 def test_results_of_another_study_are_refused(tmp_path, ds, monkeypatch, name, attrs, says):
@@ -190,13 +196,15 @@ def test_results_of_another_study_are_refused(tmp_path, ds, monkeypatch, name, a
     (tmp_path / "settings.ini").write_text("[study]\nn = 7\n")
     monkeypatch.chdir(tmp_path)
     ds.attrs["corruption"] = "switch_subjects"
-    path = save(ds.assign_attrs(attrs), name)
+    attrs = {key: value for key, value in (ds.attrs | attrs).items() if value is not None}
+    ds = ds.drop_attrs(deep=False).assign_attrs(attrs)
+    path = save(ds, name)
     for folder in (None, path.parent):
         with pytest.raises(ValueError) as e:
             load(name, folder)
         assert says in str(e.value) and str(path) in str(e.value) and "make study" in str(e.value)
     elsewhere = tmp_path / "elsewhere"
-    save(ds.assign_attrs(attrs), name, elsewhere)
+    save(ds, name, elsewhere)
     assert load(name, elsewhere)["effect"].equals(ds["effect"])
 
 
@@ -211,6 +219,8 @@ def test_results_of_this_study_are_not(tmp_path, ds, monkeypatch):
         ("ioi_x", fits | dict(task="ioi", corruption="abc")),
         ("copy_scores", dict(n=1224)),
         ("mine", dict(n=3)),
+        ("mrs_of_mine", dict(task="own", n=3, seed=5)),
+        ("circuit_overlap", fits | dict(task="mrs, ioi")),
     ):
         kept = ds.assign_attrs(attrs)
         if name == "copy_scores":
@@ -231,8 +241,8 @@ def test_a_damaged_result_says_which_and_what_to_do(tmp_path, ds, damage):
     assert str(path) in str(e.value) and "remove it" in str(e.value) and "\n" not in str(e.value)
 
 
-def test_results_of_other_prompts_than_the_studys_have_an_n_and_a_seed_of_their_own(tmp_path, monkeypatch):
-    "Copy scores draw names, patterns random tokens, stability hundreds of prompts: none of them is of another study."
+def test_results_of_other_prompts_than_the_studys_have_an_n_of_their_own_and_its_seed(tmp_path, monkeypatch):
+    "Copy scores draw names, patterns random tokens, stability hundreds of prompts, all with the seed of the study."
     for name in ("MODEL", "N", "SEED", "CORRUPTION"):
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "settings.ini").write_text("[study]\nmodel = mini\nn = 6\nseed = 1\ncorruption = new_subjects\n")
@@ -240,14 +250,19 @@ def test_results_of_other_prompts_than_the_studys_have_an_n_and_a_seed_of_their_
     ds = xr.Dataset({"x": ("prompt", np.arange(3.0))}, attrs=dict(model="mini"))
     study = dict(task="mrs", seed=1, corruption="new_subjects")
     for name, attrs in (
-        ("copy_scores", dict(n=1224, seed=0)),
-        ("pattern_scores", dict(n=24, seed=0)),
+        ("copy_scores", dict(n=1224, seed=1)),
+        ("pattern_scores", dict(n=24, seed=1)),
         ("mrs_one_prompt", study | dict(n=400)),
         ("ioi_stability", dict(task="ioi", n=400, seed=1)),
     ):
         save(ds.assign_attrs(attrs), name)
         assert load(name).attrs["n"] == attrs["n"]
-    for name, attrs in (("mrs_one_prompt", study | dict(n=400, seed=0)), ("mrs_paths", study | dict(n=7))):
+    for name, attrs in (
+        ("mrs_one_prompt", study | dict(n=400, seed=0)),
+        ("mrs_paths", study | dict(n=7)),
+        ("copy_scores", dict(n=1224, seed=0)),
+        ("pattern_scores", dict(n=24, seed=0)),
+    ):
         save(ds.assign_attrs(attrs), name)
         with pytest.raises(ValueError, match="the settings ask for"):
             load(name)
