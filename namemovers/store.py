@@ -124,8 +124,10 @@ class Kept:
                 raise RuntimeError(f"store={str(self.path)!r}: another process writes the same sweep there: "
                                    "wait for it, or give another path") from None
         try:
-            with FileLock(self.path.parent / f".{self.path.name}.lock") as making: self.root: Any = _opened(self.path)
-            Path(making.lock_file).unlink(missing_ok=True)
+            making = FileLock(self.path.parent / f".{self.path.name}.lock")
+            try:
+                with making: self.root: Any = _opened(self.path)
+            finally: Path(making.lock_file).unlink(missing_ok=True)
         except BaseException:
             self.__exit__()
             raise
