@@ -28,6 +28,7 @@ from .head_attribution import head_attribution
 from .model import load_model
 from .pairs import progress_bar
 from .path_patching import path_patch
+from .planted_weights import D_MODEL, N_CTX, N_HEADS, N_LAYERS
 from .results import provenance
 from .stats import summarise, untested
 from .validation_methods import CUE, EDGE, FEW, IOI, MRS, TASKS, Case, Method, method_name, methods, touching
@@ -223,7 +224,7 @@ def random_checkpoint(
     "A model of planted's shape and tokenizer with weights as GPT-2 draws them at initialisation."
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
     tokenizer = AutoTokenizer.from_pretrained(planted.build(0))
-    shape = dict(n_positions=planted.N_CTX, n_embd=planted.D_MODEL, n_layer=planted.N_LAYERS, n_head=planted.N_HEADS)
+    shape = dict(n_positions=N_CTX, n_embd=D_MODEL, n_layer=N_LAYERS, n_head=N_HEADS)
     rng = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, bos_token_id=0, eos_token_id=0))
