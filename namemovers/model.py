@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 
-from .arguments import checked
+from .arguments import checked, short
 from .quantised import PACKED, about, packed_folder, unpacked
 from .guard import guarded, quiet, session
 from .identity import hash_of_tensors, model_name, weights_hash
@@ -103,18 +103,18 @@ def _from_hub(name: str, offline: bool | None) -> Path:
             if repo and _complaint(folder) is None: return folder
     remedy = f"give a local folder in Hugging Face format instead, or one of {', '.join(shipped_models()) or SHIPPED[0]}"
     if offline or (offline is None and _offline()):
-        raise ValueError(f"The model {name!r} is not in the local Hugging Face cache and the hub may not be asked (offline); load it once with a network (offline=False), or {remedy}.")
+        raise ValueError(f"name: the model {short(name)} is not in the local Hugging Face cache and the hub may not be asked (offline); load it once with a network (offline=False), or {remedy}.")
     try:
         HfApi().model_info(name, timeout=10)
         return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, etag_timeout=10))
     except HFValidationError:
-        raise ValueError(f"There is no model {name!r}: it is no shipped model ({', '.join(shipped_models()) or 'none here'}), no folder on this disk, and no valid hub id; {remedy}.") from None
+        raise ValueError(f"name: there is no model {short(name)}: it is no shipped model ({', '.join(shipped_models()) or 'none here'}), no folder on this disk, and no valid hub id; {remedy}.") from None
     except GatedRepoError:
-        raise ValueError(f"The hub does not give out {name!r} without permission; accept its terms and log in with `hf auth login`, or {remedy}.") from None
+        raise ValueError(f"name: the hub does not give out {short(name)} without permission; accept its terms and log in with `hf auth login`, or {remedy}.") from None
     except RepositoryNotFoundError:
-        raise ValueError(f"The hub has no public model {name!r}; check the spelling, or {remedy}.") from None
+        raise ValueError(f"name: the hub has no public model {short(name)}; check the spelling, or {remedy}.") from None
     except Exception as e:
-        raise ValueError(f"The hub cannot be reached for the model {name!r}, which is not in the local cache ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else 'no answer'}); try again with a network, or {remedy}.") from None
+        raise ValueError(f"name: the hub cannot be reached for the model {short(name)}, which is not in the local cache ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else 'no answer'}); try again with a network, or {remedy}.") from None
 
 # %% ../nbs/core/model.ipynb #f355408e
 @checked
@@ -128,7 +128,7 @@ def model_folder(
     path = Path(text).expanduser()
     if text in SHIPPED:
         path = _shipped(text)
-        if not path.is_dir(): raise ValueError(f"The model {text!r} is not in this copy of the package; train it with `make mini`, or load one of {shipped_models()}.")
+        if not path.is_dir(): raise ValueError(f"name: the model {text!r} is not in this copy of the package; train it with `make mini`, or load one of {shipped_models()}.")
     elif (seed := _planted(text)) is not None:
         from namemovers.planted import build
         path = build(seed=seed)
@@ -138,10 +138,10 @@ def model_folder(
         path = unpacked(path)
     elif not path.is_dir():
         looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or "\\" in text or path.exists()
-        if looks_local: raise ValueError(f"{text!r} is not a folder on this disk; give a folder in Hugging Face format, a hub id such as 'gpt2', or one of {shipped_models() or list(SHIPPED[:1])}.")
+        if looks_local: raise ValueError(f"name: {short(text)} is not a folder on this disk; give a folder in Hugging Face format, a hub id such as 'gpt2', or one of {shipped_models() or list(SHIPPED[:1])}.")
         path = _from_hub(text, offline)
     complaint = _complaint(path)
-    if complaint: raise ValueError(f"{text!r} cannot be loaded because {complaint}; a model needs config.json, model.safetensors and tokenizer.json in one folder, as `save_pretrained` writes them.")
+    if complaint: raise ValueError(f"name: {short(text)} cannot be loaded because {complaint}; a model needs config.json, model.safetensors and tokenizer.json in one folder, as `save_pretrained` writes them.")
     return path
 
 # %% ../nbs/core/model.ipynb #7fedf202
@@ -173,11 +173,25 @@ def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     factor = _logit_factor(model)
     return factor * scale * mean, factor * constant
 
+# %% ../nbs/core/model.ipynb #94fd9b0d
+def _no_decoder(config) -> str | None:
+    "What in a configuration keeps a model from being a decoder in plain numbers, with the remedy."
+    kind, quantised = type(config).__name__.removesuffix("Config"), getattr(config, "quantization_config", None)
+    if getattr(config, "is_encoder_decoder", False):
+        return f"it is an encoder-decoder ({kind}), and what is measured here are decoders; load a decoder, such as GPT-2"
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", "")
+        how = f" ({getattr(method, 'value', method)})" if method else ""
+        return (f"its weights are quantised{how}, and are measured in float32; load the model that it was made from, save it dequantised, "
+                "or load a GGUF file, which is dequantised")
+    return None
+
 # %% ../nbs/core/model.ipynb #3b86f925
 def _read_plain(folder: Path) -> Any:
     "transformers' own model of a folder in float32, and what it says about the keys."
     from transformers import AutoConfig, AutoModelForCausalLM
     config = AutoConfig.from_pretrained(folder, output_attentions=True, trust_remote_code=False)
+    if complaint := _no_decoder(config): raise ValueError(complaint)
     return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager", use_safetensors=True,
                                                 trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
 
@@ -215,8 +229,12 @@ def _incomplete(plain, found: dict, folder: Path) -> str | None:
     return None
 
 def _cannot(name: str, e: Exception) -> ValueError:
-    reason = " ".join(str(e).split())[:300] or type(e).__name__
-    return ValueError(f"The model {name!r} cannot be loaded: {reason.rstrip('.')}; models that TransformerLens supports in compatibility mode, such as GPT-2's kind, can.")
+    "One sentence of what went wrong below; what says its remedy keeps it."
+    reason = " ".join(str(e).split()).rstrip(".") or type(e).__name__
+    if "Unrecognized configuration class" in reason: reason = "transformers has no language model of its architecture"
+    if "; load " in reason: return ValueError(f"The model {name!r} cannot be loaded: {reason}.")
+    return ValueError(f"The model {name!r} cannot be loaded: {reason[:300]}; models that TransformerLens supports in compatibility mode, such as "
+                      "GPT-2's kind, can.")
 
 # %% ../nbs/core/model.ipynb #5f2c7d01
 @checked
@@ -227,6 +245,21 @@ def weights_source(
     known = about(folder)
     if not known: return ""
     return f"{known['file']}, {known['quantisation']} dequantised to float32, SHA-256 {known['sha256']}"
+
+# %% ../nbs/core/model.ipynb #8f23757b
+def _headless(plain) -> str:
+    return (f"it is a state-space or recurrent model ({type(plain).__name__}), whose layers have no attention heads to measure; "
+            "load a decoder, such as GPT-2")
+
+def _no_heads(plain, tokens: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """What keeps a model from being read at END, by what it does: whether a later token changes what it says of earlier
+    ones, as in an encoder. `expected`: its log-probabilities of `tokens`."""
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % expected.shape[-1]
+    gap = float((plain(other).logits.log_softmax(-1) - expected)[:, :-1].abs().max())
+    if gap <= 1e-5 * max(1, float(expected.abs().max()) / 10): return None
+    return (f"it is an encoder ({type(plain).__name__}), for what it says of a token depends on the tokens behind it; load a decoder, "
+            "such as GPT-2")
 
 # %% ../nbs/core/model.ipynb #3afae10f
 @checked
@@ -243,7 +276,8 @@ def load_model(
     files, or from GGUF files, dequantised (`namemovers.quantised`), and code that comes with a model is never run.
 
     Raises ValueError, in one sentence with the remedy, when the name is no model, a folder is incomplete or holds
-    pickled weights, the hub cannot be reached, the device cannot be used, or the architecture is not supported."""
+    pickled weights, the hub cannot be reached, the device cannot be used, or the architecture is not supported: encoders,
+    encoder-decoders, state-space models, weights that are quantised and not in a GGUF file."""
     name = str(name)
     device = _device(device)
     folder = model_folder(name, offline)
@@ -259,7 +293,9 @@ def load_model(
             plain = plain.to(device).eval()
             tokens = torch.arange(1, 25, device=device)[None] * 31 % plain.get_input_embeddings().weight.shape[0]
             expected = plain(tokens).logits.log_softmax(-1)
+            if complaint := _no_heads(plain, tokens, expected): raise ValueError(complaint)
             model = TransformerBridge.boot_transformers(str(folder), hf_model=plain, device=device, dtype=torch.float32, trust_remote_code=False)
+            if not all(hasattr(block, "attn") for block in model.blocks): raise ValueError(_headless(plain))
             before = _mean_logit(model)
             model.enable_compatibility_mode(disable_warnings=True)
             gap = float((model.eval()(tokens).log_softmax(-1) - expected).abs().max())

@@ -20,7 +20,7 @@ from scipy import stats
 
 from . import planted
 from .activation_patching import patch
-from .arguments import checked
+from .arguments import checked, numbers, truths
 from .attribution_patching import attribute
 from .data import Task, ioi_task
 from .guard import quiet
@@ -36,7 +36,7 @@ from .validation_methods import CUE, EDGE, FEW, IOI, MRS, TASKS, Case, Method, m
 _all_ = ["TASKS", "IOI", "MRS", "CUE", "FEW", "EDGE", "Case", "Method", "methods", "method_name"]
 
 # %% ../nbs/validation.ipynb #41a512bc
-@checked
+@checked(score=numbers, true=truths)
 def auroc(
     score, # larger: more likely to be true; NaN: no candidate
     true,  # whether it is
@@ -44,7 +44,6 @@ def auroc(
     """Probability that something true scores above something that is not, ties counting one half.
 
     The Mann-Whitney U statistic over the number of pairs."""
-    score, true = np.asarray(score, float).ravel(), np.asarray(true, bool).ravel()
     if score.shape != true.shape:
         raise ValueError("score and true must be of the same things, "
                          f"but have {score.size} and {true.size} values.")
@@ -54,13 +53,12 @@ def auroc(
     return float(stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)))
 
 # %% ../nbs/validation.ipynb #7312f08c
-@checked
+@checked(called=truths, true=truths)
 def precision_recall(
     called, # whether a method named it
     true,   # whether it is right
 ) -> tuple: # precision (NaN if nothing is called), recall (NaN if nothing is true)
     "The share of what is called that is true, and of what is true that is called."
-    called, true = np.asarray(called, bool).ravel(), np.asarray(true, bool).ravel()
     if called.shape != true.shape:
         raise ValueError("called and true must be of the same things, "
                          f"but have {called.size} and {true.size} values.")
