@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 
-from .arguments import checked
+from .arguments import checked, short
 from .quantised import PACKED, about, packed_folder, unpacked
 from .guard import guarded, quiet, session
 from .identity import hash_of_tensors, model_name, weights_hash
@@ -103,18 +103,18 @@ def _from_hub(name: str, offline: bool | None) -> Path:
             if repo and _complaint(folder) is None: return folder
     remedy = f"give a local folder in Hugging Face format instead, or one of {', '.join(shipped_models()) or SHIPPED[0]}"
     if offline or (offline is None and _offline()):
-        raise ValueError(f"The model {name!r} is not in the local Hugging Face cache and the hub may not be asked (offline); load it once with a network (offline=False), or {remedy}.")
+        raise ValueError(f"name: the model {short(name)} is not in the local Hugging Face cache and the hub may not be asked (offline); load it once with a network (offline=False), or {remedy}.")
     try:
         HfApi().model_info(name, timeout=10)
         return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, etag_timeout=10))
     except HFValidationError:
-        raise ValueError(f"There is no model {name!r}: it is no shipped model ({', '.join(shipped_models()) or 'none here'}), no folder on this disk, and no valid hub id; {remedy}.") from None
+        raise ValueError(f"name: there is no model {short(name)}: it is no shipped model ({', '.join(shipped_models()) or 'none here'}), no folder on this disk, and no valid hub id; {remedy}.") from None
     except GatedRepoError:
-        raise ValueError(f"The hub does not give out {name!r} without permission; accept its terms and log in with `hf auth login`, or {remedy}.") from None
+        raise ValueError(f"name: the hub does not give out {short(name)} without permission; accept its terms and log in with `hf auth login`, or {remedy}.") from None
     except RepositoryNotFoundError:
-        raise ValueError(f"The hub has no public model {name!r}; check the spelling, or {remedy}.") from None
+        raise ValueError(f"name: the hub has no public model {short(name)}; check the spelling, or {remedy}.") from None
     except Exception as e:
-        raise ValueError(f"The hub cannot be reached for the model {name!r}, which is not in the local cache ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else 'no answer'}); try again with a network, or {remedy}.") from None
+        raise ValueError(f"name: the hub cannot be reached for the model {short(name)}, which is not in the local cache ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else 'no answer'}); try again with a network, or {remedy}.") from None
 
 # %% ../nbs/core/model.ipynb #f355408e
 @checked
@@ -128,7 +128,7 @@ def model_folder(
     path = Path(text).expanduser()
     if text in SHIPPED:
         path = _shipped(text)
-        if not path.is_dir(): raise ValueError(f"The model {text!r} is not in this copy of the package; train it with `make mini`, or load one of {shipped_models()}.")
+        if not path.is_dir(): raise ValueError(f"name: the model {text!r} is not in this copy of the package; train it with `make mini`, or load one of {shipped_models()}.")
     elif (seed := _planted(text)) is not None:
         from namemovers.planted import build
         path = build(seed=seed)
@@ -138,10 +138,10 @@ def model_folder(
         path = unpacked(path)
     elif not path.is_dir():
         looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or "\\" in text or path.exists()
-        if looks_local: raise ValueError(f"{text!r} is not a folder on this disk; give a folder in Hugging Face format, a hub id such as 'gpt2', or one of {shipped_models() or list(SHIPPED[:1])}.")
+        if looks_local: raise ValueError(f"name: {short(text)} is not a folder on this disk; give a folder in Hugging Face format, a hub id such as 'gpt2', or one of {shipped_models() or list(SHIPPED[:1])}.")
         path = _from_hub(text, offline)
     complaint = _complaint(path)
-    if complaint: raise ValueError(f"{text!r} cannot be loaded because {complaint}; a model needs config.json, model.safetensors and tokenizer.json in one folder, as `save_pretrained` writes them.")
+    if complaint: raise ValueError(f"name: {short(text)} cannot be loaded because {complaint}; a model needs config.json, model.safetensors and tokenizer.json in one folder, as `save_pretrained` writes them.")
     return path
 
 # %% ../nbs/core/model.ipynb #7fedf202
