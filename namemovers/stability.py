@@ -102,14 +102,16 @@ def agreement(
 # %% ../nbs/stability.ipynb #d2d66e3a
 @checked
 def stability(
-    values: xr.DataArray,         # [layer, head, prompt], many prompts
-    sizes=SIZES,                  # prompts in a study
-    against: str | int = "same",  # "same": another study of the same size; a number: of that size; "all": all prompts
-    k=None,                       # numbers of top heads; `top_sizes` by default
-    p: float | None = None,       # of RBO; 1 - 1/k for the largest k by default
-    sign: int = 0,                # 0: heads ranked by the size of their mean; +1: highest first; -1: lowest first
-    draws: int = 500,             # pairs of studies
-    seed: int = 0,                # of the drawing
+    values: xr.DataArray, # [layer, head, prompt], many prompts
+    sizes=SIZES,          # prompts in a study
+    # "same": another study of the same size; a number: one of that size; "all": all prompts
+    against: str | int = "same",
+    k=None,                 # numbers of top heads; `top_sizes` by default
+    p: float | None = None, # of RBO; 1 - 1/k for the largest k by default
+    # 0: heads ranked by the size of their mean; +1: the highest first; -1: the lowest first
+    sign: int = 0,
+    draws: int = 500, # pairs of studies
+    seed: int = 0,    # of the drawing
 ) -> xr.Dataset:
     """How far the ranking of heads by N prompts is that of another study, for many drawn studies.
 
@@ -118,9 +120,9 @@ def stability(
     `against`, `p`, `sign` and `drawing_seed`. Two studies of a draw share no prompt, but for "all", which holds the
     study: there the agreement reaches 1 by construction as N comes near to all prompts. Draws share prompts with each
     other. Two studies that together hold most of the prompts err in opposite directions, one having what the other has
-    not: with "same" or a number let them hold half of all prompts at most.
-    Heads with a NaN are left out. Raises ValueError for sizes that the prompts do not allow, infinite values, fewer
-    than one draw, and k or p that cannot be."""
+    not: with "same" or a number let them hold half of all prompts at most. Heads with a NaN are left out. Raises
+    ValueError for sizes that the prompts do not allow, infinite values, fewer than one draw, and k or p that cannot
+    be."""
     if set(values.dims) != {"layer", "head", "prompt"}:
         raise ValueError(f"values must have the dimensions layer, head and prompt, but they are {tuple(values.dims)}.")
     check_values(values)
@@ -138,8 +140,9 @@ def stability(
     for n in sizes:
         if n < 1 or n + beside(n) > total:
             both = f"{n} prompts" + (f" and another of {beside(n)}" if beside(n) else "")
-            raise ValueError(f"sizes: a study of {both} cannot be drawn from {total}; "
-                             "measure more prompts, or leave it out.")
+            raise ValueError(
+                f"sizes: a study of {both} cannot be drawn from {total}; measure more prompts, or leave it out."
+            )
     whole = _ranks(x.mean(-1), sign)
     found = []
     for n in sizes:

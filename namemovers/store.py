@@ -80,9 +80,12 @@ def _writing(path):
 
 # %% ../nbs/core/store.ipynb #fcf84a19
 def _opened(path: Path) -> Any:
-    "The root of a store, made where there is none. Raises ValueError for what is no store, OSError where none can be made."
+    """The root of a store, made where there is none. Raises ValueError for what is no store, OSError where none can
+    be made."""
     begun = list(path.glob("zarr.json.*.partial"))         # of a process that was killed while it made the store
-    foreign = path.is_file() or path.is_dir() and not (path / "zarr.json").is_file() and set(path.iterdir()) - set(begun)
+    foreign = (
+        path.is_file() or path.is_dir() and not (path / "zarr.json").is_file() and set(path.iterdir()) - set(begun)
+    )
     for part in begun: part.unlink(missing_ok=True)
     if foreign:
         raise _bad(path, "is something else than a store", "give the path of a store, or one that does not exist")
