@@ -351,7 +351,7 @@ def patch(
     direction: str = "denoise",  # "denoise": clean into the corrupted run; "noise": corrupted into the clean run
     # "logit_diff", "logit" (the right answer's; both in logits), "prob", "rank", or "kl" (nats)
     metric: str = "logit_diff",
-    # "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
+    # the engine: "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
     engine: str = "auto",
     memory_budget: int = 2**30,           # bytes of activations at a time, about
     progress: bool | None = None,         # a progress bar: True, False, or None for only on a terminal
