@@ -27,7 +27,7 @@ ROOMS = [
     {"attribution_patching", "copy_scores"},
     {"roles", "head_roles", "circuits"},
     {"plots", "figures", "circuits.figures"},
-    {"task_study", "compare", "stability", "validation", "verdicts", "claims"},
+    {"task_study", "compare", "stability", "validation", "verdicts", "claims", "reading"},
     {"explorer", "publish"},
     {"__main__", "cli"},
 ]
