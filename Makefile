@@ -76,6 +76,7 @@ bench: install ## measure the patching engine against TransformerLens, and the e
 	@$(PY) bench/scaling.py
 	@$(PY) bench/study.py
 	@$(PY) bench/where.py
+	@$(PY) bench/copy_scores.py
 	@$(PY) bench/explorer.py
 
 lock: ## write requirements.lock anew from the newest versions that pyproject.toml allows

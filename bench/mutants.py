@@ -42,17 +42,27 @@ TESTS = {
     "circuits.edge_graph": ("test_edges.py", "graph or connected or top_edges or path_patched or kept or bad_input"),
     "circuits.node_runs": ("test_circuits.py", "agrees or all_nodes or metrics or company or two_names or last_layer"),
     "circuits.scores": ("test_circuits.py", "gate or by_position or two_scores or ranking or silenced or pruned"),
+    "claims": ("test_claims_near.py test_claims.py", "side or tried or every_claim or noise or few or another"),
     "compare": ("test_compare.py test_study_truth.py test_results.py", "compar or one_study or table or heads"),
     "copy_scores": ("test_copy_scores.py", "(definition and tiny) or unfolded or every_name or at_end or bad"),
     "head_attribution": ("test_head_attribution.py", "not mini"),
-    "head_roles": (
+    "head_roles.attention": ("test_head_roles.py", "attention_scores or bad_input"),
+    "head_roles.classes": (
         "test_head_roles.py",
-        "distance or definition or attention_scores or variants or cue or hooks or levels or small or may_be_zero or"
-        " threshold or matter or worst or bad_input or enough",
+        "levels or small or may_be_zero or threshold or matter or worst or enough",
     ),
+    "head_roles.evidence": ("test_head_roles.py", "does_not or given or bad_input or fixed_distance"),
+    "head_roles.interventions": ("test_head_roles.py", "hooks or bad_input"),
+    "head_roles.patterns": ("test_head_roles.py", "distance or definition or bad_input"),
+    "head_roles.thresholds": (
+        "test_head_roles.py",
+        "levels or small or may_be_zero or threshold or matter or worst or enough",
+    ),
+    "head_roles.variants": ("test_head_roles.py", "variants or cue or bad_input"),
     "path_patching": ("test_path_patching.py", "not planted"),
     "planted": ("test_planted.py", "truth or tasks or templates or signs or bad or folding or unknown or fewer"),
     "published": ("test_published.py", "not mini"),
+    "verdicts": ("test_claims_near.py test_claims.py", "side or tried or ways or open or first or part or share"),
 }
 
 COMPARISONS = {

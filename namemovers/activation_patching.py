@@ -331,7 +331,6 @@ def patch(
     # "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
     engine: str = "auto",
     memory_budget: int = 2**30,           # bytes of activations at a time, about
-    screen: int | None = None, # compute exactly only the `screen` cells that look largest; see `patch_screened`
     progress: bool | None = None,         # a progress bar: True, False, or None for only on a terminal
     store: str | Path | None = None,      # where finished blocks are kept, so that an interrupted run goes on
     client = None,                        # a `dask.distributed.Client`, whose workers compute the blocks
@@ -359,15 +358,6 @@ def patch(
     prompt, and a store that is damaged or none. RuntimeError where another process writes the same sweep there.
     """
     by = check_patch(model, task, site, by, direction, metric, engine, dtype)
-    if screen is not None:
-        if engine == "hooks":
-            raise ValueError(f"screen={screen!r} needs the fast engine: leave out engine='hooks', or screen")
-        from namemovers.attribution_patching import patch_screened # which builds on this module
-        if dtype != "float32": raise ValueError(f"dtype={dtype!r} does not go with screen={screen!r}: leave out one")
-        given = dict(store=store, client=client, layers=layers, heads=heads)
-        if more := next((n for n, value in given.items() if value is not None), None):
-            raise ValueError(f"{more}={given[more]!r} does not go with screen={screen!r}: leave out one")
-        return patch_screened(model, task, site, by, direction, metric, screen, memory_budget, neurons)
     todo, axes = cells(model, task, site, by, neurons, layers, heads)
     name, run = pick_engine(engine, model, task.clean_tokens.shape[1])
     if dtype != "float32" and name != "fast":

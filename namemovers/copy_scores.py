@@ -19,6 +19,24 @@ from .results import provenance
 from .stats import head_name, top_heads
 
 # %% ../nbs/04_copy_scores.ipynb #0f92ae09
+def _ranks(
+    y,   # what is written, read by the unembedding without its bias [sample, token]
+    ids, # the tokens that say the names [sample, name]
+    b_U, # [token]
+) -> tuple: # two arrays [sample, name]: of what is written, and of its negation
+    "How many tokens score at least as high as a name, itself left out. A row at a time, which stays in the cache."
+    if y.is_cpu:
+        count, y, ids, b_U = np.count_nonzero, y.numpy(), ids.numpy(), b_U.numpy()
+    else:
+        count = lambda above: int(above.sum())
+    found = []
+    for row, names in zip(y, ids):
+        found.append([[count(logits >= logits[i]) - 1 for i in names] for logits in (row + b_U, b_U - row)])
+    plus, minus = np.array(found, dtype=np.int32).reshape(len(ids), 2, -1).swapaxes(0, 1)
+    return plus, minus
+
+
+@torch.no_grad()
 def name_ranks(
     x,     # outputs of heads [head, sample, d_model]
     ids,   # the tokens that say the names [sample, name]
@@ -27,20 +45,48 @@ def name_ranks(
     """How many tokens score at least as high as a name.
 
     Counting ties against the name means that a head which writes nothing copies nothing."""
-    y, b = model.ln_final(x) @ model.W_U, model.b_U
-    ids, ranks = ids.expand(len(x), -1, -1), []
-    for logits in (y + b, b - y):
-        own = logits.gather(-1, ids)
-        above = [(logits >= own[..., k, None]).sum(-1, dtype=torch.int32) for k in range(ids.shape[-1])]
-        ranks.append(torch.stack(above, -1).cpu().numpy() - 1)
-    return ranks
+    heads = [_ranks(model.ln_final(one[None])[0] @ model.W_U, ids, model.b_U) for one in x]
+    return [np.stack(of_sign) for of_sign in zip(*heads)]
+
+# %% ../nbs/04_copy_scores.ipynb #b534318c
+LOGITS_AT_ONCE = 2**24 # bytes: few enough to stay in a processor's cache, enough for a fast product
 
 
-def _samples_at_once(model, memory):
-    # logits of both signs and a comparison, for every head of a layer
-    return max(1, memory // (16 * model.cfg.n_heads * model.cfg.d_vocab))
+def _toward_tokens(model, W_O, out, normed):
+    """What a head's values do to the logits before the final norm's scale, [d_head, token], and that scale [sample].
+
+    `out`, `normed` [sample, d_model]: what the head writes, and that behind the final norm, which takes the mean away or
+    not and then scales. None where it does anything else."""
+    for centred in (False, True):
+        W, x = (t - t.mean(-1, keepdim=True) if centred else t for t in (W_O, out))
+        size = (x * x).sum(-1)
+        scale = (x * normed).sum(-1) / size.where(size > 0, 1)
+        if torch.allclose(scale[:, None] * x, normed, rtol=1e-4, atol=1e-5 * float(normed.abs().max())):
+            return W @ model.W_U, scale
+    return None
 
 
+@torch.no_grad()
+def head_ranks(
+    v,      # what a head has read, each sample [sample, d_head]
+    W_O,    # how it writes that [d_head, d_model]
+    ids,    # the tokens that say the names [sample, name]
+    model,  # TransformerBridge in compatibility mode
+    memory, # bytes that logits may take
+) -> list:  # two arrays [sample, name]
+    """`name_ranks` of one head. Many samples go through the head's own width: `W_O W_U` is made once, and a sample
+    takes `d_head` numbers a token in place of `d_model`. The same to rounding."""
+    cfg, out = model.cfg, v @ W_O
+    normed = model.ln_final(out[None])[0]
+    fewer = len(v) * (cfg.d_model - len(W_O)) > len(W_O) * cfg.d_model  # products, with those for W_O W_U
+    worth_it = fewer and 4 * len(W_O) * cfg.d_vocab <= memory
+    narrow = _toward_tokens(model, W_O, out, normed) if worth_it else None
+    x, toward = (narrow[1][:, None] * v, narrow[0]) if narrow else (normed, model.W_U)
+    size = max(1, min(memory, LOGITS_AT_ONCE) // (4 * cfg.d_vocab))
+    parts = [_ranks(x[s] @ toward, ids[s], model.b_U) for s in torch.arange(len(v)).split(size)]
+    return [np.concatenate(of_sign) for of_sign in zip(*parts)]
+
+# %% ../nbs/04_copy_scores.ipynb #bd571b06
 @guarded
 def after_first_block(
     model,         # TransformerBridge in compatibility mode
@@ -60,7 +106,7 @@ def after_first_block(
         kept.append(seen[0].gather(1, at[i].to(cfg.device)[..., None].expand(-1, -1, cfg.d_model)))
     return torch.cat(kept).flatten(0, 1)
 
-
+# %% ../nbs/04_copy_scores.ipynb #55234666
 @torch.no_grad()
 def _ov_ranks(model, w, tokens, at, ids, memory):
     """Ranks of names written by every head that attends to them alone. A norm behind attention divides by its scale,
@@ -71,13 +117,11 @@ def _ov_ranks(model, w, tokens, at, ids, memory):
     """
     cfg, ids = model.cfg, ids.to(model.cfg.device).reshape(-1, 1)  # [sample, 1]
     resid = after_first_block(model, tokens, at)
-    chunk = _samples_at_once(model, memory)
     ranks = []
     for layer in range(cfg.n_layers):
-        v, W_O = head_values(w, layer, resid), head_maps(w, layer)    # [head, sample, d_head], [head, d_head, d_model]
-        found = [name_ranks(v[:, s] @ W_O, ids[s], model) for s in torch.arange(len(ids)).split(chunk)]
-        ranks.append([np.concatenate(r, axis=1) for r in zip(*found)])
-    return [np.stack(r).reshape(cfg.n_layers, cfg.n_heads, *at.shape) for r in zip(*ranks)]
+        v, W_O = head_values(w, layer, resid), head_maps(w, layer)  # [head, sample, d_head], [head, d_head, d_model]
+        ranks += [head_ranks(read, writes, ids, model, memory) for read, writes in zip(v, W_O)]
+    return [np.stack(of_sign).reshape(cfg.n_layers, cfg.n_heads, *at.shape) for of_sign in zip(*ranks)]
 
 # %% ../nbs/04_copy_scores.ipynb #005c11d8
 @checked
@@ -179,15 +223,21 @@ def task_copy_scores(
     return xr.Dataset(data, coords=dict(layer=np.arange(model.cfg.n_layers), head=np.arange(model.cfg.n_heads), prompt=np.arange(len(task)), name=names),
                       attrs=provenance(model, task, measurement="task_copy_scores", top=top)).transpose("layer", "head", "name", "prompt")
 
-
+# %% ../nbs/04_copy_scores.ipynb #c821fae2
+@torch.no_grad()
 def _end_ranks(model, w, task, ids, memory):
-    "Ranks of the names `ids` [prompt, name] in what each head writes at END, and in its negation: two of [layer, head, prompt, name]."
-    ids, parts = ids.to(model.cfg.device), []
-    for i in torch.arange(len(task)).split(min(_samples_at_once(model, memory), 16)):
-        z = at_end(w, task.clean_tokens[i].to(ids.device), task.positions["END"][i].to(ids.device)).z
-        layers = [name_ranks(torch.einsum("phk,hkd->hpd", t, head_maps(w, l)), ids[i], model) for l, t in enumerate(z)]
-        parts.append([np.stack(r) for r in zip(*layers)])
-    return [np.concatenate(r, axis=2) for r in zip(*parts)]
+    """Ranks of the names `ids` [prompt, name] in what each head writes at END, and in its negation.
+
+    Two arrays [layer, head, prompt, name]."""
+    ids, z = ids.to(model.cfg.device), []
+    for i in torch.arange(len(task)).split(16):
+        kept = at_end(w, task.clean_tokens[i].to(ids.device), task.positions["END"][i].to(ids.device)).z
+        z.append(torch.stack(list(kept)))  # [layer, prompt, head, d_head]
+    read = torch.cat(z, 1).transpose(1, 2)  # [layer, head, prompt, d_head]
+    ranks = []
+    for layer, of_heads in enumerate(read):
+        ranks += [head_ranks(v, writes, ids, model, memory) for v, writes in zip(of_heads, head_maps(w, layer))]
+    return [np.stack(of_sign).reshape(*read.shape[:2], *ids.shape) for of_sign in zip(*ranks)]
 
 # %% ../nbs/04_copy_scores.ipynb #a36b87a4
 def heads_above(

@@ -1056,6 +1056,9 @@ SURVEY = {
 # %% ../nbs/00_data.ipynb #392d61af
 def next_token(model, rows, batch=16):
     "Probabilities [prompt, vocabulary] of the next token after each row of ids."
+    longest = max(map(len, rows))
+    if longest > model.cfg.n_ctx:
+        raise ValueError(f"prompts: one has {longest} tokens with BOS, and this model's context holds {model.cfg.n_ctx}; shorten it.")
     out = []
     for i in range(0, len(rows), batch):
         part = rows[i:i + batch]
@@ -1074,6 +1077,7 @@ def predictions(
 )->pd.DataFrame: # columns prompt, rank (from 1), token, probability
     "The most probable next tokens of each prompt."
     prompts = _texts(prompts, "prompts")
+    whole("k", k, least=0, most=model.cfg.d_vocab)
     top = next_token(model, encode(model.tokenizer, prompts)).topk(k)
     return pd.DataFrame([(prompt, r + 1, token_as_text(model.tokenizer, top.indices[i, r]), float(top.values[i, r]))
                          for i, prompt in enumerate(prompts) for r in range(k)], columns=["prompt", "rank", "token", "probability"])

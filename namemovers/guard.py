@@ -10,6 +10,9 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import io
+import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -41,17 +44,26 @@ def _sums(tensors: list[torch.Tensor]) -> torch.Tensor:
     rows = [f[:n].view(-1, WIDTH) for f, n in zip(flat, whole) if n]
     return torch.cat([r.float() @ factors for r in (*rows, rest.view(-1, WIDTH))])
 
+# %% ../nbs/core/guard.ipynb #a8c4ea47
+_PLAIN = bool, int, float, str, type(None)
+
+def _settings(model) -> list:
+    "What the modules are, and the numbers, words and switches that they are set to: a scale of scores, an epsilon, a cap."
+    def own(module): return {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k != "training"}
+    parts = [(type(module).__name__, own(module)) for module in model.original_model.modules()]
+    return [parts, model.original_model.config.to_dict(), model.cfg.eps]
+
 # %% ../nbs/core/guard.ipynb #c64e421b
 def fingerprint(
     model, # a `TransformerBridge`
-) -> str:  # equal as long as nobody changes a weight
-    """A mark of the weights and buffers as they are in memory, for whoever keeps what was computed from them.
+) -> str:  # equal as long as nobody changes a weight, a module or its settings
+    """A mark of the weights, buffers and settings as they are in memory, for whoever keeps what was computed from them.
 
     Cheap, and different after any edit, even one through `.data`. Not the same on another machine or device: what names
     weights for good is `namemovers.model.weights_hash`. Raises ValueError, with the name, where a weight is NaN or infinite."""
     named = dict(_tensors(model))
     counted = [(n, tuple(t.shape), t.dtype, t.device, 0 if t.is_inference() else t._version) for n, t in named.items()]
-    digest = hashlib.sha256(repr(counted).encode())
+    digest = hashlib.sha256(repr((counted, _settings(model))).encode())
     for device in sorted({str(t.device) for t in named.values()}):
         here = {n: t for n, t in named.items() if str(t.device) == device}
         with session(torch.device(device).type): sums = _sums(list(here.values()))
@@ -141,7 +153,10 @@ def _check_task(model, task, what):
     bos, longer = ours.bos_token_id, task.lengths > 1
     for tokens in rows:
         if bos is not None and tokens.shape[1] > 1 and ((tokens[:, 0] == bos) & (tokens[:, 1] == bos) & longer).any():
-            raise ValueError(f"{what}: a prompt begins with {ours.bos_token!r} twice, since every prompt is given one; take it out of the text.")
+            raise ValueError(f"{what}: a prompt begins with {ours.bos_token!r} twice, since every prompt is given one; take it out of the text, and pad on the right, not on the left.")
+        pad = ours.pad_token_id
+        if pad is not None and pad != bos and (tokens[:, 0] == pad).any():
+            raise ValueError(f"{what}: a prompt begins with the padding {ours.pad_token!r}; pad on the right, not on the left.")
 
 # %% ../nbs/core/guard.ipynb #f7f4b8ad
 def guard(
@@ -174,6 +189,23 @@ def session(device_type: str):
         finally:
             if dtype != torch.float32: torch.set_default_dtype(dtype)
             if precision != "highest": torch.set_float32_matmul_precision(precision)
+
+# %% ../nbs/core/guard.ipynb #d502b0c6
+@contextlib.contextmanager
+def quiet():
+    "Hold back log messages, warnings and progress bars of the libraries underneath."
+    from transformers.utils import logging as hf
+    bars = hf.is_progress_bar_enabled()
+    before = logging.root.manager.disable
+    hf.disable_progress_bar()
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        if bars: hf.enable_progress_bar()
 
 # %% ../nbs/core/guard.ipynb #ec679a17
 def _found(given: dict) -> Iterator[tuple[str, Any]]:

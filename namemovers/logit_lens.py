@@ -163,6 +163,8 @@ def top_tokens(
 ) -> pd.DataFrame:
     "A table of the first tokens after each layer for one prompt: a row a stage, probabilities in brackets."
     import pandas as pd
+    if prompt not in ds.prompt.values:
+        raise ValueError(f"prompt: {prompt} is none of the {ds.sizes['prompt']} prompts; give a number from 0 to {ds.prompt.values[-1]}.")
     one = ds[["top_token", "top_probability"]].sel(prompt=prompt)
     rows = [[f"{str(t).replace(' ', '·', 1)} ({p:.2f})" for t, p in zip(ts, ps)] for ts, ps in zip(one["top_token"].values, one["top_probability"].values)]
     return pd.DataFrame(rows, columns=[str(i) for i in ds["top"].values]).assign(stage=ds["stage"].values).set_index("stage").reset_index()

@@ -22,6 +22,7 @@ import xarray as xr
 
 from .arguments import checked
 from .data import NAMES, PILOT_NAMES, ioi_task, mrs_task
+from .guard import quiet
 from .stats import head_name
 
 # %% ../nbs/core/planted.ipynb #cf0e5116
@@ -119,8 +120,11 @@ def _positions():
 
 # %% ../nbs/core/planted.ipynb #b4f1f948
 def _tokenizer_file() -> Path:
-    from namemovers.model import model_folder
-    return model_folder("mini") / "tokenizer.json"
+    "That of `mini`, whose tokenizer all variants have."
+    import namemovers
+    file = Path(namemovers.__file__).parent / "mini" / "tokenizer.json"
+    if file.is_file(): return file
+    raise ValueError(f"planted models have the tokenizer of mini, and this package holds none at {str(file)!r}; install it whole.")
 
 def _vocabulary() -> list:
     "The tokens by id, as the tokenizer writes them: a space is Ġ."
@@ -456,7 +460,6 @@ def build(
     except OSError as e:
         raise ValueError(f"folder {str(place)!r} cannot be written ({e.strerror}); give another one, or set NAMEMOVERS_CACHE to a folder of yours.") from None
     try:
-        from namemovers.model import quiet
         with quiet(): _write(part / "new", p)
         with suppress(FileNotFoundError): os.replace(place, part / "old") # another process may have put a sound one there
         try: os.replace(part / "new", place)

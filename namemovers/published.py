@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .arguments import checked
+from .arguments import checked, short
 
 # %% ../nbs/core/published.ipynb #9e298bb8
 #: key -> who says it, and where
@@ -104,11 +104,11 @@ def published_figure(
 )->float:
     "One single figure; `ValueError` names those there are."
     found = {n: v for t, n, v, *_ in _FIGURES if t == _task(task)}
-    if name not in found: raise ValueError(f"name: no published figure {name!r} for {task!r}; there are {list(found)}.")
+    if name not in found: raise ValueError(f"name: no published figure {short(name)} for {task!r}; there are {list(found)}.")
     return found[name]
 
 def _task(task):
-    if task not in ("ioi", "mrs"): raise ValueError(f"task: {task!r} is unknown; choose 'ioi' or 'mrs'.")
+    if task not in ("ioi", "mrs"): raise ValueError(f"task: {short(task)} is unknown; choose 'ioi' or 'mrs'.")
     return task
 
 # %% ../nbs/core/published.ipynb #0848f028
@@ -215,7 +215,7 @@ def published_grid(
     n = n or {"ioi": 8, "mrs": 50}[_task(task)]
     there = [*_HEADS, *_POSITIONS]
     if (task, what, n) not in there:
-        raise ValueError(f"what: no published grid {what!r} with n = {n} for {task!r}; there are {[(w, k) for t, w, k in there if t == task]}.")
+        raise ValueError(f"what: no published grid {short(what)} with n = {n} for {task!r}; there are {[(w, k) for t, w, k in there if t == task]}.")
     source = "demo" if task == "ioi" else "pilot"
     relative = int((task, what, n) in {("mrs", "z", 1), ("mrs", "head_attribution", 50)})
     attrs = {"model": "gpt2", "task": task, "n": n, "relative": relative, "reading_error": _ERROR[source], "source": SOURCES[source], "direction": "denoise"}

@@ -9,7 +9,7 @@ __all__ = ['SIZES', 'top_sizes', 'chance', 'agreement', 'stability', 'spread', '
 import numpy as np
 import xarray as xr
 
-from .arguments import checked
+from .arguments import checked, short
 from .stats import check_confidence, check_values, rank_correlation
 
 # %% ../nbs/stability.ipynb #e2b2fa11
@@ -133,7 +133,7 @@ def stability(
     sizes, rng = [int(n) for n in np.atleast_1d(sizes)], np.random.default_rng(seed)
     if not sizes: raise ValueError("sizes: none given; give at least one number of prompts.")
     if not (against in ("same", "all") if isinstance(against, str) else int(against) >= 1):
-        raise ValueError(f"against: {against!r} is neither 'same' nor 'all' nor a number of prompts.")
+        raise ValueError(f"against: {short(against)} is neither 'same' nor 'all' nor a number of prompts.")
     beside = lambda n: {"same": n, "all": 0}[against] if isinstance(against, str) else int(against)
     for n in sizes:
         if n < 1 or n + beside(n) > total:

@@ -15,7 +15,7 @@ import xarray as xr
 from scipy import stats
 from scipy.optimize import elementwise
 
-from .arguments import checked, a_result, head_pairs
+from .arguments import a_result, checked, head_pairs, numbers, short
 
 # %% ../nbs/core/stats.ipynb #702d1b91
 @checked
@@ -285,7 +285,11 @@ def q_values(
     """Benjamini-Hochberg: the smallest false discovery rate at which each test is called significant.
 
     NaN is no test, and stays."""
-    family = list(p.dims) if family is None else list(family)
+    family = list(p.dims) if family is None else [family] if isinstance(family, str) else list(family)
+    if stray := [d for d in family if d not in p.dims]:
+        raise ValueError(f"family: p has no dimension {short(stray[0])}; its dimensions are {tuple(p.dims)}.")
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError("p: a p value is from 0 to 1, and there are others; give p values, NaN where there was no test.")
     q = p.transpose(..., *family)
     lead = int(np.prod([p.sizes[d] for d in q.dims[:q.ndim - len(family)]]))
     rows = q.values.reshape(lead, -1).copy()
@@ -561,9 +565,9 @@ def correlation(
     over = [over] if isinstance(over, str) else list(over)
     check_confidence(confidence)
     check_resamples(n_resamples)
-    for d in (dim, *over):
+    for name, d in (("dim", dim), *(("over", d) for d in over)):
         if d not in x.dims:
-            raise ValueError(f"x must have the dimension {d!r}, but its dimensions are {tuple(x.dims)}.")
+            raise ValueError(f"{name}: x must have the dimension {short(d)}, but its dimensions are {tuple(x.dims)}.")
     if set(x.dims) != set(y.dims):
         raise ValueError(f"x and y must have the same dimensions, but they have {tuple(x.dims)} and {tuple(y.dims)}.")
     for name, v in (("x", x), ("y", y)):
@@ -615,13 +619,18 @@ def estimate(
 ) -> str:             # such as "0.81 [0.74, 0.88]", or "0.81" where there is no interval
     "A number with its interval, as it is written in a sentence; a dash where there is none."
     if isinstance(value, xr.Dataset):
+        name = next((v for v in ("mean", "rho", "correlation", "value") if v in value), None)
+        if name is None:
+            raise ValueError(f"value: the Dataset has {short(list(value.data_vars))} and no mean; give one from `summarise` or its like.")
         cell = value.sel(at)
-        name = next(v for v in ("mean", "rho", "correlation", "value") if v in cell)
         middle, low, high = (estimate(cell[v], digits) for v in (name, "low", "high"))
         return middle if np.isnan(cell["low"]) else f"{middle} [{low}, {high}]"
-    if np.isnan(value):
+    found = numbers("value", value)
+    if len(found) != 1:
+        raise ValueError(f"value: {short(value)} is not one number; give one, or a Dataset from `summarise` and its cell.")
+    if np.isnan(found[0]):
         return "–"
-    text = f"{float(value):.{digits}f}"
+    text = f"{found[0]:.{digits}f}"
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
 
 # %% ../nbs/core/stats.ipynb #8c7b70d3

@@ -32,7 +32,9 @@ from .store import belongs_to
 #: name of the result -> f(model, task)
 MEASURES = {
     "logit_lens": logit_lens,
-    "patch_resid_pre_named_position": lambda model, task: patch(model, task, "resid_pre", "named_position", progress=False),
+    "patch_resid_pre_named_position": lambda model, task: patch(
+        model, task, "resid_pre", "named_position", progress=False
+    ),
     "patch_z_head": lambda model, task: patch(model, task, "z", "head", progress=False),
     "head_attribution": head_attribution,
     "attention": attention,
@@ -59,7 +61,8 @@ METHODS = {
 
 # %% ../nbs/core/task_study.ipynb #fe21c930
 class Study(dict):
-    "The results of one task and model by name, each an `xarray.Dataset`; `left_out` says what was not measured, and why."
+    """The results of one task and model by name, each an `xarray.Dataset`; `left_out` says what was not measured,
+    and why."""
 
     def __init__(self, results, left_out=(), task=None):
         super().__init__(results)
@@ -98,11 +101,14 @@ class Study(dict):
         return f"{most} {estimate(s, position=most)}"
 
     @checked
-    def summary(self,
-        k: int = 5,     # heads a method
-        sign: int = 1,  # +1: those that speak for the answer; -1: those that speak against it
-    ) -> pd.DataFrame:  # a row a rank, a column a method, and where the attribution's head looks; a star where q <= 0.05
-        """The top heads by every method, with 95 % intervals over prompts. A cell is empty where fewer heads have this sign.
+    def summary(
+        self,
+        k: int = 5,    # heads a method
+        sign: int = 1, # +1: those that speak for the answer; -1: those that speak against it
+        # a row a rank, a column a method, and where the attribution's head looks; a star where q <= 0.05
+    ) -> pd.DataFrame:
+        """The top heads by every method, with 95 % intervals over prompts. A cell is empty where fewer heads have this
+        sign.
 
         No star where too few prompts could give one: `untested` says so."""
         if sign not in (1, -1):
@@ -139,7 +145,8 @@ class Study(dict):
         heads = leading_heads(self.heads("attribution (logits)"))
         looks = xr.concat([ds.attention.sel(layer=l, head=h, drop=True) for l, h in heads], "leading head")
         s = summarise(looks.assign_coords({"leading head": [head_name(*h) for h in heads]}))
-        s = s.assign(significant=xr.zeros_like(s.significant))  # attention is above 0 by itself: a test against 0 says nothing
+        # attention is above 0 by itself: a test against 0 says nothing
+        s = s.assign(significant=xr.zeros_like(s.significant))
         title = self._title("attention from END of the heads that write most for and against the answer")
         return plots.heatmap(s, title=title, unit="attention", limit=1)
 
@@ -158,19 +165,26 @@ class Study(dict):
 
     @checked
     def read(self) -> str: # Markdown
-        """The results in sentences. Heads are significant ones with at least a fiftieth of the largest mean; where none is significant, or
-        nothing could be, the largest, and it says so."""
+        """The results in sentences. Heads are significant ones with at least a fiftieth of the largest mean; where none
+        is significant, or nothing could be, the largest, and it says so."""
         lens, resid = self["logit_lens"], summarise(self["patch_resid_pre_named_position"].effect)
         both = lambda method: (self._leading(method), self._leading(method, -1))
         parts = [read_baseline(lens), read_lens(lens)]
-        parts.append(f"Restored alone in the corrupted run, the residual stream moves the answer most in {say_positions(resid)}.")
+        parts.append(
+            f"Restored alone in the corrupted run, the residual stream moves the answer most in {say_positions(resid)}."
+        )
         restores, moves_away = both("patching (effect)")
-        parts.append(f"Heads whose output restores the answer: {restores}. Heads whose output moves it further away: {moves_away}.")
+        parts.append(
+            f"Heads whose output restores the answer: {restores}. Heads whose output moves it further away: "
+            f"{moves_away}."
+        )
         writes, against = both("attribution (logits)")
         parts.append(f"Heads that write for the answer: {writes}. Against it: {against}.")
         if "path_patch_logits" in self:
             straight, opposed = both("path to the logits (effect)")
-            parts.append(f"Straight into the logits, not through other heads: {straight}; with the other sign: {opposed}.")
+            parts.append(
+                f"Straight into the logits, not through other heads: {straight}; with the other sign: {opposed}."
+            )
         if "copy_scores" in self:
             copies = self._leading("names copied (share)")
             parts.append(f"Heads that would copy most of the prompt's names, if they looked there alone: {copies}.")
@@ -192,17 +206,23 @@ def _lens_figure(study, ds):
     return plots.lines(ds, "logit_diff", title=study._title("the answer read from the residual stream at END"))
 
 def _stream_figure(study, ds):
-    return plots.heatmap(ds.effect.assign_attrs(ds.attrs), title=study._title("effect of restoring the residual stream before a layer"))
+    return plots.heatmap(
+        ds.effect.assign_attrs(ds.attrs), title=study._title("effect of restoring the residual stream before a layer")
+    )
 
 # name of the result -> f(study, result): its figure
 _FIGURES = {
     "logit_lens": _lens_figure,
     "patch_resid_pre_named_position": _stream_figure,
     "patch_z_head": _of_heads("patching (effect)", "effect of restoring one head's output"),
-    "head_attribution": _of_heads("attribution (logits)", "what each head writes for the answer", unit="attribution (logits)"),
+    "head_attribution": _of_heads(
+        "attribution (logits)", "what each head writes for the answer", unit="attribution (logits)"
+    ),
     "attention": lambda study, ds: study._attention_figure(ds),
     "path_patch_logits": _of_heads("path to the logits (effect)", "effect of a head straight on the logits"),
-    "copy_scores": _of_heads("names copied (share)", "share of the prompt's names that a head would copy", unit="share copied", limit=1),
+    "copy_scores": _of_heads(
+        "names copied (share)", "share of the prompt's names that a head would copy", unit="share copied", limit=1
+    ),
 }
 
 # %% ../nbs/core/task_study.ipynb #a4fa77bd
@@ -223,8 +243,13 @@ def _warn_of_few(task, model):
     heads = model.cfg.n_layers * model.cfg.n_heads
     needed = prompts_needed(heads)
     if len(task) < needed:
-        warnings.warn(f"task has {len(task)} prompt{'s' * (len(task) != 1)}: too few for any of {heads} heads to be significant, "
-                      f"so every head stays untested; {needed} is the least.", UserWarning, stacklevel=4)  # of who called `study`, which is wrapped
+        warnings.warn(
+            f"task has {len(task)} prompt{'s' * (len(task) != 1)}: too few for any of {heads} heads to be significant, "
+            # of who called `study`, which is wrapped
+            f"so every head stays untested; {needed} is the least.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 # %% ../nbs/core/task_study.ipynb #07ac15e4
 @checked

@@ -21,7 +21,7 @@ import xarray as xr
 from scipy import stats
 from tqdm.auto import tqdm
 
-from .arguments import checked
+from .arguments import checked, numbers, truths
 from . import circuits, planted
 from .activation_patching import patch
 from .attribution_patching import attribute
@@ -29,31 +29,30 @@ from .copy_scores import copy_scores
 from .data import Task, ioi_task, mrs_task
 from .head_attribution import head_attribution
 from .head_roles import MATTERS, THRESHOLDS, attention_scores, backup, pattern_scores, s_inhibition, signal_tasks
-from .model import quiet, load_model
+from .guard import quiet
+from .model import load_model
 from .path_patching import path_patch
 from .results import provenance
 from .stats import head_name, summarise, untested
 
 # %% ../nbs/validation.ipynb #41a512bc
-@checked
+@checked(score=numbers, true=truths)
 def auroc(
     score, # larger: more likely to be true; NaN: no candidate
     true,  # whether it is
 ) -> float: # 0 to 1; NaN where all or none are true
     "Probability that something true scores above something that is not, ties counting one half (the Mann-Whitney U statistic over the number of pairs)."
-    score, true = np.asarray(score, float).ravel(), np.asarray(true, bool).ravel()
     if score.shape != true.shape: raise ValueError(f"score and true must be of the same things, but have {score.size} and {true.size} values.")
     there = ~np.isnan(score)
     a, b = score[there & true], score[there & ~true]
     return float(stats.mannwhitneyu(a, b).statistic / (len(a) * len(b))) if len(a) and len(b) else np.nan
 
-@checked
+@checked(called=truths, true=truths)
 def precision_recall(
     called, # whether a method named it
     true,   # whether it is right
 ) -> tuple: # precision (NaN if nothing is called), recall (NaN if nothing is true)
     "The share of what is called that is true, and of what is true that is called."
-    called, true = np.asarray(called, bool).ravel(), np.asarray(true, bool).ravel()
     if called.shape != true.shape: raise ValueError(f"called and true must be of the same things, but have {called.size} and {true.size} values.")
     hits = (called & true).sum()
     return tuple(float(hits / n) if n else np.nan for n in (called.sum(), true.sum()))

@@ -54,6 +54,7 @@ def check_settings(root: str | Path) -> str:
     downloaded once. Returns a sentence where N is too small for any head to be significant, else "".
     """
     from namemovers.data import ioi_task, mrs_task
+    from namemovers.engine.ready import why_not
     from namemovers.model import load_model
     from namemovers.settings import settings
     from namemovers.stats import prompts_needed
@@ -62,6 +63,11 @@ def check_settings(root: str | Path) -> str:
     model = load_model(s.model, device=s.device)
     mrs_task(model.tokenizer, n=s.n, seed=s.seed, corruption=s.corruption)
     ioi_task(model.tokenizer, n=s.n, seed=s.seed)
+    if reason := why_not(model):
+        raise ValueError(
+            f"MODEL={s.model} cannot be studied, for {reason}: paths, circuits and attribution need a decoder whose "
+            "parts the exact engine understands; choose another model."
+        )
     heads = model.cfg.n_layers * model.cfg.n_heads
     needed = prompts_needed(heads)
     if s.n >= needed:

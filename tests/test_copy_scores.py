@@ -158,7 +158,7 @@ def test_names_stand_in_their_places(tiny):
 
     seen = {}
 
-    def spy(model, tokens, at, ids, memory):
+    def spy(model, w, tokens, at, ids, memory):
         seen.update(tokens=tokens, at=at, ids=ids)
         return [np.zeros((model.cfg.n_layers, model.cfg.n_heads, *at.shape), int)] * 2
 
@@ -320,3 +320,57 @@ def test_heads_that_write_through_a_norm_or_a_multiplier(other_kind, kind, more)
                     assert bool(ds.copied.sel(layer=l, head=h, name=name, prompt=i)) == (int(ids[i, j]) in best)
                     seen += int(ids[i, j]) in best
     assert seen
+
+
+# ---- through the head's own width
+
+
+def both_ways(model, monkeypatch, n=80, memory=2**28, d_head=None, seed=0):
+    """Ranks of two names a sample, through the head's own width and through the stream's; how often the first was."""
+    from namemovers import copy_scores as module
+
+    g = torch.Generator().manual_seed(seed)
+    v = torch.randn(n, d_head or model.cfg.d_head, generator=g)
+    v[3] = 0  # a head that writes nothing
+    ids = torch.randint(0, model.cfg.d_vocab, (n, 2), generator=g)
+    made, toward = [], module._toward_tokens
+
+    def spy(*given):
+        made.append(toward(*given))
+        return made[-1]
+
+    monkeypatch.setattr(module, "_toward_tokens", spy)
+    ours = module.head_ranks(v, model.W_O[1, 2], ids, model, memory)
+    theirs = [r[0] for r in module.name_ranks((v @ model.W_O[1, 2])[None], ids, model)]
+    return ours, theirs, made
+
+
+@pytest.mark.parametrize("memory", [2**28, 2**22])  # all samples at once, and one at a time
+def test_through_the_width_of_the_head(tiny, monkeypatch, memory):
+    ours, theirs, made = both_ways(tiny, monkeypatch, memory=memory)
+    assert len(made) == 1 and made[0] is not None
+    for a, b in zip(ours, theirs):
+        assert a.shape == b.shape == (80, 2) and np.abs(a - b).max() <= 1 and (a != b).mean() < 0.02
+        assert (a >= 0).all() and a.max() < tiny.cfg.d_vocab and len(np.unique(a)) > 50
+
+
+def test_norms_that_scale_alone_and_norms_of_another_kind(tiny, monkeypatch):
+    class Root(torch.nn.Module):  # RMSNorm: the mean stays
+        def forward(self, x):
+            return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt()
+
+    class Bent(torch.nn.Module):  # no scale of the stream
+        def forward(self, x):
+            return torch.tanh(x)
+
+    for norm, narrow in ((Root(), True), (Bent(), False)):
+        with monkeypatch.context() as m:
+            m.setitem(tiny._modules, "ln_final", norm)
+            ours, theirs, made = both_ways(tiny, m)
+        assert (made[0] is not None) == narrow
+        assert all(np.abs(a - b).max() <= 1 and (a != b).mean() < 0.02 for a, b in zip(ours, theirs))
+
+
+def test_few_samples_go_through_the_stream(tiny, monkeypatch):
+    ours, theirs, made = both_ways(tiny, monkeypatch, n=8)
+    assert not made and all((a == b).all() for a, b in zip(ours, theirs))

@@ -15,7 +15,7 @@ from transformer_lens.patching import get_act_patch_direct_path
 
 from calls import run_attribution, run_fast, run_hooks, run_paths, run_sets
 from namemovers.activation_patching import patch
-from namemovers.attribution_patching import attribute
+from namemovers.attribution_patching import attribute, patch_screened
 from namemovers.data import ioi_task, mrs_task
 from namemovers.engine import ready as readiness
 from namemovers.engine.architectures import cast, weights_of
@@ -376,7 +376,7 @@ def test_chosen_neurons_are_labelled_and_checked(tiny, tmp_path):
     ds = patch(tiny, task, "neurons", neurons=chosen, store=tmp_path / "neurons")
     assert list(ds.neuron.values) == ["L1N2", "L1N5", "L2N7"] and ds.effect.dims == ("neuron", "prompt")
     assert abs(ds.logit_diff - patch(tiny, task, "neurons", neurons=chosen, engine="hooks").logit_diff).max() < 1e-5
-    screened = patch(tiny, task, "neurons", neurons=chosen, screen=1)
+    screened = patch_screened(tiny, task, "neurons", neurons=chosen, screen=1)
     assert int(screened.exact.sum()) == 1
     assert bool(((abs(screened.logit_diff - ds.logit_diff) < 1e-5).all("prompt") | ~screened.exact).all())
     for bad in (None, [], [(1, 999)], [(3, 0)], [(1, 5), (1, 5)]):
@@ -448,8 +448,6 @@ def test_what_bfloat16_does_not_go_with(tiny):
         patch(tiny, task, "z", dtype="half")
     with pytest.raises(ValueError, match="engine='hooks'"):
         patch(tiny, task, "z", dtype="bfloat16", engine="hooks")
-    with pytest.raises(ValueError, match="screen"):
-        patch(tiny, task, "z", dtype="bfloat16", screen=2)
 
 
 def test_float32_stays_float32_whatever_the_session_allows(tiny):

@@ -16,7 +16,6 @@ from namemovers.head_roles import (
     SIGNALS,
     THRESHOLDS,
     Threshold,
-    _repeated_rows,
     against_known,
     attention_scores,
     backup,
@@ -39,6 +38,7 @@ from namemovers.head_roles import (
     thresholds_table,
     worst_period,
 )
+from namemovers.head_roles.patterns import repeated_rows
 from namemovers.model import load_model
 
 TASKS = {"ioi": ioi_task, "mrs": mrs_task}
@@ -156,7 +156,7 @@ def test_pattern_scores_are_their_definition(tiny):
     at = [0, 2, 0, 2]
     assert ds.offset.values.tolist() == at
     for period in periods:
-        tokens = _repeated_rows(
+        tokens = repeated_rows(
             tiny.cfg.d_vocab, set(tiny.tokenizer.all_special_ids), tiny.tokenizer.bos_token_id, period, at, generator
         )
         with torch.no_grad():
@@ -183,7 +183,7 @@ def test_pattern_scores_repeat(tiny):
 
 
 def test_rows_repeat_nothing_else():
-    rows = _repeated_rows(60, {0, 5}, 0, 9, [0, 3, 7], torch.Generator().manual_seed(1))
+    rows = repeated_rows(60, {0, 5}, 0, 9, [0, 3, 7], torch.Generator().manual_seed(1))
     for row, offset in zip(rows, (0, 3, 7)):
         counts = torch.bincount(row, minlength=60)
         assert len(row) == 1 + 7 + 18 and counts[5] == 0 and counts[0] == 1 and (counts == 2).sum() == 9

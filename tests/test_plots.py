@@ -10,6 +10,7 @@ import pytest
 import xarray as xr
 
 from namemovers import plots
+from namemovers.figures.theme import dark
 from namemovers.plots import attention, bars, graph, heatmap, lines, points, scatter, table, token_label
 from namemovers.published import IOI_HEADS
 from namemovers.stats import summarise
@@ -142,6 +143,27 @@ def test_lines_have_bands():
     assert [t.name for t in lines({"MRS": x, "IOI": -x}).data if t.mode == "lines+markers"] == ["MRS", "IOI"]
     assert len([t for t in lines(heads()).data if t.mode == "lines+markers"]) == 4
     assert "layer 0" in line.customdata[0]
+
+
+def test_bars_and_scatter_take_the_heads_that_share_keys_and_values():
+    "A result of `kv_head` is drawn as one of heads is, cell by cell, under the names of what was patched."
+    x = heads(4, 3).assign_coords(head=[0, 1, 2])
+    shared = x.rename(head="kv_head")
+    other = heads(4, 3, seed=1)
+    name = lambda text: text.replace("H", "KV")
+    a, b = bars(x, k=2), bars(shared, k=2)
+    assert b.layout.xaxis.ticktext == tuple(map(name, a.layout.xaxis.ticktext)) and "L3KV0" in b.layout.xaxis.ticktext
+    assert b.layout.xaxis.title.text == "key-value head" and a.layout.xaxis.title.text == "head"
+    np.testing.assert_array_equal(b.data[0].y, a.data[0].y)
+    assert [name(h) for h in a.data[0].customdata] == list(b.data[0].customdata)
+    a, b = scatter(x, other, k=3).data[-1], scatter(shared, other.rename(head="kv_head"), k=3).data[-1]
+    assert [name(t) for t in a.text] == list(b.text) and {"L3KV0", "L0KV1"} <= set(b.text)
+    np.testing.assert_array_equal(b.y, a.y)
+    for draw in (lambda: scatter(x, other.rename(head="kv_head")), lambda: scatter(by_position(), by_position())):
+        with pytest.raises(ValueError, match="of the same heads"):
+            draw()
+    with pytest.raises(ValueError, match="Bars need"):
+        bars({"one": shared, "two": shared})
 
 
 def test_scatter_names_the_notable():
@@ -285,7 +307,7 @@ def test_graph_takes_results_masks_and_tables():
     assert len(next(t for t in graph(s, roles=IOI_HEADS, alone=True).data if t.name == "nodes").x) == 26 + 3
     many = {f"role {i}": [(9, 6)] if i == 8 else [(0, i)] for i in range(12)}
     assert {a.bgcolor for a in graph(s, roles=many).layout.annotations if a.text == "<b>L9H6</b>"} == {
-        plots._dark(plots.COLOURS[0])
+        dark(plots.COLOURS[0])
     }, "too many roles: colours go to those that are drawn"
 
 

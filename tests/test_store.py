@@ -106,7 +106,6 @@ def test_parts_of_a_sweep_are_the_sweep(tiny, task, engine):
         (dict(site="z", heads=[-1]), "heads.*0 to 3"),
         (dict(site="resid_pre", heads=[1]), "heads.*leave it out"),
         (dict(site="neurons", neurons=[(0, 1)], layers=[0]), "layers and heads do not go"),
-        (dict(site="z", layers=[0], screen=2), "layers=.*does not go with screen=2"),
     ],
 )
 def test_parts_that_are_none(tiny, task, more, said):
@@ -223,8 +222,6 @@ def test_one_process_a_sweep(tiny, task, tmp_path, small):
             patch(tiny, task, "z", store=path)
         patch(tiny, task, "q", store=path)  # another sweep in the same store
     patch(tiny, task, "z", store=path)
-    with pytest.raises(ValueError, match="store=.*does not go with screen=2"):
-        patch(tiny, task, "z", store=path, screen=2)
 
 
 def test_a_sweep_whose_beginning_was_killed(tiny, task, tmp_path, small):

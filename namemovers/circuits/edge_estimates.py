@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..arguments import checked
+from ..arguments import a_result, checked, whole
 from .edge_graph import graph
 from .edge_runs import Job, state_of_all
 from .edges import as_dataset
@@ -144,7 +144,7 @@ def edge_strengths(
     return np.nan_to_num(mean if signed else np.abs(mean), nan=-np.inf)
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #bbdbecc9
-@checked
+@checked(attribution=a_result(dims=("edge",)))
 def top_edges(
     attribution,            # of `attribute_edges` or `ablate_edges`, all edges; or scores [edge], or [edge, prompt]
     k: int,                 # how many
@@ -157,8 +157,7 @@ def top_edges(
     g = graph(attribution)
     if scores.sizes["edge"] != len(g):
         raise ValueError(f"attribution: it has {scores.sizes['edge']} edges of the model's {len(g)}; give all of them")
-    if not isinstance(k, int | np.integer) or not 0 <= k <= len(g):
-        raise ValueError(f"k={k!r}: give a whole number from 0 to the {len(g)} edges of this model")
+    whole("k", k, least=0, most=len(g))
     score = edge_strengths(scores, signed)
     return g.label(_from_the_logits(g, score, k) if greedy else np.argsort(-score, kind="stable")[:k])
 
