@@ -58,7 +58,7 @@ def shown(tmp_path_factory):
     _copy(ROOT, base)
     (base / "settings.ini").unlink()
     (base / "settings.ini").write_text(SETTINGS.format(another_model(base / "strange")))
-    for page in (base / "ioi_nbs").glob("*.ipynb"):  # the setting is of MRS: IOI gets another corruption here
+    for page in (base / "ioi_nbs").glob("0[1-6]*.ipynb"):  # the setting is of MRS: IOI gets another corruption here
         text = page.read_text(encoding="utf-8")
         page.write_text(text.replace("seed=s.seed)", 'seed=s.seed, corruption=\\"abc\\")'), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -127,7 +127,9 @@ def test_nothing_is_said_to_be_significant_or_absent(shown, page):
 @pytest.mark.parametrize("folder", ["nbs", "ioi_nbs"])
 def test_no_number_of_prompts_is_fixed_text(folder):
     """What is written, and not computed, holds for every N: no heading or sentence has the number of the default."""
-    for path in sorted((ROOT / folder).glob("*.ipynb")):
+    pages = [*(ROOT / folder).glob("0*.ipynb"), *(ROOT / folder).glob("[cw]*.ipynb")]
+    assert len(pages) >= 9
+    for path in pages:
         nb = json.loads(path.read_text(encoding="utf-8"))
         prose = "\n".join("".join(c["source"]) for c in nb["cells"] if c["cell_type"] == "markdown")
         assert not re.search(r"\bN = 50\b|\bfifty\b|\b50 prompts\b(?! that the pilot|, read off)", prose), path.name
