@@ -20,13 +20,13 @@ LIBRARY = ROOT / "namemovers"
 ROOMS = [
     {"settings", "stats", "literature", "published", "arguments", "files", "guard", "identity", "results"},
     {"prompts", "data"},
-    {"quantised", "model", "planted"},
+    {"quantised", "model", "planted_weights", "planted"},
     {"sites", "pairs", "engine", "circuits.edge_graph", "store"},
     {"activation_patching", "path_patching", "logit_lens", "head_attribution", "sets"},
     {"attribution_patching", "copy_scores"},
     {"head_roles", "circuits"},
     {"plots", "figures", "circuits.figures"},
-    {"task_study", "compare", "stability", "validation", "verdicts", "claims", "reading"},
+    {"task_study", "compare", "stability", "validation_methods", "validation", "verdicts", "claims", "reading"},
     {"explorer", "publish"},
     {"__main__", "cli"},
 ]

@@ -305,7 +305,7 @@ def test_hostile_arguments_are_named(world, name, monkeypatch):
 NO_EXAMPLE = {name for name in functions() if name not in EXAMPLES and getattr(functions()[name], "checked", False)}
 # Those that have checks of their own, or take what the library made.
 OWN = re.compile(
-    r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.ledger\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis|Cell)|.*\.run_\w+|validation\.methods|results\.provenance|settings\.settings"
+    r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.ledger\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis|Cell)|.*\.run_\w+|validation_methods\.methods|results\.provenance|settings\.settings"
     r"|figures\.(text|reading)\.|copy_scores\.(name_ranks|after_first)|data\.(encode|stretches)|model\.(shipped|run_at|answer_d|logit_d)"
     r"|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit"
 )

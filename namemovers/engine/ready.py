@@ -36,10 +36,12 @@ def _long_enough(w: Weights, n_ctx: int, length: int) -> int:
 
 # %% ../../nbs/core/engine/ready.ipynb #28ea3249
 def _gap(model, w: Weights, n: int) -> float:
-    "The largest difference between the engine's logits and the model's, as a share of their size, for a prompt of `n` tokens."
+    """The largest difference between the engine's logits and the model's, as a share of their size, for a prompt of
+    `n` tokens."""
     tokens = torch.arange(n, device=w.W_E.device)[None] * 31 % len(w.W_E)
     ours, theirs = logits(w, forward(w, embed(w, tokens)).final), model(tokens)
-    if not (ours.isfinite().all() and theirs.isfinite().all()): raise ValueError("its weights hold NaN or infinite numbers")
+    if not (ours.isfinite().all() and theirs.isfinite().all()):
+        raise ValueError("its weights hold NaN or infinite numbers")
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
 
 # %% ../../nbs/core/engine/ready.ipynb #297e9118
