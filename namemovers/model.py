@@ -155,6 +155,15 @@ def _device(device: str | torch.device | None) -> torch.device:
     if chosen.type == "meta": raise ValueError("device 'meta' holds no values; use 'cpu'.")
     return chosen
 
+# %% ../nbs/core/model.ipynb #ef3adcc1
+def final_weight(
+    model, # as from `load_model`
+) -> torch.Tensor | None: # [d_model], or None for a norm without one
+    "By what the final norm multiplies; all ones where that was folded into the unembedding."
+    weight = getattr(getattr(model, "ln_final", None), "weight", None)
+    if weight is None: return None
+    return weight.detach() + 1 if getattr(model.cfg, "rmsnorm_uses_offset", False) else weight.detach()
+
 # %% ../nbs/core/model.ipynb #78603969
 def _logit_factor(model) -> float:
     "By what the model's own code multiplies logits behind the unembedding. TransformerLens may have folded it into that."
@@ -164,8 +173,7 @@ def _logit_factor(model) -> float:
 def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     "What the mean logit over the vocabulary reads in the standardised final stream: a direction [d_model], a constant []."
     final = model.ln_final
-    scale = final.weight.detach().double()
-    if getattr(model.cfg, "rmsnorm_uses_offset", False): scale = scale + 1
+    scale = final_weight(model).double()
     mean = model.W_U.detach().double().mean(1)     # [d_model]
     constant = model.b_U.detach().double().mean()
     bias = getattr(final, "bias", None)
@@ -344,6 +352,50 @@ def run_at_end(
     logits = model.run_with_hooks(tokens.to(device), fwd_hooks=read, return_type="logits")
     return logits[:, 0], kept
 
+# %% ../nbs/core/model.ipynb #21110c5c
+def read_columns(
+    model: TransformerBridge, # as from `load_model`
+    final: torch.Tensor,      # the stream behind the final norm [prompt, d_model]
+    tokens: torch.Tensor,     # token ids [prompt, column]
+) -> torch.Tensor:            # their logits [prompt, column]
+    "A few logits a prompt: a few columns of the unembedding, in place of a vocabulary."
+    tokens = tokens.to(model.W_U.device)
+    y = (model.W_U.T[tokens] * final[:, None]).sum(-1) + model.b_U[tokens]
+    transform = getattr(getattr(model, "adapter", None), "apply_output_logits_transform", None)
+    return transform(y) if callable(transform) else y
+
+# %% ../nbs/core/model.ipynb #b1fd8619
+@guarded
+def columns_at_end(
+    model: TransformerBridge,  # as from `load_model`
+    tokens: torch.Tensor,      # [prompt, position]
+    end: torch.Tensor,         # the position that is read [prompt]
+    columns: torch.Tensor,     # the tokens that are read [prompt, column]
+    names: Sequence[str] = (), # hook points to keep
+    hooks: Sequence = (),      # as in `run_at_end`
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """`run_at_end` for a few tokens' logits [prompt, column]: the unembedding sees one row, which must be the one that the
+    columns give; where it is not, the whole vocabulary is computed."""
+    device, final = model.cfg.device, {}
+    rows, end = torch.arange(len(tokens), device=device), end.to(device)
+
+    def one_row(value, hook):
+        final["x"] = value[rows.to(value.device), end.to(value.device)] # [prompt, d_model]
+        return final["x"][:1, None]
+
+    at_end = lambda x: x.expand(len(tokens), *x.shape[1:])[rows.to(x.device), end.to(x.device)]
+    kept: dict[str, torch.Tensor] = {}
+    def keep(name):
+        def hook(value, hook): kept[name] = at_end(value)
+        return hook
+    read = [*hooks, *((n, keep(n)) for n in names), ("unembed.hook_in", one_row)]
+    first = model.run_with_hooks(tokens.to(device), fwd_hooks=read, return_type="logits")[0, 0] # [token]
+    y = read_columns(model, final["x"], columns)
+    theirs = first[columns[0].to(first.device)]
+    if (y[0] - theirs).abs().max() <= 1e-4 * theirs.abs().max().clamp(min=1): return y, kept
+    logits, kept = run_at_end(model, tokens, end, names, hooks)
+    return logits.gather(1, columns.to(logits.device)), kept
+
 # %% ../nbs/core/model.ipynb #80284132
 @checked
 def taken_from_logits(
@@ -366,6 +418,8 @@ def answer_direction(
     "The unembedding direction of `tokens`, less that of `minus`, as the final norm lets it through: divide by the norm's scale for logits."
     d = model.W_U.T[tokens.to(model.W_U.device)]
     if minus is not None: d = d - model.W_U.T[minus.to(model.W_U.device)]
+    weight = final_weight(model)
+    if weight is not None and not (weight == 1).all(): d = d * weight # it was not folded
     if not str(model.cfg.normalization_type).startswith("RMS"): d = d - d.mean(-1, keepdim=True)
     return d
 
