@@ -26,7 +26,7 @@ ROOMS = [
     {"attribution_patching", "copy_scores"},
     {"head_roles", "circuits"},
     {"plots", "figures", "circuits.figures"},
-    {"task_study", "compare", "stability", "validation_methods", "validation", "verdicts", "claims"},
+    {"task_study", "compare", "stability", "validation_methods", "validation", "verdicts", "claims", "reading"},
     {"explorer", "publish"},
     {"__main__", "cli"},
 ]
