@@ -678,3 +678,33 @@ def test_survey_on_a_model(tiny, tmp_path):
     for wrong in (dict(n=0), dict(families={})):
         with pytest.raises(ValueError):
             survey(tiny, **wrong)
+
+
+def test_many_prompts_say_how_far_they_are(monkeypatch, capsys):
+    bars = []
+
+    class Bar(data.tqdm):
+        def __init__(self, **given):
+            bars.append(self)
+            super().__init__(**given | dict(delay=0, leave=True))
+
+    monkeypatch.setattr(data, "tqdm", Bar)
+    monkeypatch.setattr(data, "_MANY", 40)
+    mrs_task(small_tokenizer(), n=60)
+    shown = [bar for bar in bars if not bar.disable]
+    assert {bar.desc for bar in shown} == {"drawing", "tokens"}
+    assert all(bar.n == bar.total for bar in shown)
+    assert "drawing" in capsys.readouterr().err
+    few = len(bars)
+    mrs_task(small_tokenizer(), n=10)
+    drawing = [bar for bar in bars[few:] if bar.desc == "drawing"]
+    assert drawing and all(bar.disable for bar in drawing)
+
+
+def test_prompts_in_parts_are_those_of_one_piece(monkeypatch):
+    whole = mrs_task(small_tokenizer(), n=30, templates="all")
+    monkeypatch.setattr(data, "_SOME", 7)
+    parts = mrs_task(small_tokenizer(), n=30, templates="all")
+    assert whole.clean == parts.clean and torch.equal(whole.clean_tokens, parts.clean_tokens)
+    assert whole.positions.keys() == parts.positions.keys()
+    assert all(torch.equal(whole.positions[k], parts.positions[k]) for k in whole.positions)
