@@ -46,7 +46,8 @@ def whole(
     most: int | None = None,  # the largest
 ) -> int: # as Python's own
     "A whole number. True and 2.0 are none."
-    if getattr(value, "shape", None) == () and hasattr(value, "item") and not isinstance(value, np.generic): value = value.item()
+    if getattr(value, "shape", None) == () and hasattr(value, "item") and not isinstance(value, np.generic):
+        value = value.item()
     integer = isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
     if integer and (least is None or value >= least) and (most is None or value <= most): return int(value)
     least_said = f" of at least {least}" if least is not None else ""
@@ -63,9 +64,12 @@ def number(
     most: float = np.inf,   # it must be at most this
 ) -> float: # as Python's own
     "A real number, not NaN, within its limits."
-    if getattr(value, "shape", None) == () and hasattr(value, "item") and not isinstance(value, np.generic): value = value.item()
+    if getattr(value, "shape", None) == () and hasattr(value, "item") and not isinstance(value, np.generic):
+        value = value.item()
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    inside = real and least <= value <= most and (above == -np.inf or value > above) and (below == np.inf or value < below)
+    inside = (
+        real and least <= value <= most and (above == -np.inf or value > above) and (below == np.inf or value < below)
+    )
     if inside: return float(value)
     limits = [f"above {above:g}"] * (above > -np.inf) + [f"below {below:g}"] * (below < np.inf)
     limits += [f"of at least {least:g}"] * (least > -np.inf) + [f"of at most {most:g}"] * (most < np.inf)
@@ -130,16 +134,20 @@ def _array(given):
     if isinstance(given, (str, bytes, Mapping, set, frozenset)): return None
     if not hasattr(given, "dtype") and isinstance(given, Iterable):
         given = list(given)
-        if {type(v) for v in given} & {bool, np.bool_} and not all(isinstance(v, (bool, np.bool_)) for v in given): return None
+        if {type(v) for v in given} & {bool, np.bool_} and not all(isinstance(v, (bool, np.bool_)) for v in given):
+            return None
     try: found = np.asarray(given)
     except Exception: return None
-    if found.dtype == object and found.size and all(isinstance(v, (bool, np.bool_)) for v in found.flat): found = found.astype(bool)
+    if found.dtype == object and found.size and all(isinstance(v, (bool, np.bool_)) for v in found.flat):
+        found = found.astype(bool)
     return found if found.ndim < 2 else None
 
 # %% ../nbs/core/arguments.ipynb #ae9a7cfe
 def _out_of_order(given, n):
-    "Why the labels that a series or a DataArray carries do not say prompt 0, 1, 2, ...; None where they do, or there are none."
-    if getattr(given, "dims", ("prompt",)) not in (("prompt",), ()): return f"it runs over {given.dims}, not over the prompts"
+    """Why the labels that a series or a DataArray carries do not say prompt 0, 1, 2, ...; None where they do, or
+    there are none."""
+    if getattr(given, "dims", ("prompt",)) not in (("prompt",), ()):
+        return f"it runs over {given.dims}, not over the prompts"
     labels = given.coords.get("prompt") if hasattr(given, "coords") else getattr(given, "index", None)
     if callable(labels) or labels is None or np.array_equal(np.asarray(labels), np.arange(n)): return None
     return f"its labels are not 0 to {n - 1} in order"
@@ -161,11 +169,24 @@ def selected(
     else:
         found = _array(index)
         mask = found is not None and found.dtype == bool
-        if found is None or not mask and found.size and not np.issubdtype(found.dtype, np.integer) or mask and not found.ndim:
-            raise ValueError(f"{said} selects nothing; give an index, a slice, a list of whole numbers, or a mask of {n} times True or False.")
-        if mask and len(found) != n: raise ValueError(f"{said} is a mask of {len(found)} for {n} prompts; give True or False for each.")
+        if (
+            found is None
+            or not mask
+            and found.size
+            and not np.issubdtype(found.dtype, np.integer)
+            or mask
+            and not found.ndim
+        ):
+            raise ValueError(
+                f"{said} selects nothing; give an index, a slice, a list of whole numbers, or a mask of {n} "
+                f"times True or False."
+            )
+        if mask and len(found) != n:
+            raise ValueError(f"{said} is a mask of {len(found)} for {n} prompts; give True or False for each.")
         if mask and (reason := _out_of_order(index, n)):
-            raise ValueError(f"{said} is a mask of other prompts: {reason}; give its values in the order of the prompts.")
+            raise ValueError(
+                f"{said} is a mask of other prompts: {reason}; give its values in the order of the prompts."
+            )
         keep = np.flatnonzero(found).tolist() if mask else [int(i) for i in np.atleast_1d(found)]
     if not keep: raise ValueError(f"{said} leaves no prompt of {n}; choose at least one.")
     if min(keep) < -n or max(keep) >= n: raise IndexError(f"{said} is outside of {n} prompts; count from 0 to {n - 1}.")
@@ -207,7 +228,13 @@ def a_tokenizer(
 ) -> Any: # the same
     "A Hugging Face tokenizer, or a model that has one."
     found = getattr(value, "tokenizer", value)
-    thing(name, found, ("encode", "decode", "bos_token_id"), "tokenizer", "a Hugging Face tokenizer, or a model from load_model")
+    thing(
+        name,
+        found,
+        ("encode", "decode", "bos_token_id"),
+        "tokenizer",
+        "a Hugging Face tokenizer, or a model from load_model",
+    )
     return value
 
 # %% ../nbs/core/arguments.ipynb #43720c97
@@ -237,7 +264,8 @@ def a_result(
         for one in dims:
             either = (one,) if isinstance(one, str) else one
             if not set(either) & set(value.dims): lacking.append(" or ".join(map(repr, either)))
-        if lacking: raise ValueError(f"{name}: this result has no {lacking[0]}; give one from the function that measures it.")
+        if lacking:
+            raise ValueError(f"{name}: this result has no {lacking[0]}; give one from the function that measures it.")
         return value
     return check
 
@@ -259,8 +287,13 @@ def head_pairs(
     "Heads as (layer, head), each two whole numbers from 0."
     pairs = listed(name, value, "(layer, head) pairs")
     for pair in pairs:
-        ordered = hasattr(pair, "__len__") and not isinstance(pair, (str, Mapping, set)) and getattr(pair, "shape", None) != ()
-        if not ordered or len(pair) != 2: raise ValueError(f"{name}: {short(pair)} is no (layer, head); give pairs such as (9, 6).")
+        ordered = (
+            hasattr(pair, "__len__")
+            and not isinstance(pair, (str, Mapping, set))
+            and getattr(pair, "shape", None) != ()
+        )
+        if not ordered or len(pair) != 2:
+            raise ValueError(f"{name}: {short(pair)} is no (layer, head); give pairs such as (9, 6).")
     return [tuple(whole(name, v, least=0) for v in pair) for pair in pairs]
 
 # %% ../nbs/core/arguments.ipynb #92d816eb
@@ -306,7 +339,8 @@ def _labels(name, value):
 # %% ../nbs/core/arguments.ipynb #51a9073e
 def _table(name, value):
     "A dict, whose keys are texts."
-    if type(value).__name__ == "Dataset": raise ValueError(f"{name}: {short(value)} is no dict; give a dict name -> value.")
+    if type(value).__name__ == "Dataset":
+        raise ValueError(f"{name}: {short(value)} is no dict; give a dict name -> value.")
     bad = [k for k in mapping(name, value) if not isinstance(k, str)]
     if bad: raise ValueError(f"{name}: the key {short(bad[0])} is no text; give a dict name -> value.")
     return value if isinstance(value, dict) else dict(value)
@@ -331,8 +365,10 @@ def members(
     "Several things that can be in a set: nodes, heads, edges."
     found = listed(name, value, "nodes, heads or edges")
     for one in found:
-        try: hash(one)
-        except TypeError: raise ValueError(f"{name}: {short(one)} is no node, head or edge; give a list of these.") from None
+        try:
+            hash(one)
+        except TypeError:
+            raise ValueError(f"{name}: {short(one)} is no node, head or edge; give a list of these.") from None
     return found
 
 # %% ../nbs/core/arguments.ipynb #2bb4cfd2
@@ -400,7 +436,11 @@ _NAMES: list = [
     ("limit", {"float"}, functools.partial(number, above=0)),
     ("seed", {"int"}, _NATURAL),
     ("seed", {"int", "list"}, _seeds),
-    ("n n_resamples n_reference steps batch_size max_batch memory memory_budget draws top width depth dpi", {"int"}, _POSITIVE),
+    (
+        "n n_resamples n_reference steps batch_size max_batch memory memory_budget draws top width depth dpi",
+        {"int"},
+        _POSITIVE,
+    ),
     ("k random greedy digits layer head kv_head size", {"int"}, _NATURAL),
     ("k sizes periods offsets", {""}, _counts),
     ("site by direction metric engine dtype ablation method order what dim var name", {"str"}, _option),
@@ -417,9 +457,16 @@ _NAMES: list = [
 
 # %% ../nbs/core/arguments.ipynb #14da24fa
 def _kinds(annotation):
-    "The types that an annotation names, without their modules and what stands in brackets: {'int', 'None'}; {''} where there is none."
+    """The types that an annotation names, without their modules and what stands in brackets: {'int', 'None'}; {''}
+    where there is none."""
     if annotation is inspect.Parameter.empty: return {""}
-    text = annotation if isinstance(annotation, str) else annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    text = (
+        annotation
+        if isinstance(annotation, str)
+        else annotation.__name__
+        if isinstance(annotation, type) and not typing.get_args(annotation)
+        else str(annotation)
+    )
     while (shorter := re.sub(r"\[[^\[\]]*\]", "", text)) != text: text = shorter
     return {part.strip().rpartition(".")[2] for part in text.replace("NoneType", "None").split("|")}
 
@@ -429,7 +476,9 @@ def _check_of(parameter):
     kinds = _kinds(parameter.annotation)
     none = "None" in kinds or parameter.default is None
     kinds -= {"None"}
-    by_name = [check for names, beside, check in _NAMES if parameter.name in names.split() and kinds and kinds <= beside]
+    by_name = [
+        check for names, beside, check in _NAMES if parameter.name in names.split() and kinds and kinds <= beside
+    ]
     by_type = [_TYPES[k] for k in sorted(kinds)] if kinds <= set(_TYPES) else []
     checks = by_name[:1] or by_type
     if not checks or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD): return None
@@ -456,7 +505,8 @@ def checked(
     function: Any = None, # with documented parameters; left out where a parameter has a check of its own
     **own: Callable,      # parameter -> its check, called with name and value
 ) -> Any: # the same, which begins by checking them
-    """Check arguments by their names and types before a function runs: a model is a model, `n` a whole number of at least 1.
+    """Check arguments by their names and types before a function runs: a model is a model, `n` a whole number of at
+    least 1.
 
     A list may be any ordered collection or a generator, and arrives as a list. Raises `ValueError`."""
     if function is None: return lambda f: checked(f, **own)

@@ -13,18 +13,15 @@ import xarray as xr
 
 from .arguments import checked, a_result
 from .guard import guarded
-from .model import answer_direction, logit_difference, run_at_end
+from .model import answer_direction, columns_at_end, logit_difference, run_at_end
 from .results import provenance
-from .stats import estimate, proportion, summarise
+from .stats import estimate, proportion, summarise, untested
 
 # %% ../nbs/01_logit_lens.ipynb #5b84682d
 def _check_model(model):
     "Refuse a model whose parts would not add up to its logits."
-    norm = getattr(model, "ln_final", None)
-    plain = lambda w, v: w is None or bool((w == v).all())
-    offset = bool(getattr(model.cfg, "rmsnorm_uses_offset", False))
-    folded = plain(getattr(norm, "weight", None), 0.0 if offset else 1.0) and plain(getattr(norm, "bias", None), 0.0)
-    if not getattr(model, "compatibility_mode", False) or not folded:
+    bias = getattr(getattr(model, "ln_final", None), "bias", None)
+    if not getattr(model, "compatibility_mode", False) or bias is not None and bool(bias.any()):
         raise ValueError("model must be in compatibility mode with its LayerNorms folded, as load_model returns it; call load_model(name), or model.enable_compatibility_mode() on a fresh bridge.")
 
 def _logits(model, resid):
@@ -49,6 +46,15 @@ def _parts(model):
     "Names of the parts of the final residual stream that layers write, and their hook points."
     return [(f"{kind} {l}", f"blocks.{l}.hook_{kind}_out") for l in range(model.cfg.n_layers) for kind in ("attn", "mlp")]
 
+# %% ../nbs/01_logit_lens.ipynb #8b1a49b1
+def capped(model) -> bool:
+    "Whether a model caps its logits."
+    return float(getattr(model.cfg, "output_logits_soft_cap", -1) or -1) > 0
+
+def _before_cap(model, final, direction, right, wrong, scale):
+    "The logit difference of the last stream [prompt, d_model] before the cap."
+    return (final / scale * direction).sum(-1) + model.b_U[right] - model.b_U[wrong]
+
 # %% ../nbs/01_logit_lens.ipynb #dc49a61d
 @checked
 @guarded
@@ -56,7 +62,7 @@ def logit_lens(
     model,                          # from `load_model`
     task,                           # from `mrs_task` or `ioi_task`
     top: int = 5,                   # tokens kept in `top_token`
-    batch_size: int | None = None,  # prompts a run; chosen so that a run's logits stay below about 64 MB
+    batch_size: int | None = None,  # prompts a run; chosen so that its logits at END stay below about 64 MB
 ) -> xr.Dataset:
     """The answer read from the residual stream after each layer, and each layer's share in it, per prompt, at END.
 
@@ -72,7 +78,8 @@ def logit_lens(
     Over `component` ("embed", "pos_embed", "attn 0", "mlp 0", ..., "bias") and `prompt`:
 
     * `contribution`: what the component adds to the logit difference, in logits, the last LayerNorm's scale being
-      the run's own; the contributions of a prompt sum to `clean`.
+      the run's own; the contributions of a prompt sum to `clean`, or, of a model that caps its logits (Gemma 2), to
+      `before_cap`, the same difference before the cap.
 
     And over `prompt`: `clean` and `corrupted`, the model's logit difference on the clean and the corrupted prompt
     (same right and wrong answer), and `preferred`, whether the right answer is the first of all tokens on the clean one.
@@ -83,13 +90,14 @@ def logit_lens(
     device = model.W_U.device
     stages, parts = _stages(model), _parts(model)
     names = sorted({h for _, h in stages + parts} | {"hook_embed", "ln_final.hook_scale"} & set(model.hook_dict))
-    size = batch_size or max(1, int(16e6) // (task.clean_tokens.shape[1] * model.cfg.d_vocab))
+    size = batch_size or max(1, int(16e6) // model.cfg.d_vocab)
     got = {}
     for start in range(0, len(task), size):
         part = slice(start, start + size)
         _append(got, _measure(model, task, part, stages, parts, names, top, device))
     got = {k: np.concatenate(v, axis=-1) for k, v in got.items()}
-    _check_sum(model, got["contribution"].sum(0), got["clean"])
+    before_cap = {"before_cap": ("prompt", got["before_cap"])} if "before_cap" in got else {}
+    _check_sum(model, got["contribution"].sum(0), got.get("before_cap", got["clean"]))
     token = np.vectorize(lambda i: task.tokenizer.decode([int(i)]), otypes=[object])(got.pop("top_id")) if getattr(task, "tokenizer", None) else got.pop("top_id")
     s = ("stage", "prompt")
     layers = [-1] + [int(n.split()[0]) for n, _ in stages[1:]]
@@ -98,7 +106,7 @@ def logit_lens(
         dict(logit_diff=(s, got["logit_diff"]), rank=(s, got["rank"]), probability=(s, got["probability"]),
              top_token=(("stage", "top", "prompt"), token), top_probability=(("stage", "top", "prompt"), got["top_probability"]),
              contribution=(("component", "prompt"), got["contribution"]),
-             clean=("prompt", got["clean"]), corrupted=("prompt", got["corrupted"]), preferred=("prompt", got["rank"][-1] == 1)),
+             clean=("prompt", got["clean"]), corrupted=("prompt", got["corrupted"]), preferred=("prompt", got["rank"][-1] == 1), **before_cap),
         coords=dict(stage=[n for n, _ in stages], after_layer=("stage", layers), component=components, prompt=np.arange(len(task)), top=np.arange(1, top + 1)),
         attrs=provenance(model, task, measurement="logit_lens", metric="logit_diff"))
     ds["stage"].attrs["long_name"] = "residual stream after this layer's attention (mid) or MLP (post)"
@@ -114,8 +122,9 @@ def _measure(model, task, part, stages, parts, names, top, device):
     right, wrong = task.correct[part].to(device), task.wrong[part].to(device)
     diff = lambda logits: logit_difference(logits, right, wrong)
     logits, acts = run_at_end(model, tokens, end, names)
-    spoilt, _ = run_at_end(model, task.corrupted_tokens[part], end)
-    out = dict(clean=diff(logits), corrupted=diff(spoilt))
+    answers, first = torch.stack([right, wrong], 1), torch.zeros_like(right)
+    spoilt, _ = columns_at_end(model, task.corrupted_tokens[part], end, answers)
+    out = dict(clean=diff(logits), corrupted=logit_difference(spoilt, first, first + 1))
 
     rows = {k: [] for k in ("logit_diff", "rank", "probability", "top_id", "top_probability")}
     for _, hook in stages:
@@ -135,6 +144,7 @@ def _measure(model, task, part, stages, parts, names, top, device):
     scale = acts.get("ln_final.hook_scale", torch.ones_like(direction[:, :1]))
     shares = [(x / scale * direction).sum(-1) for x in stack]
     out["contribution"] = torch.stack(shares + [model.b_U[right] - model.b_U[wrong]])
+    if capped(model): out["before_cap"] = _before_cap(model, acts[stages[-1][1]], direction, right, wrong, scale)
     return {k: v.cpu().numpy() for k, v in out.items()}
 
 def _check_sum(model, total, clean):
@@ -263,7 +273,9 @@ def read_contributions(
     total = {n: float(v.mean("prompt").sum()) for n, v in parts.items()}
     rest = float(ds["clean"].mean()) - sum(total.values())
     text = "Most comes from " + ", ".join(map(name, up)) + ". " if up else "Nothing adds to the answer. "
-    text += ("Against it: " if down else "No part is significantly against it. " if many else "No part is much against it. ") + (", ".join(map(name, down)) + ". " if down else "")
-    gap = float(np.abs(ds["contribution"].sum("component") - ds["clean"]).max())
+    if down: text += "Against it: " + ", ".join(map(name, down)) + ". "
+    elif many and (reason := untested(s)): text += f"Which parts are against it is {reason}. "
+    else: text += "No part is significantly against it. " if many else "No part is much against it. "
+    gap = float(np.abs(ds["contribution"].sum("component") - ds.get("before_cap", ds["clean"])).max())
     return text + (f"All attention layers together add {estimate(total['attention'])}, all MLPs {estimate(total['MLP'])}, embeddings and bias {estimate(rest)}: in sum {estimate(sum(total.values()) + rest)}, "
                    f"the model's own logit difference (largest gap on any prompt: {gap:.0e}).")

@@ -39,7 +39,9 @@ def slug(
         path = Path(name).expanduser()
         folder = path.is_absolute() or path.is_dir()
     except (OSError, RuntimeError):
-        raise ValueError(f"name: {str(name)[:80]!r} is no name of a model; give a shipped name, a hub id or a folder.") from None
+        raise ValueError(
+            f"name: {str(name)[:80]!r} is no name of a model; give a shipped name, a hub id or a folder."
+        ) from None
     if folder:
         name = path.resolve().name
     return re.sub(r"[^\w.-]+", "--", name).strip("-.") or "model"

@@ -1,6 +1,7 @@
 """Activation patching: against TransformerLens, against what must hold, and with bad input."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -211,7 +212,7 @@ def test_memory_budget_and_repetition_change_nothing(tiny):
     xr.testing.assert_identical(whole, patch(tiny, task, "z", engine="hooks"))
     from namemovers.activation_patching import _bytes_per_row
 
-    row = _bytes_per_row(tiny.cfg, 9)
+    row = _bytes_per_row(tiny.cfg, 9, "logit_diff")
     for rows in (1, 3, 7):
         np.testing.assert_allclose(
             whole.logit_diff.values,
@@ -579,3 +580,21 @@ def test_a_screen_computes_the_cells_that_look_largest(mini):
     size = np.maximum(abs(exact), abs(attribute(mini, task, "z").effect.mean("prompt")))
     cut = np.sort(size.values.ravel())[-4]
     assert bool((patch_screened(mini, task, "z", screen=4).exact == (size >= cut)).all())
+
+
+def test_a_long_sweep_by_hooks_says_how_long_it_will_take(tiny, monkeypatch):
+    from namemovers import activation_patching
+
+    task = made_task(tiny)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch(tiny, task, "z", engine="hooks")
+    monkeypatch.setattr(activation_patching, "LONG", 0)
+    with pytest.warns(UserWarning, match=r"runs the model 48 times, which will take about \d+ min here"):
+        patch(tiny, task, "z", engine="hooks")  # 3 layers x 4 heads x 4 prompts
+
+
+def test_two_logits_need_less_memory_than_a_vocabulary(tiny):
+    from namemovers.activation_patching import _bytes_per_row
+
+    assert _bytes_per_row(tiny.cfg, 9, "logit_diff") < _bytes_per_row(tiny.cfg, 9, "prob") - 12 * tiny.cfg.d_vocab

@@ -4,7 +4,6 @@ import contextlib
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from transformer_lens.patching import get_act_patch_direct_path
 from calls import run_attribution, run_fast, run_hooks, run_paths, run_sets
 from namemovers.activation_patching import patch
 from namemovers.attribution_patching import attribute, patch_screened
-from namemovers.data import ioi_task, mrs_task
+from namemovers.data import Task, ioi_task, mrs_task
 from namemovers.engine import ready as readiness
 from namemovers.engine.architectures import cast, weights_of
 from namemovers.engine.forward import embed, forward, logits
@@ -88,10 +87,10 @@ def prompts(model, seed=0, n=6, length=9):
 
 
 def every(model, site, by, n, length):
-    task = SimpleNamespace(
-        clean_tokens=torch.zeros(n, length),
-        positions={"a": torch.arange(n) % length, "b": torch.full((n,), length - 2)},
-    )
+    tokens, nothing = torch.zeros(n, length, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+    positions = {"a": torch.arange(n) % length, "b": torch.full((n,), length - 2)}
+    text, lengths = ["?"] * n, torch.full((n,), length)
+    task = Task("any", text, text, tokens, tokens, lengths, nothing, nothing, positions, "none", 0, text, [{}] * n)
     return cells(model, task, site, by)[0]
 
 

@@ -125,7 +125,7 @@ EXAMPLES = {
     "data.predictions": lambda w: dict(model=w.model, prompts="Mary met"),
     "data.survey": lambda w: dict(model=w.model, n=1, families={"pilot": data.MRS_TEMPLATES["pilot"]}),
     "data.survey_table": lambda w: dict(ds=w.survey()),
-    "data.survey_figure": lambda w: dict(ds=w.survey()),
+    "figures.survey.survey_figure": lambda w: dict(ds=w.survey()),
     "sites.cells": lambda w: dict(model=w.model, task=w.task, site="z", by="head"),
     "activation_patching.hook_point": lambda w: dict(site="z", layer=0),
     "activation_patching.patch": lambda w: dict(model=w.model, task=w.task, site="z", progress=False),
@@ -305,7 +305,7 @@ def test_hostile_arguments_are_named(world, name, monkeypatch):
 NO_EXAMPLE = {name for name in functions() if name not in EXAMPLES and getattr(functions()[name], "checked", False)}
 # Those that have checks of their own, or take what the library made.
 OWN = re.compile(
-    r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.ledger\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis|Cell)|.*\.run_\w+|validation\.methods|results\.provenance|settings\.settings"
+    r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.ledger\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis|Cell)|.*\.run_\w+|validation_methods\.methods|results\.provenance|settings\.settings"
     r"|figures\.(text|reading)\.|copy_scores\.(name_ranks|after_first)|data\.(encode|stretches)|model\.(shipped|run_at|answer_d|logit_d)"
     r"|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit"
 )

@@ -280,9 +280,8 @@ SCRIPT = textwrap.dedent("""
 
 def in_a_process(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *map(str, arguments)], capture_output=True, text=True, env=environment
-    )
+    command = [sys.executable, "-c", SCRIPT, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip().splitlines()[-1]
 
@@ -353,3 +352,14 @@ def test_workers_refuse_other_weights(tiny_folder, task, client):
     del model.cfg.loaded_from
     with pytest.raises(ValueError, match="client: the model was not loaded by load_model"):
         patch(model, task, "z", client=client)
+
+
+def test_a_store_whose_beginning_was_killed(tiny, task, tmp_path):
+    path = tmp_path / "s"
+    path.mkdir()
+    (path / "zarr.json.0123abcd.partial").write_text("{")  # what zarr leaves where it is killed while it writes
+    whole = patch(tiny, task, "z", store=path)
+    assert not list(path.rglob("*.partial")) and [p.name for p in tmp_path.iterdir()] == ["s"]
+    (path / "zarr.json.0123abcd.partial").write_text("{")
+    close(patch(tiny, task, "z", store=path), whole)
+    assert not list(path.rglob("*.partial"))

@@ -69,7 +69,8 @@ def _scores(w, g, s, state, x, read): # -> [prompt, input, sender]
         for j, name in enumerate("qkv"):
             grad = grads[name][l] if name == "v" else _turned_back(L, grads[name][l], positions)
             W = getattr(L, f"W_{name.upper()}").view(d, H, -1)
-            grad = _through_norm(L.ln1, stream, torch.einsum("phrc,dhc->phrd", grad, W))      # [prompt, head, row, d_model]
+            # [prompt, head, row, d_model]
+            grad = _through_norm(L.ln1, stream, torch.einsum("phrc,dhc->phrd", grad, W))
             if w.parallel: rest = rest - grad.sum(1)
             score(slice(i + j * H, i + j * H + H), grad, last and name == "q")
         score(slice(i + 3 * H, i + 3 * H + 1), rest[:, None], last)
@@ -135,12 +136,14 @@ def edge_strengths(
     scores: xr.DataArray, # effects [edge], or [edge, prompt]
     signed: bool = False, # the effect itself; False: its size
 ) -> np.ndarray:          # [edge], what edges are ranked by: -inf where there is none
-    """Mean effects for a ranking. Raises ValueError where all are NaN, as where the distance of the two runs may be zero:
-    any order of them would only be that of their names."""
+    """Mean effects for a ranking. Raises ValueError where all are NaN, as where the distance of the two runs may be
+    zero: any order of them would only be that of their names."""
     mean = (scores.mean("prompt") if "prompt" in scores.dims else scores).values.astype(float)
     if np.isnan(mean).all():
-        raise ValueError("scores: no edge has an effect to rank by, since all are NaN (the distance of the two runs may be "
-                         "zero); take more prompts, or a corruption or ablation that changes the answer")
+        raise ValueError(
+            "scores: no edge has an effect to rank by, since all are NaN (the distance of the two runs may be "
+            "zero); take more prompts, or a corruption or ablation that changes the answer"
+        )
     return np.nan_to_num(mean if signed else np.abs(mean), nan=-np.inf)
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #bbdbecc9

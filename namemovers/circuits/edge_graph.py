@@ -108,7 +108,8 @@ class Graph:
             edges = edges.values
         if isinstance(edges, torch.Tensor): edges = edges.cpu().numpy()
         if isinstance(edges, str | Edge): edges = [edges]
-        if not isinstance(edges, np.ndarray) or not edges.ndim: edges = listed("circuits", edges, "edges, or mask [edge]")
+        if not isinstance(edges, np.ndarray) or not edges.ndim:
+            edges = listed("circuits", edges, "edges, or mask [edge]")
         if len(edges) and isinstance(edges[0], bool | np.bool_ | np.ndarray):
             if np.shape(edges) == (len(self),): return np.array(edges, bool)
             raise ValueError(f"circuits: a mask of shape {np.shape(edges)} does not fit the {len(self)} edges of this "

@@ -78,7 +78,8 @@ def heads_of(
     "The heads of a circuit, wherever they are, in order."
     circuit = listed("circuit", circuit, "nodes")
     for n in circuit:
-        if not isinstance(n, Node): raise ValueError(f"circuit: {short(n)} is no node; give nodes such as node('L9H6@END').")
+        if not isinstance(n, Node):
+            raise ValueError(f"circuit: {short(n)} is no node; give nodes such as node('L9H6@END').")
     return sorted({(n.layer, n.head) for n in circuit if n.head is not None})
 
 # %% ../../nbs/core/circuits/parts.ipynb #b36f9847
