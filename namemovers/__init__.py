@@ -28,8 +28,8 @@ __all__ = [
 ]
 
 # Everything is loaded when it is asked for, so that `import namemovers` does not pay for torch and TransformerLens.
-# A function whose module has its name (copy_scores, head_attribution, logit_lens) is not here: the module takes the name
-# as soon as anybody imports it.
+# A function whose module has its name (copy_scores, head_attribution, logit_lens) is not here: the module takes the
+# name as soon as anybody imports it.
 _HOME = {
     "Task": "data",
     "ablate_edges": "circuits",
