@@ -351,7 +351,7 @@ def patch(
     direction: str = "denoise",  # "denoise": clean into the corrupted run; "noise": corrupted into the clean run
     # "logit_diff", "logit" (the right answer's; both in logits), "prob", "rank", or "kl" (nats)
     metric: str = "logit_diff",
-    # "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
+    # the engine: "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
     engine: str = "auto",
     memory_budget: int = 2**30,           # bytes of activations at a time, about
     progress: bool | None = None,         # a progress bar: True, False, or None for only on a terminal
@@ -427,6 +427,8 @@ def say_positions(
 ) -> str:
     "The k cells that move the answer most, in words."
     mean, tokens = summary["mean"], summary.get("token")
+    if bool(mean.isnull().all()):
+        return "none, since no effect could be measured"
     order = np.argsort(-np.abs(np.nan_to_num(mean.values)).ravel(), kind="stable")[:k]
     cells = [divmod(int(i), mean.sizes["position"]) for i in order]
     at = lambda p: (
@@ -488,6 +490,8 @@ def say_handover(
     reader: str = "END",
 ) -> str:
     "`handover` in a sentence."
+    if bool(mean.isnull().all()):
+        return f"whether anything moves from {source} to {reader} is not measured"
     h = handover(mean, source, reader)
     stays = (
         f"{source} keeps at least nine tenths of its largest effect ({estimate(h['peak'])}) up to the start of "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import difflib
 import functools
+import importlib
 import itertools
 import math
 import re
@@ -15,7 +16,7 @@ import string
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -1156,23 +1157,12 @@ def _interval(value, low, high, *, digits):
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".replace(" ", "\u00a0")
 
 # %% ../nbs/00_data.ipynb #c69c22c1
-@checked(ds=a_result("share", "mean", "text"))
-def survey_figure(
-    ds:xr.Dataset, # of `survey`
-    title:str|None=None, # what is shown
-) -> Any: # a plotly figure: bars and whiskers
-    "A survey as bars of shares, a bar a family; share, interval, mean probability and n on hover."
-    import plotly.graph_objects as go
-    from namemovers.plots import COLOURS, GREY
+if TYPE_CHECKING:
+    from namemovers.figures.survey import survey_figure
 
-    fig = go.Figure(layout=dict(template="namemovers", title=dict(text=title), barmode="stack", height=110 + 24 * ds.sizes["family"],
-                                bargap=0.25, margin=dict(l=20, r=20, t=80, b=50), legend=dict(traceorder="normal")))
-    for kind, colour in zip(KINDS, [COLOURS[0], "#9cc3e6", COLOURS[1], GREY]):
-        one = ds.sel(kind=kind)
-        hover = [f"<b>{f}</b><br>{kind}: {v:.0%} of {ds.sizes['prompt']} prompts<br>95 % interval [{lo:.0%}, {hi:.0%}]<br>mean probability {p:.2f}"
-                 for f, v, lo, hi, p in zip(ds.family.values, *(one[k].values for k in ("share", "share_low", "share_high", "mean")))]
-        fig.add_trace(go.Bar(y=[str(f) for f in ds.family.values], x=one.share.values, name=kind, orientation="h", customdata=hover,
-                             hovertemplate="%{customdata}<extra></extra>", marker=dict(color=colour, line=dict(width=0), opacity=0.35 if kind == "none" else 1)))
-    fig.update_xaxes(title_text="share of prompts", tickformat=".0%", range=[0, 1])
-    fig.update_yaxes(autorange="reversed", showgrid=False)
-    return fig
+_all_ = ["survey_figure"]
+
+def __getattr__(name):
+    "The figure of the survey lives with the other figures, and may be asked of this module too."
+    if name == "survey_figure": return getattr(importlib.import_module("namemovers.figures.survey"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

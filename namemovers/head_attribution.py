@@ -6,22 +6,22 @@
 __all__ = ['head_attribution', 'components', 'agreement', 'attention', 'name_projection', 'name_figure']
 
 # %% ../nbs/03_head_attribution.ipynb #1de936b2
+import importlib
 import re
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import torch
 import xarray as xr
-from plotly.subplots import make_subplots
 from .arguments import checked, a_result
 from .data import name_token
 from .engine.direct import along, at_end, directions, norms_after
 from .engine.ready import ready, why_not
 from .guard import guarded
 from .model import model_name
-from .plots import COLOURS
 from .results import provenance
-from .stats import correlation, estimate, head_name, top_heads
+from .stats import correlation, top_heads
 
 # %% ../nbs/03_head_attribution.ipynb #a4be453e
 def _batches(n, size):
@@ -273,25 +273,12 @@ def name_projection(
     return ds.assign_attrs(provenance(model, task, measurement="name_projection", **norms_after(w, frozen=True), **found.attrs))
 
 # %% ../nbs/03_head_attribution.ipynb #6d11895c
-@checked
-def name_figure(
-    projection: xr.Dataset, # from `name_projection`
-    heads: list, # of (layer, head), a panel each
-    title: str | None = None, # what is shown
-) -> go.Figure:
-    "Figure 3c of the IOI paper for each head: a point a prompt and name, attention against output along the name, coloured by name."
-    cols = min(3, len(heads))
-    rows = -(-len(heads) // cols)
-    cells = [projection.sel(layer=l, head=h) for l, h in heads]
-    titles = [f"{head_name(l, h)}: r = {estimate(c)}" for (l, h), c in zip(heads, cells)]
-    fig = make_subplots(rows, cols, subplot_titles=titles, horizontal_spacing=0.09, vertical_spacing=0.2 / rows)
-    for i, cell in enumerate(cells):
-        for k, label in enumerate(projection.name.values):
-            fig.add_scatter(x=cell.attention.sel(name=label).values, y=cell.projection.sel(name=label).values, mode="markers", name=str(label), legendgroup=str(label), showlegend=i == 0,
-                            marker=dict(color=COLOURS[k % len(COLOURS)], symbol=["circle", "square", "diamond", "triangle-up"][k % 4], size=7, opacity=0.75),
-                            hovertemplate=f"{label}, prompt %{{pointNumber}}<br>attention %{{x:.3f}}<br>output along the name %{{y:.3g}}<extra>{head_name(*heads[i])}</extra>", row=1 + i // cols, col=1 + i % cols)
-    fig.update_xaxes(range=[-0.05, 1.05])
-    fig.update_xaxes(title_text="attention END → name", row=rows)
-    fig.update_yaxes(title_text="output · name", col=1)
-    fig.update_annotations(font_size=13)
-    return fig.update_layout(template="namemovers", height=130 + 270 * rows, title_text=title, hovermode="closest", margin=dict(l=60, r=20, b=55, t=100), legend=dict(y=1 + 0.18 / rows))
+if TYPE_CHECKING:
+    from namemovers.figures.names import name_figure
+
+_all_ = ["name_figure"]
+
+def __getattr__(name):
+    "The figure of names lives with the other figures, and may be asked of this module too."
+    if name == "name_figure": return getattr(importlib.import_module("namemovers.figures.names"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,7 +15,7 @@ from .arguments import checked, a_result
 from .guard import guarded
 from .model import answer_direction, columns_at_end, logit_difference, run_at_end
 from .results import provenance
-from .stats import estimate, proportion, summarise
+from .stats import estimate, proportion, summarise, untested
 
 # %% ../nbs/01_logit_lens.ipynb #5b84682d
 def _check_model(model):
@@ -273,7 +273,9 @@ def read_contributions(
     total = {n: float(v.mean("prompt").sum()) for n, v in parts.items()}
     rest = float(ds["clean"].mean()) - sum(total.values())
     text = "Most comes from " + ", ".join(map(name, up)) + ". " if up else "Nothing adds to the answer. "
-    text += ("Against it: " if down else "No part is significantly against it. " if many else "No part is much against it. ") + (", ".join(map(name, down)) + ". " if down else "")
+    if down: text += "Against it: " + ", ".join(map(name, down)) + ". "
+    elif many and (reason := untested(s)): text += f"Which parts are against it is {reason}. "
+    else: text += "No part is significantly against it. " if many else "No part is much against it. "
     gap = float(np.abs(ds["contribution"].sum("component") - ds.get("before_cap", ds["clean"])).max())
     return text + (f"All attention layers together add {estimate(total['attention'])}, all MLPs {estimate(total['MLP'])}, embeddings and bias {estimate(rest)}: in sum {estimate(sum(total.values()) + rest)}, "
                    f"the model's own logit difference (largest gap on any prompt: {gap:.0e}).")
