@@ -125,7 +125,7 @@ EXAMPLES = {
     "data.predictions": lambda w: dict(model=w.model, prompts="Mary met"),
     "data.survey": lambda w: dict(model=w.model, n=1, families={"pilot": data.MRS_TEMPLATES["pilot"]}),
     "data.survey_table": lambda w: dict(ds=w.survey()),
-    "data.survey_figure": lambda w: dict(ds=w.survey()),
+    "figures.survey.survey_figure": lambda w: dict(ds=w.survey()),
     "sites.cells": lambda w: dict(model=w.model, task=w.task, site="z", by="head"),
     "activation_patching.hook_point": lambda w: dict(site="z", layer=0),
     "activation_patching.patch": lambda w: dict(model=w.model, task=w.task, site="z", progress=False),
