@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
+from tqdm.auto import tqdm
 
 from .arguments import a_result, checked, listed, one_of, selected, short, whole, word
 from .guard import guarded
@@ -368,24 +369,33 @@ def _check_enough(variants, n, unequal):
 _MORE = "lower n or give more names, words or templates"
 _PATIENCE = 10_000 # draws in a row that bring nothing new
 
+_SOME = 1000 # texts at once
+_MANY = 5000 # of which work is shown while it goes on
+
+def _bar(total, desc, unit):
+    "A progress bar of work that may take minutes; it is not seen before some seconds have passed."
+    return tqdm(total=total, desc=desc, unit=unit, delay=2, leave=False, disable=total < _MANY)
+
 def _draw_prompts(variants, n, rng, unequal=_same_group):
     "`n` distinct (variant, values) of `variants`, each (template, pools, alias), taken in turn as far as each goes."
     _check_enough(variants, n, unequal)
     sources = {i: _draws(pools, n, rng, unequal) for i, (template, pools, alias) in enumerate(variants)}
     parsed = [_parse(template) for template, _, _ in variants]
     seen, drawn = set(), []
-    while sources and len(drawn) < n:
-        for i in list(sources):
-            if len(drawn) == n: break
-            literals, keys = parsed[i]
-            for values in itertools.islice(sources[i], _PATIENCE):
-                values = values | {k: values[v] for k, v in variants[i][2].items()}
-                text = _fill(literals, [values[k] for k in keys])
-                if text not in seen:
-                    seen.add(text)
-                    drawn.append((i, values))
-                    break
-            else: del sources[i]
+    with _bar(n, "drawing", "prompt") as bar:
+        while sources and len(drawn) < n:
+            for i in list(sources):
+                if len(drawn) == n: break
+                literals, keys = parsed[i]
+                for values in itertools.islice(sources[i], _PATIENCE):
+                    values = values | {k: values[v] for k, v in variants[i][2].items()}
+                    text = _fill(literals, [values[k] for k in keys])
+                    if text not in seen:
+                        seen.add(text)
+                        drawn.append((i, values))
+                        bar.update()
+                        break
+                else: del sources[i]
     if len(drawn) < n:
         raise ValueError(f"n: {n} prompts were asked for but only {len(drawn)} different ones are possible; {_MORE}.")
     return drawn
@@ -444,13 +454,21 @@ def encode(
     texts,     # a list of texts
 ) -> list: # of lists of ids
     "Token ids with BOS of each text. Raises ValueError for a tokenizer without BOS."
-    if tokenizer.bos_token_id is None:
-        raise ValueError("tokenizer: it has no BOS token, and every prompt starts with one; set tokenizer.bos_token (GPT-2's is its eos_token).")
-    rows = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-    for i, ids in enumerate(rows):
-        if ids[:1] == [tokenizer.bos_token_id]:
-            raise ValueError(f"prompts: {short(texts[i])} begins with the BOS token {tokenizer.bos_token!r}, which every prompt gets by itself; leave it out.")
-    return [[tokenizer.bos_token_id, *ids] for ids in rows]
+    bos, texts = tokenizer.bos_token_id, list(texts)
+    if bos is None:
+        raise ValueError("tokenizer: it has no BOS token, and every prompt starts with one; "
+                         "set tokenizer.bos_token (GPT-2's is its eos_token).")
+    only_ids = dict(add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False)
+    rows: list = []
+    with _bar(len(texts), "tokens", "text") as bar:
+        for i in range(0, len(texts), _SOME):
+            rows += tokenizer(texts[i:i + _SOME], **only_ids)["input_ids"]
+            bar.update(len(rows) - i)
+    for text, ids in zip(texts, rows):
+        if ids[:1] == [bos]:
+            raise ValueError(f"prompts: {short(text)} begins with the BOS token {tokenizer.bos_token!r}, "
+                             "which every prompt gets by itself; leave it out.")
+    return [[bos, *ids] for ids in rows]
 
 def _pad(rows, fill):
     width = max(map(len, rows))
@@ -459,9 +477,9 @@ def _pad(rows, fill):
 def _ends(tokenizer, filled):
     "For each (literals, values) and each of its values the index of the value's last token: the tokens up to there, BOS counted, less one."
     prefixes = [[_fill(literals[:i + 1] + [""], values[:i + 1]) for i in range(len(values))] for literals, values in filled]
-    flat = list(itertools.chain(*prefixes))
-    lengths = iter([len(ids) for ids in encode(tokenizer, flat)] if flat else [])
-    return [[next(lengths) - 1 for _ in row] for row in prefixes]
+    different = list(dict.fromkeys(itertools.chain(*prefixes)))
+    ends = {text: len(ids) - 1 for text, ids in zip(different, encode(tokenizer, different))}
+    return [[ends[text] for text in row] for row in prefixes]
 
 # %% ../nbs/00_data.ipynb #e3ef2108
 def _named_positions(keys, ends, length, repeated, after):
@@ -477,7 +495,7 @@ def _named_positions(keys, ends, length, repeated, after):
     found["END"] = length - 1
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
-def _answersword_ids(tokenizer, prompts, prompt_ids, names):
+def _answer_ids(tokenizer, prompts, prompt_ids, names):
     "The token of each name as the tokenizer writes it after its prompt."
     found = []
     for prompt, ids, name, both in zip(prompts, prompt_ids, names, encode(tokenizer, [f"{p} {n}" for p, n in zip(prompts, names)])):
@@ -504,7 +522,7 @@ def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=
             if _group(key) == "S" and tokenizer.decode([ids[end]]).strip() != value:
                 raise ValueError(f"names: {short(value)} is not one token where {short(text)} puts it; put a space before the placeholder, or choose another name.")
         positions.append(_named_positions(r["keys"], ends, len(ids), repeated, after))
-    answers = [_answersword_ids(tokenizer, clean, clean_ids, [r[which] for r in records]) for which in ("correct", "wrong")]
+    answers = [_answer_ids(tokenizer, clean, clean_ids, [r[which] for r in records]) for which in ("correct", "wrong")]
     for r, text, right, other in zip(records, clean, *answers):
         correct.append(right)
         wrong.append(other)
