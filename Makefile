@@ -56,7 +56,7 @@ lab: export ## open the notebooks in JupyterLab
 	@$(VENV)/bin/jupyter lab --notebook-dir=. nbs
 
 check: install ## lint with ruff and check types with mypy (two minutes, then seconds: mypy remembers)
-	@$(VENV)/bin/ruff check namemovers press recipes tests bench
+	@$(VENV)/bin/ruff check namemovers press recipes tests bench nbs ioi_nbs
 	@$(VENV)/bin/mypy
 
 # The notebooks run in a copy of the repository, with kernels that have torch imported: results/ stays as it is.

@@ -6,6 +6,7 @@
 __all__ = ['METRICS', 'hook_point', 'unreached', 'run_hooks', 'effect', 'pick_engine', 'patch', 'label']
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -22,7 +23,7 @@ from .arguments import checked
 from .engine.ready import DTYPES, why_not
 from .engine.sweep import sweep
 from .guard import guarded
-from .model import logit_difference, run_at_end, taken_from_logits
+from .model import columns_at_end, logit_difference, run_at_end, taken_from_logits
 from .pairs import DIRECTIONS, Pairs, Question, progress_bar
 from .results import provenance, stamp
 from .sites import BY, HEAD_SITES, STREAM_SITES, Cell, cells
@@ -47,14 +48,18 @@ METRICS: dict[str, Callable] = {
 }
 
 # %% ../nbs/02_activation_patching.ipynb #53fc48d1
-def _logits(model, tokens, at, metric, hooks=()):
-    """The logits at the positions `at` [prompt, token], with what folding took from them where the metric is one of
-    them."""
-    taken = taken_from_logits(model) if metric == "logit" else None
-    if taken is None: return run_at_end(model, tokens, at, hooks=hooks)[0]
-    final = "ln_final.hook_out"
-    logits, kept = run_at_end(model, tokens, at, [final], hooks)
-    return logits + (kept[final] @ taken[0] + taken[1])[:, None]
+def _answers(model, tokens, at, metric, correct, wrong, clean=None, hooks=()):
+    """The metric at the positions `at` [prompt], and the logits that it was read from [prompt, token]: of two tokens
+    where it asks for no more, with what folding took from them where it is one of them."""
+    if metric not in ("logit_diff", "logit"):
+        logits = run_at_end(model, tokens, at, hooks=hooks)[0]
+        return METRICS[metric](logits, correct, wrong, logits if clean is None else clean), logits
+    final, taken = "ln_final.hook_out", taken_from_logits(model) if metric == "logit" else None
+    names = [] if taken is None else [final]
+    logits, kept = columns_at_end(model, tokens, at, torch.stack([correct, wrong], 1), names, hooks)
+    if taken is not None: logits = logits + (kept[final] @ taken[0] + taken[1])[:, None]
+    first = torch.zeros_like(correct, device=logits.device)
+    return METRICS[metric](logits, first, first + 1, None), logits
 
 # %% ../nbs/02_activation_patching.ipynb #05a2c729
 def which_logit(model, metric) -> dict:
@@ -86,10 +91,12 @@ def _overwrite(value, saved, cell, site, prompts):
     value[part] = saved[part].to(value.dtype)
 
 # %% ../nbs/02_activation_patching.ipynb #3887b6ff
-def _bytes_per_row(cfg, length):
-    "A generous estimate of the activations of one prompt in one forward. Logits are of one position."
+def _bytes_per_row(cfg, length, metric):
+    """A generous estimate of the activations of one prompt in one forward. Logits are of one position, and of two
+    tokens where the metric asks for no more."""
     stream = 16 * cfg.d_model + 2 * (cfg.d_mlp or 0)
-    return 4 * (length * stream + 4 * cfg.d_vocab + 3 * cfg.n_heads * length**2)
+    logits = 2 * cfg.d_model if metric in ("logit_diff", "logit") else 4 * cfg.d_vocab
+    return 4 * (length * stream + logits + 3 * cfg.n_heads * length**2)
 
 # %% ../nbs/02_activation_patching.ipynb #14d992ee
 @checked
@@ -109,8 +116,9 @@ def unreached(
         return hook
 
     hooks = [(hook_point(site, layer), disturb(row)) for row, layer in enumerate(layers)]
-    usual = model(tokens.to(model.cfg.device))
-    moved = (model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=hooks) - usual).abs().amax((1, 2))
+    end = torch.full((len(layers),), tokens.shape[1] - 1)
+    usual = run_at_end(model, tokens, end)[0]
+    moved = (run_at_end(model, tokens, end, hooks=hooks)[0] - usual).abs().amax(1)
     return [layer for layer, far in zip(layers, moved) if not far > 1e-6 * usual.abs().max()]
 
 # %% ../nbs/02_activation_patching.ipynb #27788fae
@@ -126,6 +134,28 @@ def _check_reached(model, site, layers):
         raise ValueError(f"site={site!r}: changing {hook_point(site, lost[0])} changes no logit of this model, "
                          "so that every patch there would show exactly 0; choose another site")
 
+# %% ../nbs/02_activation_patching.ipynb #c7668e91
+def _saved(model, tokens, names):
+    "Activations of a run {hook point: activation}; the unembedding sees one row."
+    kept: dict = {}
+    def keep(value, hook, name): kept[name] = value.clone()
+    hooks = [*((n, partial(keep, name=n)) for n in names), ("unembed.hook_in", lambda value, hook: value[:1, -1:])]
+    model.run_with_hooks(tokens, fwd_hooks=hooks, return_type=None)
+    return kept
+
+# %% ../nbs/02_activation_patching.ipynb #b03874ff
+LONG = 60 # seconds from which on a sweep by hooks says beforehand how long it will take
+
+def _say_how_long(runs, each):
+    "Warn of a long sweep, from what one prompt's run took [seconds]."
+    if runs * each < LONG: return
+    minutes = runs * each / 60
+    warnings.warn(
+        f"Patching by hooks runs the model {runs} times, which will take about {minutes:.0f} min here: fewer prompts, "
+        "layers or heads take less.",
+        stacklevel=4,
+    )
+
 # %% ../nbs/02_activation_patching.ipynb #1f691270
 @guarded
 def run_hooks(
@@ -139,20 +169,19 @@ def run_hooks(
 ) -> tuple:
     """Patch every cell into every prompt with TransformerLens hooks: the same call as `sweep`. Slow, general, and
     the reference."""
-    pairs, metric = pairs.to(model.cfg.device), METRICS[question.metric]
-    per_row = _bytes_per_row(model.cfg, pairs.clean.shape[1])
+    pairs, metric = pairs.to(model.cfg.device), question.metric
+    per_row = _bytes_per_row(model.cfg, pairs.clean.shape[1], metric)
     question.needs(per_row, f"one prompt of {pairs.clean.shape[1]} tokens")
     rows = int(question.memory_budget // per_row)
     names = sorted({hook_point(site, cell.layer) for cell in cells})
     _check_reached(model, site, sorted({cell.layer for cell in cells}))
     out = torch.full((len(cells), len(pairs)), torch.nan)
     for prompts in pairs.prompts.split(rows):
-        _, saved = model.run_with_cache(pairs.donor[prompts], names_filter=names)
-        clean = (
-            _logits(model, pairs.clean[prompts], pairs.end[prompts], question.metric)
-            if question.metric == "kl"
-            else None
-        )
+        began = time.perf_counter()
+        saved = _saved(model, pairs.donor[prompts], names)
+        if prompts[0] == 0: _say_how_long(len(cells) * len(pairs), (time.perf_counter() - began) / len(prompts))
+        clean = None
+        if metric == "kl": clean = run_at_end(model, pairs.clean[prompts], pairs.end[prompts])[0]
         per_forward = max(1, rows // len(prompts))
         for layer, group in groupby(range(len(cells)), key=lambda i: cells[i].layer):
             members, name = list(group), hook_point(site, layer)
@@ -167,11 +196,11 @@ def run_hooks(
                     return value
 
                 copies = prompts.repeat(len(chunk))
-                logits = _logits(
-                    model, pairs.base[copies], pairs.end[copies], question.metric, hooks=[(name, overwrite)]
-                )
+                answers = pairs.correct[copies], pairs.wrong[copies]
                 clean_copies = None if clean is None else clean.repeat(len(chunk), 1)
-                values = metric(logits, pairs.correct[copies], pairs.wrong[copies], clean_copies)
+                values, _ = _answers(
+                    model, pairs.base[copies], pairs.end[copies], metric, *answers, clean_copies, [(name, overwrite)]
+                )
                 out[chunk[0]:chunk[-1] + 1, prompts.cpu()] = values.float().cpu().reshape(len(chunk), -1)
                 if progress: progress(len(copies))
     return out, *baselines(model, pairs, question)
@@ -280,13 +309,12 @@ def _block(model, pairs, site, some, question, engine, dtype):
 def baselines(model, pairs, question):
     "The metric of the clean and of the corrupted run, each [prompt], as the model itself answers."
     pairs, values = pairs.to(model.cfg.device), {"clean": [], "corrupted": []}
-    rows = max(1, question.memory_budget // _bytes_per_row(model.cfg, pairs.clean.shape[1]))
+    rows = max(1, question.memory_budget // _bytes_per_row(model.cfg, pairs.clean.shape[1], question.metric))
     for i in pairs.prompts.split(rows):
-        clean = _logits(model, pairs.clean[i], pairs.end[i], question.metric)
-        corrupted = _logits(model, pairs.corrupted[i], pairs.end[i], question.metric)
-        for name, logits in (("clean", clean), ("corrupted", corrupted)):
-            found = METRICS[question.metric](logits, pairs.correct[i], pairs.wrong[i], clean)
-            values[name].append(found.float().cpu())
+        answers = pairs.correct[i], pairs.wrong[i]
+        clean, logits = _answers(model, pairs.clean[i], pairs.end[i], question.metric, *answers)
+        corrupted, _ = _answers(model, pairs.corrupted[i], pairs.end[i], question.metric, *answers, logits)
+        for name, found in (("clean", clean), ("corrupted", corrupted)): values[name].append(found.float().cpu())
     found = {name: torch.cat(v) for name, v in values.items()}
     _check_finite(found, question.metric)
     return found["clean"], found["corrupted"]
@@ -328,10 +356,9 @@ def patch(
     direction: str = "denoise",  # "denoise": clean into the corrupted run; "noise": corrupted into the clean run
     # "logit_diff", "logit" (the right answer's; both in logits), "prob", "rank", or "kl" (nats)
     metric: str = "logit_diff",
-    # "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
+    # the engine: "fast" (exact, for the models it knows), "hooks" (any model), "auto" (fast if it can be)
     engine: str = "auto",
     memory_budget: int = 2**30,           # bytes of activations at a time, about
-    screen: int | None = None, # compute exactly only the `screen` cells that look largest; see `patch_screened`
     progress: bool | None = None,         # a progress bar: True, False, or None for only on a terminal
     store: str | Path | None = None,      # where finished blocks are kept, so that an interrupted run goes on
     client = None,                        # a `dask.distributed.Client`, whose workers compute the blocks
@@ -359,15 +386,6 @@ def patch(
     prompt, and a store that is damaged or none. RuntimeError where another process writes the same sweep there.
     """
     by = check_patch(model, task, site, by, direction, metric, engine, dtype)
-    if screen is not None:
-        if engine == "hooks":
-            raise ValueError(f"screen={screen!r} needs the fast engine: leave out engine='hooks', or screen")
-        from namemovers.attribution_patching import patch_screened # which builds on this module
-        if dtype != "float32": raise ValueError(f"dtype={dtype!r} does not go with screen={screen!r}: leave out one")
-        given = dict(store=store, client=client, layers=layers, heads=heads)
-        if more := next((n for n, value in given.items() if value is not None), None):
-            raise ValueError(f"{more}={given[more]!r} does not go with screen={screen!r}: leave out one")
-        return patch_screened(model, task, site, by, direction, metric, screen, memory_budget, neurons)
     todo, axes = cells(model, task, site, by, neurons, layers, heads)
     name, run = pick_engine(engine, model, task.clean_tokens.shape[1])
     if dtype != "float32" and name != "fast":
@@ -414,6 +432,8 @@ def say_positions(
 ) -> str:
     "The k cells that move the answer most, in words."
     mean, tokens = summary["mean"], summary.get("token")
+    if bool(mean.isnull().all()):
+        return "none, since no effect could be measured"
     order = np.argsort(-np.abs(np.nan_to_num(mean.values)).ravel(), kind="stable")[:k]
     cells = [divmod(int(i), mean.sizes["position"]) for i in order]
     at = lambda p: (
@@ -475,6 +495,8 @@ def say_handover(
     reader: str = "END",
 ) -> str:
     "`handover` in a sentence."
+    if bool(mean.isnull().all()):
+        return f"whether anything moves from {source} to {reader} is not measured"
     h = handover(mean, source, reader)
     stays = (
         f"{source} keeps at least nine tenths of its largest effect ({estimate(h['peak'])}) up to the start of "

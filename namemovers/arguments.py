@@ -17,7 +17,7 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['short', 'whole', 'number', 'one_of', 'word', 'yes_or_no', 'listed', 'mapping', 'selected', 'thing', 'a_model',
-           'a_task', 'a_tokenizer', 'a_result', 'head_pairs', 'checked']
+           'a_task', 'a_tokenizer', 'a_result', 'a_path', 'head_pairs', 'members', 'numbers', 'truths', 'checked']
 
 # %% ../nbs/core/arguments.ipynb #dd868dcd
 def short(
@@ -46,7 +46,8 @@ def whole(
     most: int | None = None,  # the largest
 ) -> int: # as Python's own
     "A whole number. True and 2.0 are none."
-    if getattr(value, "shape", None) == () and hasattr(value, "item") and not isinstance(value, np.generic): value = value.item()
+    if getattr(value, "shape", None) == () and hasattr(value, "item") and not isinstance(value, np.generic):
+        value = value.item()
     integer = isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_))
     if integer and (least is None or value >= least) and (most is None or value <= most): return int(value)
     least_said = f" of at least {least}" if least is not None else ""
@@ -63,9 +64,12 @@ def number(
     most: float = np.inf,   # it must be at most this
 ) -> float: # as Python's own
     "A real number, not NaN, within its limits."
-    if getattr(value, "shape", None) == () and hasattr(value, "item") and not isinstance(value, np.generic): value = value.item()
+    if getattr(value, "shape", None) == () and hasattr(value, "item") and not isinstance(value, np.generic):
+        value = value.item()
     real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    inside = real and least <= value <= most and (above == -np.inf or value > above) and (below == np.inf or value < below)
+    inside = (
+        real and least <= value <= most and (above == -np.inf or value > above) and (below == np.inf or value < below)
+    )
     if inside: return float(value)
     limits = [f"above {above:g}"] * (above > -np.inf) + [f"below {below:g}"] * (below < np.inf)
     limits += [f"of at least {least:g}"] * (least > -np.inf) + [f"of at most {most:g}"] * (most < np.inf)
@@ -130,16 +134,20 @@ def _array(given):
     if isinstance(given, (str, bytes, Mapping, set, frozenset)): return None
     if not hasattr(given, "dtype") and isinstance(given, Iterable):
         given = list(given)
-        if {type(v) for v in given} & {bool, np.bool_} and not all(isinstance(v, (bool, np.bool_)) for v in given): return None
+        if {type(v) for v in given} & {bool, np.bool_} and not all(isinstance(v, (bool, np.bool_)) for v in given):
+            return None
     try: found = np.asarray(given)
     except Exception: return None
-    if found.dtype == object and found.size and all(isinstance(v, (bool, np.bool_)) for v in found.flat): found = found.astype(bool)
+    if found.dtype == object and found.size and all(isinstance(v, (bool, np.bool_)) for v in found.flat):
+        found = found.astype(bool)
     return found if found.ndim < 2 else None
 
 # %% ../nbs/core/arguments.ipynb #ae9a7cfe
 def _out_of_order(given, n):
-    "Why the labels that a series or a DataArray carries do not say prompt 0, 1, 2, ...; None where they do, or there are none."
-    if getattr(given, "dims", ("prompt",)) not in (("prompt",), ()): return f"it runs over {given.dims}, not over the prompts"
+    """Why the labels that a series or a DataArray carries do not say prompt 0, 1, 2, ...; None where they do, or
+    there are none."""
+    if getattr(given, "dims", ("prompt",)) not in (("prompt",), ()):
+        return f"it runs over {given.dims}, not over the prompts"
     labels = given.coords.get("prompt") if hasattr(given, "coords") else getattr(given, "index", None)
     if callable(labels) or labels is None or np.array_equal(np.asarray(labels), np.arange(n)): return None
     return f"its labels are not 0 to {n - 1} in order"
@@ -161,11 +169,24 @@ def selected(
     else:
         found = _array(index)
         mask = found is not None and found.dtype == bool
-        if found is None or not mask and found.size and not np.issubdtype(found.dtype, np.integer) or mask and not found.ndim:
-            raise ValueError(f"{said} selects nothing; give an index, a slice, a list of whole numbers, or a mask of {n} times True or False.")
-        if mask and len(found) != n: raise ValueError(f"{said} is a mask of {len(found)} for {n} prompts; give True or False for each.")
+        if (
+            found is None
+            or not mask
+            and found.size
+            and not np.issubdtype(found.dtype, np.integer)
+            or mask
+            and not found.ndim
+        ):
+            raise ValueError(
+                f"{said} selects nothing; give an index, a slice, a list of whole numbers, or a mask of {n} "
+                f"times True or False."
+            )
+        if mask and len(found) != n:
+            raise ValueError(f"{said} is a mask of {len(found)} for {n} prompts; give True or False for each.")
         if mask and (reason := _out_of_order(index, n)):
-            raise ValueError(f"{said} is a mask of other prompts: {reason}; give its values in the order of the prompts.")
+            raise ValueError(
+                f"{said} is a mask of other prompts: {reason}; give its values in the order of the prompts."
+            )
         keep = np.flatnonzero(found).tolist() if mask else [int(i) for i in np.atleast_1d(found)]
     if not keep: raise ValueError(f"{said} leaves no prompt of {n}; choose at least one.")
     if min(keep) < -n or max(keep) >= n: raise IndexError(f"{said} is outside of {n} prompts; count from 0 to {n - 1}.")
@@ -207,7 +228,13 @@ def a_tokenizer(
 ) -> Any: # the same
     "A Hugging Face tokenizer, or a model that has one."
     found = getattr(value, "tokenizer", value)
-    thing(name, found, ("encode", "decode", "bos_token_id"), "tokenizer", "a Hugging Face tokenizer, or a model from load_model")
+    thing(
+        name,
+        found,
+        ("encode", "decode", "bos_token_id"),
+        "tokenizer",
+        "a Hugging Face tokenizer, or a model from load_model",
+    )
     return value
 
 # %% ../nbs/core/arguments.ipynb #43720c97
@@ -237,14 +264,19 @@ def a_result(
         for one in dims:
             either = (one,) if isinstance(one, str) else one
             if not set(either) & set(value.dims): lacking.append(" or ".join(map(repr, either)))
-        if lacking: raise ValueError(f"{name}: this result has no {lacking[0]}; give one from the function that measures it.")
+        if lacking:
+            raise ValueError(f"{name}: this result has no {lacking[0]}; give one from the function that measures it.")
         return value
     return check
 
-# %% ../nbs/core/arguments.ipynb #fd86661c
-def _path(name, value):
-    "A path that can be one: a text or a `Path`, without a null character."
-    if isinstance(value, (str, os.PathLike)) and str(value) and "\0" not in str(value) and max(map(len, str(value).split(os.sep))) < 256: return value
+# %% ../nbs/core/arguments.ipynb #ba1d6af1
+def a_path(
+    name: str,  # of the argument
+    value: Any, # what was given
+) -> str | os.PathLike: # the same
+    "A path that can be one: a text or a `Path`, without a null character, no part of it longer than a file's name."
+    written = str(value) if isinstance(value, (str, os.PathLike)) else ""
+    if written and "\0" not in written and max(map(len, written.split(os.sep))) < 256: return value
     raise ValueError(f"{name}: {short(value)} is no path; give a str or a pathlib.Path.")
 
 # %% ../nbs/core/arguments.ipynb #a7c1e5d2
@@ -253,31 +285,44 @@ def head_pairs(
     value: Any, # what was given
 ) -> list: # of (layer, head)
     "Heads as (layer, head), each two whole numbers from 0."
-    for pair in (value := listed(name, value, "(layer, head) pairs")):
-        if isinstance(pair, (str, Mapping, set)) or getattr(pair, "shape", None) == () or not hasattr(pair, "__len__") or len(pair) != 2: raise ValueError(f"{name}: {short(pair)} is no (layer, head); give pairs such as (9, 6).")
-    return [tuple(whole(name, v, least=0) for v in pair) for pair in value]
+    pairs = listed(name, value, "(layer, head) pairs")
+    for pair in pairs:
+        ordered = (
+            hasattr(pair, "__len__")
+            and not isinstance(pair, (str, Mapping, set))
+            and getattr(pair, "shape", None) != ()
+        )
+        if not ordered or len(pair) != 2:
+            raise ValueError(f"{name}: {short(pair)} is no (layer, head); give pairs such as (9, 6).")
+    return [tuple(whole(name, v, least=0) for v in pair) for pair in pairs]
 
-# %% ../nbs/core/arguments.ipynb #c639efe4
+# %% ../nbs/core/arguments.ipynb #92d816eb
 def _option(name, value):
     "A word of a few that a function knows and says; none of them is long."
     if isinstance(value, str) and len(value) <= 100 and "\n" not in value: return value
     raise ValueError(f"{name}: {short(value)} is unknown; give one of the words that the documentation lists.")
 
+# %% ../nbs/core/arguments.ipynb #18d90eb7
 def _words(name, value):
     "A word or several."
     if isinstance(value, str): return _option(name, value)
     return [_option(name, v) for v in listed(name, value, "words")]
 
+# %% ../nbs/core/arguments.ipynb #20d22c25
 def _texts(name, value):
     "A text or several, of any length."
     return value if isinstance(value, str) else [word(name, v) for v in listed(name, value, "texts")]
 
+# %% ../nbs/core/arguments.ipynb #943bf094
 def _several(name, value):
     "A list of anything but arrays within arrays, or a word that stands for one."
     if isinstance(value, str): return _option(name, value)
-    if getattr(value, "ndim", 1) > 1 or type(value).__name__ == "Dataset": raise ValueError(f"{name}: {short(value)} is no list of values; give one.")
-    return [v.item() if getattr(v, "shape", None) == () and hasattr(v, "item") else v for v in listed(name, value)]
+    if getattr(value, "ndim", 1) > 1 or type(value).__name__ == "Dataset":
+        raise ValueError(f"{name}: {short(value)} is no list of values; give one.")
+    plain = lambda v: v.item() if getattr(v, "shape", None) == () and hasattr(v, "item") else v
+    return [plain(v) for v in listed(name, value)]
 
+# %% ../nbs/core/arguments.ipynb #46624ed3
 def _counts(name, value):
     "A whole number or several."
     if getattr(value, "ndim", 0) > 0: value = np.asarray(value).tolist()
@@ -285,55 +330,143 @@ def _counts(name, value):
     if isinstance(value, range): return value
     return tuple(whole(name, v) for v in listed(name, value, "whole numbers"))
 
+# %% ../nbs/core/arguments.ipynb #180fa762
 def _labels(name, value):
     "Texts, or anything with a text, in their order."
-    return list(np.asarray(value)) if hasattr(value, "coords") and value.ndim == 1 else listed(name, value, "labels")
+    one_dimension = hasattr(value, "coords") and getattr(value, "ndim", 0) == 1
+    return list(np.asarray(value)) if one_dimension else listed(name, value, "labels")
 
+# %% ../nbs/core/arguments.ipynb #51a9073e
 def _table(name, value):
     "A dict, whose keys are texts."
-    if type(value).__name__ == "Dataset": raise ValueError(f"{name}: {short(value)} is no dict; give a dict name -> value.")
-    if bad := [k for k in mapping(name, value) if not isinstance(k, str)]: raise ValueError(f"{name}: the key {short(bad[0])} is no text; give a dict name -> value.")
+    if type(value).__name__ == "Dataset":
+        raise ValueError(f"{name}: {short(value)} is no dict; give a dict name -> value.")
+    bad = [k for k in mapping(name, value) if not isinstance(k, str)]
+    if bad: raise ValueError(f"{name}: the key {short(bad[0])} is no text; give a dict name -> value.")
     return value if isinstance(value, dict) else dict(value)
 
+# %% ../nbs/core/arguments.ipynb #45e7d00e
 def _callable(name, value):
+    "What can be called."
     if callable(value): return value
     raise ValueError(f"{name}: {short(value)} cannot be called; give a function.")
 
-# %% ../nbs/core/arguments.ipynb #9dba7fa2
+# %% ../nbs/core/arguments.ipynb #c3a88b1b
+def _seeds(name, value):
+    "A seed, or several numbers that make one."
+    several = isinstance(value, Iterable) and getattr(value, "shape", None) != ()
+    return [whole(name, v, least=0) for v in listed(name, value, "seeds")] if several else whole(name, value, least=0)
+
+# %% ../nbs/core/arguments.ipynb #19057ba7
+def members(
+    name: str,  # of the argument
+    value: Any, # what was given: a list, a set, a generator; no text and no dict
+) -> list: # of them
+    "Several things that can be in a set: nodes, heads, edges."
+    found = listed(name, value, "nodes, heads or edges")
+    for one in found:
+        try:
+            hash(one)
+        except TypeError:
+            raise ValueError(f"{name}: {short(one)} is no node, head or edge; give a list of these.") from None
+    return found
+
+# %% ../nbs/core/arguments.ipynb #2bb4cfd2
+def numbers(
+    name: str,  # of the argument
+    value: Any, # what was given: a list, an array, a generator, or one number
+) -> np.ndarray: # float, NaN where there is none
+    "Numbers as an array of one dimension."
+    given = value.detach().cpu() if hasattr(value, "detach") else value
+    if isinstance(given, Iterable) and not hasattr(given, "shape"): given = list(given)
+    try:
+        if given is None or isinstance(value, (str, bytes, Mapping)): raise TypeError
+        return np.asarray(given, float).ravel()
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: {short(value)} is no array of numbers; give one.") from None
+
+# %% ../nbs/core/arguments.ipynb #a5306bdb
+def truths(
+    name: str,  # of the argument
+    value: Any, # what was given: a list, an array, a generator, or one
+) -> np.ndarray: # bool
+    "True or False, or 1 or 0, as an array of one dimension."
+    found = numbers(name, value)
+    if np.isin(found, (0, 1)).all(): return found.astype(bool)
+    raise ValueError(f"{name}: {short(value)} holds more than True and False; give these.")
+
+# %% ../nbs/core/arguments.ipynb #1985c713
 # the type as it is written -> its check
 _TYPES: dict = {
-    "int": whole, "float": number, "bool": yes_or_no, "str": word, "dict": mapping, "Mapping": mapping, "Path": _path, "Callable": _callable,
-    "list": listed, "tuple": listed, "Sequence": listed, "Iterable": listed,
-    "Dataset": _of_class(["Dataset"], "xarray.Dataset"), "DataArray": _of_class(["DataArray"], "xarray.DataArray"),
-    "DataFrame": _of_class(["DataFrame"], "pandas.DataFrame"), "Figure": _of_class(["Figure", "BaseFigure"], "plotly figure"),
-    "Tensor": _of_class(["Tensor"], "torch.Tensor"), "Task": a_task, "TransformerBridge": a_model,
+    "int": whole,
+    "float": number,
+    "bool": yes_or_no,
+    "str": word,
+    "dict": mapping,
+    "Mapping": mapping,
+    "Path": a_path,
+    "Callable": _callable,
+    **dict.fromkeys(("list", "tuple", "Sequence", "Iterable"), listed),
+    "Dataset": _of_class(["Dataset"], "xarray.Dataset"),
+    "DataArray": _of_class(["DataArray"], "xarray.DataArray"),
+    "DataFrame": _of_class(["DataFrame"], "pandas.DataFrame"),
+    "Figure": _of_class(["Figure", "BaseFigure"], "plotly figure"),
+    "Tensor": _of_class(["Tensor"], "torch.Tensor"),
+    "Task": a_task,
+    "TransformerBridge": a_model,
 }
-# what is called the same everywhere -> its check, and the types beside which it holds ("" for none)
-_NAMES: dict = {
-    "model": (a_model, {"", "TransformerBridge"}), "task": (a_task, {"", "Task"}), "tokenizer": (a_tokenizer, {""}),
-    "confidence": (functools.partial(number, above=0, below=1), {"float"}),
-    "seed": (functools.partial(whole, least=0), {"int"}),
-    **{name: (functools.partial(whole, least=1), {"int"})
-       for name in ("n", "n_resamples", "steps", "batch_size", "memory_budget", "memory", "draws", "top", "width", "depth", "n_reference", "max_batch", "dpi")},
-    **{name: (functools.partial(whole, least=0), {"int"}) for name in ("k", "random", "greedy", "digits", "layer", "head")},
-    **{name: (_option, {"str"}) for name in ("site", "by", "direction", "metric", "engine", "dtype", "ablation", "method", "order", "what", "dim", "corruption",
-                                             "cue", "cue_subject", "descriptions", "subject", "var", "name")},
-    **{name: (_words, {""}) for name in ("family", "over", "subjects", "after", "component", "queries")},
-    **{name: (_several, {"", "list"}) for name in ("senders", "receivers", "neurons")},
-    **{name: (head_pairs, {"list"}) for name in ("heads", "name_movers")},
-    **{name: (_counts, {""}) for name in ("k", "sizes", "periods", "offsets")},
-    **{name: (_labels, {""}) for name in ("labels", "tokens")},
-    **{name: (_table, {"dict"}) for name in ("sets", "circuits", "families", "words", "positions")},
-    "names": (lambda name, value: value if isinstance(value, Mapping) else _texts(name, value), {""}),
-    "prompts": (_texts, {""}),
-    "tolerance": (functools.partial(number, least=0), {"float"}), "limit": (functools.partial(number, above=0), {"float"}),
-}
+
+# %% ../nbs/core/arguments.ipynb #a59602c2
+def _names(name, value):
+    "First names: one, several, or a dict placeholder -> names."
+    return value if isinstance(value, Mapping) else _texts(name, value)
+
+# %% ../nbs/core/arguments.ipynb #7450698b
+_POSITIVE = functools.partial(whole, least=1)
+_NATURAL = functools.partial(whole, least=0)
+
+# Arguments that are called the same everywhere, the types beside which they are what they are called ("" for none),
+# and their check. The first row that fits is taken.
+_NAMES: list = [
+    ("model", {"", "TransformerBridge"}, a_model),
+    ("task", {"", "Task"}, a_task),
+    ("tokenizer", {""}, a_tokenizer),
+    ("confidence", {"float"}, functools.partial(number, above=0, below=1)),
+    ("tolerance", {"float"}, functools.partial(number, least=0)),
+    ("limit", {"float"}, functools.partial(number, above=0)),
+    ("seed", {"int"}, _NATURAL),
+    ("seed", {"int", "list"}, _seeds),
+    (
+        "n n_resamples n_reference steps batch_size max_batch memory memory_budget draws top width depth dpi",
+        {"int"},
+        _POSITIVE,
+    ),
+    ("k random greedy digits layer head kv_head size", {"int"}, _NATURAL),
+    ("k sizes periods offsets", {""}, _counts),
+    ("site by direction metric engine dtype ablation method order what dim var name", {"str"}, _option),
+    ("corruption cue cue_subject descriptions subject", {"str"}, _option),
+    ("family over subjects after component queries", {""}, _words),
+    ("senders receivers neurons", {"", "list"}, _several),
+    ("heads name_movers", {"list"}, head_pairs),
+    ("labels tokens", {""}, _labels),
+    ("sets circuits families words positions", {"dict"}, _table),
+    ("names", {""}, _names),
+    ("prompts", {""}, _texts),
+    ("universe", {""}, members),
+]
 
 # %% ../nbs/core/arguments.ipynb #14da24fa
 def _kinds(annotation):
-    "The types that an annotation names, without their modules and what stands in brackets: {'int', 'None'}; {''} where there is none."
+    """The types that an annotation names, without their modules and what stands in brackets: {'int', 'None'}; {''}
+    where there is none."""
     if annotation is inspect.Parameter.empty: return {""}
-    text = annotation if isinstance(annotation, str) else annotation.__name__ if isinstance(annotation, type) and not typing.get_args(annotation) else str(annotation)
+    text = (
+        annotation
+        if isinstance(annotation, str)
+        else annotation.__name__
+        if isinstance(annotation, type) and not typing.get_args(annotation)
+        else str(annotation)
+    )
     while (shorter := re.sub(r"\[[^\[\]]*\]", "", text)) != text: text = shorter
     return {part.strip().rpartition(".")[2] for part in text.replace("NoneType", "None").split("|")}
 
@@ -343,10 +476,13 @@ def _check_of(parameter):
     kinds = _kinds(parameter.annotation)
     none = "None" in kinds or parameter.default is None
     kinds -= {"None"}
-    check, beside = _NAMES.get(parameter.name, (None, set()))
-    checks = [check] if check and kinds and kinds <= beside else [_TYPES[k] for k in sorted(kinds) if k in _TYPES] if kinds <= set(_TYPES) else []
+    by_name = [
+        check for names, beside, check in _NAMES if parameter.name in names.split() and kinds and kinds <= beside
+    ]
+    by_type = [_TYPES[k] for k in sorted(kinds)] if kinds <= set(_TYPES) else []
+    checks = by_name[:1] or by_type
     if not checks or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD): return None
-    if "Path" in kinds: checks = [_path]
+    if "Path" in kinds: checks = [a_path]
     if kinds > {"float"} and "int" in kinds: checks = [c for c in checks if c is not whole]
     def run(name, value):
         if value is None and none: return value
@@ -369,7 +505,8 @@ def checked(
     function: Any = None, # with documented parameters; left out where a parameter has a check of its own
     **own: Callable,      # parameter -> its check, called with name and value
 ) -> Any: # the same, which begins by checking them
-    """Check arguments by their names and types before a function runs: a model is a model, `n` a whole number of at least 1.
+    """Check arguments by their names and types before a function runs: a model is a model, `n` a whole number of at
+    least 1.
 
     A list may be any ordered collection or a generator, and arrives as a list. Raises `ValueError`."""
     if function is None: return lambda f: checked(f, **own)

@@ -14,7 +14,9 @@ from .arguments import checked
 from .published import is_gpt2_small  # noqa: F401  # pages import it from here
 from .results import OWN_N, SHARED, asked, load
 from .settings import Settings, settings
-from .stats import estimate, head_name, heads_in_words, overlap, rank_correlation, summarise, top_heads, untested
+from namemovers.stats import (
+    estimate, head_name, heads_in_words, overlap, rank_correlation, summarise, top_heads, untested,
+)
 
 # %% ../nbs/core/compare.ipynb #fbcec375
 #: in the order of the tables
@@ -67,11 +69,13 @@ def load_study(
 ) -> dict:        # name -> Dataset
     """Load results that belong together.
 
-    Raises FileNotFoundError, naming the missing one, and ValueError, in one sentence, where they are not all of one study or,
-    without a folder, not of the settings at hand."""
+    Raises FileNotFoundError, naming the missing one, and ValueError, in one sentence, where they are not all of one
+    study or, without a folder, not of the settings at hand."""
     found = {name: load(name, folder) for name in names}
     attrs = {name: ds.attrs for name, ds in found.items()}
-    reason = "" if folder else next(filter(None, (unlike_the_study(name, a, settings()) for name, a in attrs.items())), "")
+    reason = (
+        "" if folder else next(filter(None, (unlike_the_study(name, a, settings()) for name, a in attrs.items())), "")
+    )
     if reason := reason or not_one_study(attrs):
         raise ValueError(reason[0].upper() + reason[1:] + ".")
     return found
@@ -85,14 +89,23 @@ def evidence(
 
     Returns `mean`, `low`, `high`, `q`, `significant`, `n` over [task, measure, layer, head]: `task` is "mrs" or "ioi",
     `measure` "attribution" (direct logit attribution, in logits) or "patching" (normalised effect of restoring `z`).
-    `significant` is after Benjamini-Hochberg over the heads of one task and measure. `attrs` are those of the MRS attribution, and
-    `untested`: why nothing could be significant.
-    Raises FileNotFoundError, naming the missing result, when a step has not run, and ValueError for results that are not of one study."""
+    `significant` is after Benjamini-Hochberg over the heads of one task and measure. `attrs` are those of the MRS
+    attribution, and `untested`: why nothing could be significant. Raises FileNotFoundError, naming the missing result,
+    when a step has not run, and ValueError for results that are not of one study."""
     results = load_study([f"{task}_{name}" for task in TASKS for name, _ in MEASURES.values()], folder)
     def one(task, method):
         name, var = MEASURES[method]
         return summarise(results[f"{task}_{name}"][var])
-    rows = [xr.concat([one(task, m) for m in MEASURES], dim="measure", combine_attrs="override", coords="minimal", compat="override") for task in TASKS]
+    rows = [
+        xr.concat(
+            [one(task, m) for m in MEASURES],
+            dim="measure",
+            combine_attrs="override",
+            coords="minimal",
+            compat="override",
+        )
+        for task in TASKS
+    ]
     found = xr.concat(rows, dim="task", combine_attrs="override", coords="minimal", compat="override")
     attrs = results[f"{TASKS[0]}_{MEASURES['attribution'][0]}"].attrs
     return found.assign_coords(task=list(TASKS), measure=list(MEASURES)).assign_attrs(attrs)
@@ -103,10 +116,11 @@ def headline(
     folder=None, # where the results are; those of the model in the settings by default
     k: int = 3,  # heads a method
 ) -> pd.DataFrame: # a row a task
-    """The study in two rows: mean logit difference with its 95 % interval, and the top heads by each method, their means alone.
+    """The study in two rows: mean logit difference with its 95 % interval, and the top heads by each method, their
+    means alone.
 
-    Attribution and patching name significant positive heads only, and say "none" where there is none, or that it is untested;
-    the copy score names the k highest heads of the model, with their scores. Raises as `evidence` does."""
+    Attribution and patching name significant positive heads only, and say "none" where there is none, or that it is
+    untested; the copy score names the k highest heads of the model, with their scores. Raises as `evidence` does."""
     seen = evidence(folder)
     loaded = load_study(["copy_scores", *[f"{task}_head_attribution" for task in TASKS]], folder)
     scores = loaded["copy_scores"].copy_score.mean("name")
@@ -114,8 +128,18 @@ def headline(
     rows = []
     for task in TASKS:
         total = summarise(loaded[f"{task}_head_attribution"].logit_diff)
-        heads = {f"top heads by {m}": heads_in_words(seen.sel(task=task, measure=m), k=k, intervals=False) for m in MEASURES}
-        rows.append({"task": task.upper(), "prompts": int(total["n"]), "logit difference": estimate(total), **heads, "top heads by copy score": copying})
+        heads = {
+            f"top heads by {m}": heads_in_words(seen.sel(task=task, measure=m), k=k, intervals=False) for m in MEASURES
+        }
+        rows.append(
+            {
+                "task": task.upper(),
+                "prompts": int(total["n"]),
+                "logit difference": estimate(total),
+                **heads,
+                "top heads by copy score": copying,
+            }
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/core/compare.ipynb #6b69cf42
@@ -126,8 +150,8 @@ def tasks_in_words(
     folder=None,       # where the results are, as for `evidence`
 ) -> str:
     """How far the two tasks use the same heads: rank correlation over heads (prompts resampled), overlap of the
-    significant ones against chance, and which of the three highest significant ones are common. Where the prompts are too few for
-    a test, the correlation alone, and why."""
+    significant ones against chance, and which of the three highest significant ones are common. Where the prompts are
+    too few for a test, the correlation alone, and why."""
     name, var = MEASURES[measure]
     loaded = load_study([f"{task}_{name}" for task in TASKS], folder)
     rho = rank_correlation(*(loaded[f"{task}_{name}"][var] for task in TASKS))
@@ -139,11 +163,17 @@ def tasks_in_words(
     positive = {task: s["mean"].where(s.significant.astype(bool) & (s["mean"] > 0)) for task, s in seen.items()}
     best = {task: top_heads(mean, 3) for task, mean in positive.items()}
     common = [head_name(*h) for h in best["mrs"] if h in best["ioi"]]
-    sizes = (f"Significant, of whatever size, are {both['a']} of them in MRS and {both['b']} in IOI; {both['shared']} of these are the same, where two random "
-             f"sets of these sizes would share {both['expected']:.1f} (hypergeometric p = {both['p']:.2g}). ")
+    sizes = (
+        f"Significant, of whatever size, are {both['a']} of them in MRS and {both['b']} in IOI; "
+        f"{both['shared']} of these are the same, where two random "
+        f"sets of these sizes would share {both['expected']:.1f} (hypergeometric p = {both['p']:.2g}). "
+    )
     are = "is" if len(common) == 1 else "are"
     said = ": " + ", ".join(common) if common else ""
-    return f"{ranks}{sizes}Among the three highest significant heads of each task, {len(common) or 'none'} {are} the same{said}."
+    return (
+        f"{ranks}{sizes}Among the three highest significant heads of each task, {len(common) or 'none'} {are} the "
+        f"same{said}."
+    )
 
 # %% ../nbs/core/compare.ipynb #cbf7cd24
 @checked

@@ -44,17 +44,30 @@ def _sums(tensors: list[torch.Tensor]) -> torch.Tensor:
     rows = [f[:n].view(-1, WIDTH) for f, n in zip(flat, whole) if n]
     return torch.cat([r.float() @ factors for r in (*rows, rest.view(-1, WIDTH))])
 
+# %% ../nbs/core/guard.ipynb #a8c4ea47
+_PLAIN = bool, int, float, str, type(None)
+
+def _settings(model) -> list:
+    """What the modules are, and the numbers, words and switches that they are set to: a scale of scores, an epsilon,
+    a cap."""
+    def own(module):
+        if type(module).__module__.startswith("transformer_lens"): return {} # keeps books of the last run
+        return {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k != "training" and k[0] != "_"}
+    parts = [(type(module).__name__, own(module)) for module in model.original_model.modules()]
+    return [parts, model.original_model.config.to_dict(), model.cfg.eps]
+
 # %% ../nbs/core/guard.ipynb #c64e421b
 def fingerprint(
     model, # a `TransformerBridge`
-) -> str:  # equal as long as nobody changes a weight
-    """A mark of the weights and buffers as they are in memory, for whoever keeps what was computed from them.
+) -> str:  # equal as long as nobody changes a weight, a module or its settings
+    """A mark of the weights, buffers and settings as they are in memory, for whoever keeps what was computed from them.
 
     Cheap, and different after any edit, even one through `.data`. Not the same on another machine or device: what names
-    weights for good is `namemovers.model.weights_hash`. Raises ValueError, with the name, where a weight is NaN or infinite."""
+    weights for good is `namemovers.model.weights_hash`. Raises ValueError, with the name, where a weight is NaN or
+    infinite."""
     named = dict(_tensors(model))
     counted = [(n, tuple(t.shape), t.dtype, t.device, 0 if t.is_inference() else t._version) for n, t in named.items()]
-    digest = hashlib.sha256(repr(counted).encode())
+    digest = hashlib.sha256(repr((counted, _settings(model))).encode())
     for device in sorted({str(t.device) for t in named.values()}):
         here = {n: t for n, t in named.items() if str(t.device) == device}
         with session(torch.device(device).type): sums = _sums(list(here.values()))
@@ -80,10 +93,12 @@ def hooked(
     model, # a `TransformerBridge`
 ) -> str | None:
     "Where somebody's hook is, or None. TransformerLens puts some of its own on some models."
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks: return "all modules (a global hook of PyTorch)"
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "all modules (a global hook of PyTorch)"
     for name, part in _modules(model):
         if isinstance(part, HookPoint): # who is behind TransformerLens's wrappers is known to the hook point
-            if not all(_own(handle.user_hook) for handle in (*part.fwd_hooks, *part.bwd_hooks)): return part.name or name
+            if not all(_own(handle.user_hook) for handle in (*part.fwd_hooks, *part.bwd_hooks)):
+                return part.name or name
         for kind in _HOOKS:
             if not all(_own(f) for f in vars(part)[kind].values()): return name
         if "forward" in vars(part) and not _own(vars(part)["forward"]): return f"{name} (its forward was replaced)"
@@ -101,16 +116,23 @@ def _modules(model) -> Iterator[tuple[str, torch.nn.Module]]:
 def _check_model(model):
     "Raise one clear error if a model would not give its own numbers."
     if not (hasattr(model, "cfg") and hasattr(model, "original_model") and hasattr(model, "hook_dict")):
-        raise TypeError(f"model must be a TransformerBridge, as load_model(name) returns it, but it is a {type(model).__name__}.")
+        raise TypeError(
+            f"model must be a TransformerBridge, as load_model(name) returns it, but it is a {type(model).__name__}."
+        )
     training = next((name for name, m in _modules(model) if m.training), None)
     if training:
-        raise ValueError(f"model: {training} is in training mode, where dropout makes every run another one: call model.eval() first.")
+        raise ValueError(
+            f"model: {training} is in training mode, where dropout makes every run another one: "
+            f"call model.eval() first."
+        )
     if where := hooked(model):
         raise ValueError(f"model: somebody's hook is on {where}, and would be in every number: "
                          "call model.reset_hooks(including_permanent=True), or remove() of the handle.")
     for name, t in _tensors(model):
         if t.is_inference():
-            raise ValueError("model was loaded inside torch.inference_mode(), which forbids gradients for ever: load it outside.")
+            raise ValueError(
+                "model was loaded inside torch.inference_mode(), which forbids gradients for ever: load it outside."
+            )
         if t.is_floating_point() and t.dtype != torch.float32 and isinstance(t, torch.nn.Parameter):
             raise ValueError(f"model: its weight {name} is {t.dtype}, and measurements are in float32: "
                              "load it with load_model(name), which reads it so.")
@@ -122,16 +144,24 @@ def _check_tokens(model, tokens, what):
     if not tokens.numel(): return
     cfg, longest, largest = model.cfg, tokens.shape[1], int(tokens.max())
     if longest > cfg.n_ctx:
-        raise ValueError(f"{what}: a prompt has {longest} tokens with BOS, and this model's context holds {cfg.n_ctx}: shorten the prompts.")
+        raise ValueError(
+            f"{what}: a prompt has {longest} tokens with BOS, and this model's context holds {cfg.n_ctx}: "
+            f"shorten the prompts."
+        )
     if largest >= cfg.d_vocab or int(tokens.min()) < 0:
-        raise ValueError(f"{what}: token {largest if largest >= cfg.d_vocab else int(tokens.min())} is not one of the model's {cfg.d_vocab}; make the prompts with model.tokenizer.")
+        raise ValueError(
+            f"{what}: token {largest if largest >= cfg.d_vocab else int(tokens.min())} is not one of the model's "
+            f"{cfg.d_vocab}; make the prompts with model.tokenizer."
+        )
 
 def _check_task(model, task, what):
     "Raise ValueError if a task is not one for this model."
     for name in ("clean_tokens", "corrupted_tokens"):
         tokens = getattr(task, name)
         if tokens.is_inference():
-            raise ValueError(f"{what} was made inside torch.inference_mode(), which forbids gradients for ever: make it outside.")
+            raise ValueError(
+                f"{what} was made inside torch.inference_mode(), which forbids gradients for ever: make it outside."
+            )
         _check_tokens(model, tokens, what)
     theirs, ours = getattr(task, "tokenizer", None), getattr(model, "tokenizer", None)
     if theirs is None or ours is None: return
@@ -140,14 +170,22 @@ def _check_task(model, task, what):
         used = torch.cat([t.reshape(-1) for t in (*rows, task.correct, task.wrong)]).unique().tolist()
         for i, a, b in zip(used, theirs.convert_ids_to_tokens(used), ours.convert_ids_to_tokens(used)):
             if a != b:
-                raise ValueError(f"{what} was made with another tokenizer: its token {i} is {a!r}, and {b!r} for this model; make it with model.tokenizer.")
+                raise ValueError(
+                    f"{what} was made with another tokenizer: its token {i} is {a!r}, and {b!r} for this model; "
+                    f"make it with model.tokenizer."
+                )
     bos, longer = ours.bos_token_id, task.lengths > 1
     for tokens in rows:
         if bos is not None and tokens.shape[1] > 1 and ((tokens[:, 0] == bos) & (tokens[:, 1] == bos) & longer).any():
-            raise ValueError(f"{what}: a prompt begins with {ours.bos_token!r} twice, since every prompt is given one; take it out of the text, and pad on the right, not on the left.")
+            raise ValueError(
+                f"{what}: a prompt begins with {ours.bos_token!r} twice, since every prompt is given one; "
+                f"take it out of the text, and pad on the right, not on the left."
+            )
         pad = ours.pad_token_id
         if pad is not None and pad != bos and (tokens[:, 0] == pad).any():
-            raise ValueError(f"{what}: a prompt begins with the padding {ours.pad_token!r}; pad on the right, not on the left.")
+            raise ValueError(
+                f"{what}: a prompt begins with the padding {ours.pad_token!r}; pad on the right, not on the left."
+            )
 
 # %% ../nbs/core/guard.ipynb #f7f4b8ad
 def guard(
@@ -158,8 +196,9 @@ def guard(
 ) -> None:
     """Raise one clear error if a measurement would not be the model's own.
 
-    ValueError for a module in training mode, a hook of somebody's, weights that are not finite or not float32, prompts that
-    are longer than the context, begin with BOS twice, or come from another tokenizer. TypeError for what is no model."""
+    ValueError for a module in training mode, a hook of somebody's, weights that are not finite or not float32, prompts
+    that are longer than the context, begin with BOS twice, or come from another tokenizer. TypeError for what is no
+    model."""
     _check_model(model)
     if task is not None: _check_task(model, task, what)
     if tokens is not None: _check_tokens(model, tokens, what)
@@ -213,7 +252,11 @@ def _look(model, given: dict):
     if _inside.get() is not model or model is None: _check_model(model)
     for name, task in _found(given): _check_task(model, task, name)
     pairs = given.get("pairs")
-    for name, tokens in (("tokens", given.get("tokens")), ("pairs", getattr(pairs, "clean", None)), ("pairs", getattr(pairs, "corrupted", None))):
+    for name, tokens in (
+        ("tokens", given.get("tokens")),
+        ("pairs", getattr(pairs, "clean", None)),
+        ("pairs", getattr(pairs, "corrupted", None)),
+    ):
         if isinstance(tokens, torch.Tensor): _check_tokens(model, tokens, name)
 
 # %% ../nbs/core/guard.ipynb #ba82c87d
@@ -223,10 +266,12 @@ _inside: ContextVar = ContextVar("_inside", default=None) # the model that a mea
 def guarded(
     f: _F, # a measurement: `model`, or `self.model`, and tasks by the names `task`, `tasks`, `search`, `reference`
 ) -> _F:   # the same, guarded
-    """What stands above every measurement: `guard` first, then `f` without gradients and in float32, whatever the session says.
+    """What stands above every measurement: `guard` first, then `f` without gradients and in float32, whatever the
+    session says.
 
     Inference mode, autocast, another default dtype or device, and TF32 or bfloat16 in place of float32 are put aside
-    while `f` runs, and are as they were afterwards. A model that is given by its name is not looked at: it is loaded later."""
+    while `f` runs, and are as they were afterwards. A model that is given by its name is not looked at: it is loaded
+    later."""
     signature = inspect.signature(f)
 
     @functools.wraps(f)

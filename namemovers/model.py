@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from transformer_lens.model_bridge import TransformerBridge
 
-from .arguments import checked
+from .arguments import checked, short
 from .quantised import PACKED, about, packed_folder, unpacked
 from .guard import guarded, quiet, session
 from .identity import hash_of_tensors, model_name, weights_hash
@@ -45,7 +45,8 @@ def _planted(name: str) -> int | None:
     return int(found[1] or 0) if found else None
 
 def shipped_models() -> list[str]:
-    "Names of the models that need nothing but this package: those inside it, and `planted`, which it makes with `mini`'s tokenizer."
+    """Names of the models that need nothing but this package: those inside it, and `planted`, which it makes with
+    `mini`'s tokenizer."""
     there = [n for n in SHIPPED if (_shipped(n) / "config.json").is_file()]
     return there + ["planted"] * ("mini" in there)
 
@@ -77,10 +78,16 @@ def _complaint(folder: Path) -> str | None:
             reason = " ".join(str(e).split())[:100] or type(e).__name__
             return f"its {file.name} is damaged ({reason}), so that it must be copied or downloaded again"
     if not _weight_files(folder) and (folder / _WEIGHTS[1]).is_file():
-        return f"its {_WEIGHTS[1]} is no list of safetensors files that are all there, so it has no complete {_WEIGHTS[0]}"
+        return (
+            f"its {_WEIGHTS[1]} is no list of safetensors files that are all there, so it has no complete {_WEIGHTS[0]}"
+        )
     if not _weight_files(folder):
         pickles = sorted(p.name for g in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(g))
-        return f"its weights ({pickles[0]}) are a pickle, which can run code when opened" if pickles else "it has no complete model.safetensors"
+        return (
+            f"its weights ({pickles[0]}) are a pickle, which can run code when opened"
+            if pickles
+            else "it has no complete model.safetensors"
+        )
     if not any((folder / t).is_file() for t in _TOKENIZERS): return "it has no tokenizer (tokenizer.json)"
     return None
 
@@ -89,7 +96,10 @@ _WANTED = ["*.json", "*.safetensors", "*.txt", "tokenizer.model", "spiece.model"
 _UNWANTED = ["*/*", "consolidated*", "*.fp16.*"]
 
 def _offline() -> bool:
-    return any(os.environ.get(v, "").strip().upper() in ("1", "ON", "YES", "TRUE") for v in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return any(
+        os.environ.get(v, "").strip().upper() in ("1", "ON", "YES", "TRUE")
+        for v in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    )
 
 def _from_hub(name: str, offline: bool | None) -> Path:
     "The folder of a hub model: from the cache, or downloaded into it."
@@ -101,20 +111,36 @@ def _from_hub(name: str, offline: bool | None) -> Path:
         with contextlib.suppress(OSError, ValueError):
             folder = Path(snapshot_download(repo, local_files_only=True)) if repo else Path()
             if repo and _complaint(folder) is None: return folder
-    remedy = f"give a local folder in Hugging Face format instead, or one of {', '.join(shipped_models()) or SHIPPED[0]}"
+    remedy = (
+        f"give a local folder in Hugging Face format instead, or one of {', '.join(shipped_models()) or SHIPPED[0]}"
+    )
     if offline or (offline is None and _offline()):
-        raise ValueError(f"The model {name!r} is not in the local Hugging Face cache and the hub may not be asked (offline); load it once with a network (offline=False), or {remedy}.")
+        raise ValueError(
+            f"name: the model {short(name)} is not in the local Hugging Face cache and the hub may not be asked "
+            f"(offline); load it once with a network (offline=False), or {remedy}."
+        )
     try:
         HfApi().model_info(name, timeout=10)
         return Path(snapshot_download(name, allow_patterns=_WANTED, ignore_patterns=_UNWANTED, etag_timeout=10))
     except HFValidationError:
-        raise ValueError(f"There is no model {name!r}: it is no shipped model ({', '.join(shipped_models()) or 'none here'}), no folder on this disk, and no valid hub id; {remedy}.") from None
+        raise ValueError(
+            f"name: there is no model {short(name)}: it is no shipped model "
+            f"({', '.join(shipped_models()) or 'none here'}), no folder on this disk, and no valid hub id; "
+            f"{remedy}."
+        ) from None
     except GatedRepoError:
-        raise ValueError(f"The hub does not give out {name!r} without permission; accept its terms and log in with `hf auth login`, or {remedy}.") from None
+        raise ValueError(
+            f"name: the hub does not give out {short(name)} without permission; "
+            f"accept its terms and log in with `hf auth login`, or {remedy}."
+        ) from None
     except RepositoryNotFoundError:
-        raise ValueError(f"The hub has no public model {name!r}; check the spelling, or {remedy}.") from None
+        raise ValueError(f"name: the hub has no public model {short(name)}; check the spelling, or {remedy}.") from None
     except Exception as e:
-        raise ValueError(f"The hub cannot be reached for the model {name!r}, which is not in the local cache ({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else 'no answer'}); try again with a network, or {remedy}.") from None
+        raise ValueError(
+            f"name: the hub cannot be reached for the model {short(name)}, which is not in the local cache "
+            f"({type(e).__name__}: {str(e).splitlines()[0][:120] if str(e) else 'no answer'}); "
+            f"try again with a network, or {remedy}."
+        ) from None
 
 # %% ../nbs/core/model.ipynb #f355408e
 @checked
@@ -128,7 +154,11 @@ def model_folder(
     path = Path(text).expanduser()
     if text in SHIPPED:
         path = _shipped(text)
-        if not path.is_dir(): raise ValueError(f"The model {text!r} is not in this copy of the package; train it with `make mini`, or load one of {shipped_models()}.")
+        if not path.is_dir():
+            raise ValueError(
+                f"name: the model {text!r} is not in this copy of the package; "
+                f"train it with `make mini`, or load one of {shipped_models()}."
+            )
     elif (seed := _planted(text)) is not None:
         from namemovers.planted import build
         path = build(seed=seed)
@@ -137,11 +167,23 @@ def model_folder(
     elif path.is_file() and path.suffix.lower() == ".gguf":
         path = unpacked(path)
     elif not path.is_dir():
-        looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or "\\" in text or path.exists()
-        if looks_local: raise ValueError(f"{text!r} is not a folder on this disk; give a folder in Hugging Face format, a hub id such as 'gpt2', or one of {shipped_models() or list(SHIPPED[:1])}.")
+        looks_local = (
+            path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or "\\" in text or path.exists()
+        )
+        if looks_local:
+            raise ValueError(
+                f"name: {short(text)} is not a folder on this disk; "
+                f"give a folder in Hugging Face format, a hub id such as 'gpt2', or one of "
+                f"{shipped_models() or list(SHIPPED[:1])}."
+            )
         path = _from_hub(text, offline)
     complaint = _complaint(path)
-    if complaint: raise ValueError(f"{text!r} cannot be loaded because {complaint}; a model needs config.json, model.safetensors and tokenizer.json in one folder, as `save_pretrained` writes them.")
+    if complaint:
+        raise ValueError(
+            f"name: {short(text)} cannot be loaded because {complaint}; "
+            f"a model needs config.json, model.safetensors and tokenizer.json in one folder, as "
+            f"`save_pretrained` writes them."
+        )
     return path
 
 # %% ../nbs/core/model.ipynb #7fedf202
@@ -151,21 +193,34 @@ def _device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen) + 1
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise ValueError(f"device {str(device)!r} cannot be used here; use 'cpu'{', or cuda' if torch.cuda.is_available() else ''}, or leave it out.") from None
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here; use "
+            f"'cpu'{', or cuda' if torch.cuda.is_available() else ''}, or leave it out."
+        ) from None
     if chosen.type == "meta": raise ValueError("device 'meta' holds no values; use 'cpu'.")
     return chosen
 
+# %% ../nbs/core/model.ipynb #ef3adcc1
+def final_weight(
+    model, # as from `load_model`
+) -> torch.Tensor | None: # [d_model], or None for a norm without one
+    "By what the final norm multiplies; all ones where that was folded into the unembedding."
+    weight = getattr(getattr(model, "ln_final", None), "weight", None)
+    if weight is None: return None
+    return weight.detach() + 1 if getattr(model.cfg, "rmsnorm_uses_offset", False) else weight.detach()
+
 # %% ../nbs/core/model.ipynb #78603969
 def _logit_factor(model) -> float:
-    "By what the model's own code multiplies logits behind the unembedding. TransformerLens may have folded it into that."
+    """By what the model's own code multiplies logits behind the unembedding. TransformerLens may have folded it into
+    that."""
     inner = model.original_model
     return (getattr(inner, "logit_scale", None) or 1.0) / (getattr(inner.config, "logits_scaling", None) or 1.0)
 
 def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
-    "What the mean logit over the vocabulary reads in the standardised final stream: a direction [d_model], a constant []."
+    """What the mean logit over the vocabulary reads in the standardised final stream: a direction [d_model], a
+    constant []."""
     final = model.ln_final
-    scale = final.weight.detach().double()
-    if getattr(model.cfg, "rmsnorm_uses_offset", False): scale = scale + 1
+    scale = final_weight(model).double()
     mean = model.W_U.detach().double().mean(1)     # [d_model]
     constant = model.b_U.detach().double().mean()
     bias = getattr(final, "bias", None)
@@ -178,12 +233,19 @@ def _no_decoder(config) -> str | None:
     "What in a configuration keeps a model from being a decoder in plain numbers, with the remedy."
     kind, quantised = type(config).__name__.removesuffix("Config"), getattr(config, "quantization_config", None)
     if getattr(config, "is_encoder_decoder", False):
-        return f"it is an encoder-decoder ({kind}), and what is measured here are decoders; load a decoder, such as GPT-2"
+        return (
+            f"it is an encoder-decoder ({kind}), and what is measured here are decoders; load a decoder, such as GPT-2"
+        )
     if quantised:
-        method = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", "")
+        method = (
+            quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", "")
+        )
         how = f" ({getattr(method, 'value', method)})" if method else ""
-        return (f"its weights are quantised{how}, and are measured in float32; load the model that it was made from, save it dequantised, "
-                "or load a GGUF file, which is dequantised")
+        return (
+            f"its weights are quantised{how}, and are measured in float32; "
+            f"load the model that it was made from, save it dequantised, "
+            "or load a GGUF file, which is dequantised"
+        )
     return None
 
 # %% ../nbs/core/model.ipynb #3b86f925
@@ -192,8 +254,16 @@ def _read_plain(folder: Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
     config = AutoConfig.from_pretrained(folder, output_attentions=True, trust_remote_code=False)
     if complaint := _no_decoder(config): raise ValueError(complaint)
-    return AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32, attn_implementation="eager", use_safetensors=True,
-                                                trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
+    return AutoModelForCausalLM.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        use_safetensors=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
 
 #: masks, constants and angles that older files hold, and that transformers makes itself
 _BUFFERS = r"\.(attn|attention|self_attn)\.(masked_)?bias$|\.attention\.masked_bias$|rotary_emb\.inv_freq$"
@@ -210,22 +280,49 @@ def _some(keys) -> str:
 def _incomplete(plain, found: dict, folder: Path) -> str | None:
     "What keeps a model from being the one in its files, with the remedy; None where it is."
     remedy = "save the model whole with save_pretrained, or correct config.json"
-    missing, unexpected, mismatched = (found.get(f"{kind}_keys") or () for kind in ("missing", "unexpected", "mismatched"))
+    missing, unexpected, mismatched = (
+        found.get(f"{kind}_keys") or () for kind in ("missing", "unexpected", "mismatched")
+    )
     unexpected = [k for k in unexpected if not re.search(_BUFFERS, k)]
-    prefix = next((p for p in ("_orig_mod.", "module.", "model._orig_mod.") if unexpected and all(k.startswith(p) for k in unexpected)), None)
-    if prefix: return f"its weights are called {_some(unexpected)}, with {prefix!r} of a wrapper in front; save the model that is inside the wrapper"
-    if mismatched: return f"the shapes of {_some(mismatched)} in its files are not those that config.json asks for; {remedy}"
-    if missing: return f"its files lack {_some(missing)}, which config.json asks for" + (f", and hold {_some(unexpected)}, which it does not" if unexpected else "") + f"; {remedy}"
-    if unexpected: return f"its files hold {_some(unexpected)}, which config.json does not ask for, so that they would be left out; {remedy}"
+    prefix = next(
+        (
+            p
+            for p in ("_orig_mod.", "module.", "model._orig_mod.")
+            if unexpected and all(k.startswith(p) for k in unexpected)
+        ),
+        None,
+    )
+    if prefix:
+        return (
+            f"its weights are called {_some(unexpected)}, with {prefix!r} of a wrapper in front; "
+            f"save the model that is inside the wrapper"
+        )
+    if mismatched:
+        return f"the shapes of {_some(mismatched)} in its files are not those that config.json asks for; {remedy}"
+    if missing:
+        return (
+            f"its files lack {_some(missing)}, which config.json asks for"
+            + (f", and hold {_some(unexpected)}, which it does not" if unexpected else "")
+            + f"; {remedy}"
+        )
+    if unexpected:
+        return (
+            f"its files hold {_some(unexpected)}, which config.json does not ask for, so that they would be left "
+            f"out; {remedy}"
+        )
     for name, value in plain.named_parameters():
-        if not value.isfinite().all(): return f"its weight {name} holds NaN or infinite numbers; copy or download it again, or train it anew"
+        if not value.isfinite().all():
+            return f"its weight {name} holds NaN or infinite numbers; copy or download it again, or train it anew"
     head = plain.get_output_embeddings()
     names = [n for n, value in plain.state_dict(keep_vars=True).items() if head is not None and value is head.weight]
     for file in _weight_files(folder):
         with safe_open(file, framework="pt") as f:
             for name in set(names) & set(f.keys()):
                 if not torch.equal(f.get_tensor(name).float(), head.weight.detach().cpu()):
-                    return f"its {name} differs from what config.json makes of it (tie_word_embeddings={plain.config.tie_word_embeddings}); correct config.json"
+                    return (
+                        f"its {name} differs from what config.json makes of it "
+                        f"(tie_word_embeddings={plain.config.tie_word_embeddings}); correct config.json"
+                    )
     return None
 
 def _cannot(name: str, e: Exception) -> ValueError:
@@ -233,8 +330,11 @@ def _cannot(name: str, e: Exception) -> ValueError:
     reason = " ".join(str(e).split()).rstrip(".") or type(e).__name__
     if "Unrecognized configuration class" in reason: reason = "transformers has no language model of its architecture"
     if "; load " in reason: return ValueError(f"The model {name!r} cannot be loaded: {reason}.")
-    return ValueError(f"The model {name!r} cannot be loaded: {reason[:300]}; models that TransformerLens supports in compatibility mode, such as "
-                      "GPT-2's kind, can.")
+    return ValueError(
+        f"The model {name!r} cannot be loaded: {reason[:300]}; models that TransformerLens supports in "
+        f"compatibility mode, such as "
+        "GPT-2's kind, can."
+    )
 
 # %% ../nbs/core/model.ipynb #5f2c7d01
 @checked
@@ -248,8 +348,11 @@ def weights_source(
 
 # %% ../nbs/core/model.ipynb #8f23757b
 def _headless(plain) -> str:
-    return (f"it is a state-space or recurrent model ({type(plain).__name__}), whose layers have no attention heads to measure; "
-            "load a decoder, such as GPT-2")
+    return (
+        f"it is a state-space or recurrent model ({type(plain).__name__}), whose layers have no attention heads "
+        f"to measure; "
+        "load a decoder, such as GPT-2"
+    )
 
 def _no_heads(plain, tokens: torch.Tensor, expected: torch.Tensor) -> str | None:
     """What keeps a model from being read at END, by what it does: whether a later token changes what it says of earlier
@@ -258,15 +361,21 @@ def _no_heads(plain, tokens: torch.Tensor, expected: torch.Tensor) -> str | None
     other[:, -1] = (other[:, -1] + 1) % expected.shape[-1]
     gap = float((plain(other).logits.log_softmax(-1) - expected)[:, :-1].abs().max())
     if gap <= 1e-5 * max(1, float(expected.abs().max()) / 10): return None
-    return (f"it is an encoder ({type(plain).__name__}), for what it says of a token depends on the tokens behind it; load a decoder, "
-            "such as GPT-2")
+    return (
+        f"it is an encoder ({type(plain).__name__}), for what it says of a token depends on the tokens behind "
+        f"it; load a decoder, "
+        "such as GPT-2"
+    )
 
 # %% ../nbs/core/model.ipynb #3afae10f
 @checked
 def load_model(
-    name: str | Path,                          # "mini", "planted", a hub id such as "gpt2", a folder in Hugging Face format, a GGUF file, or "gemma-3-270m-q4"
+    # "mini", "planted", a hub id such as "gpt2", a folder in Hugging Face format, a GGUF file, or "gemma-3-270m-q4"
+    name: str | Path,
     device: str | torch.device | None = None,  # "cpu", "cuda", ...; None: cuda where there is one, else cpu
-    offline: bool | None = None,               # True: never ask the hub; False: ask it even if the model is cached; None: ask if it is not cached and HF_HUB_OFFLINE is not set
+    # True: never ask the hub; False: ask it even if the model is cached; None: ask if it is not cached and
+    # HF_HUB_OFFLINE is not set
+    offline: bool | None = None,
 ) -> TransformerBridge:
     """Load a model as a TransformerBridge in compatibility mode, ready to be measured.
 
@@ -276,33 +385,46 @@ def load_model(
     files, or from GGUF files, dequantised (`namemovers.quantised`), and code that comes with a model is never run.
 
     Raises ValueError, in one sentence with the remedy, when the name is no model, a folder is incomplete or holds
-    pickled weights, the hub cannot be reached, the device cannot be used, or the architecture is not supported: encoders,
-    encoder-decoders, state-space models, weights that are quantised and not in a GGUF file."""
+    pickled weights, the hub cannot be reached, the device cannot be used, or the architecture is not supported:
+    encoders, encoder-decoders, state-space models, weights that are quantised and not in a GGUF file."""
     name = str(name)
     device = _device(device)
     folder = model_folder(name, offline)
     with session(device.type), quiet():
-        try: _read_tokenizer(folder)
+        try:
+            _read_tokenizer(folder)
         except Exception as e:
-            raise ValueError(f"The model {name!r} cannot be loaded: its tokenizer files, such as tokenizer.json, cannot be read "
-                             f"({type(e).__name__}: {' '.join(str(e).split())[:100]}); copy or download them again.") from e
+            raise ValueError(
+                f"The model {name!r} cannot be loaded: its tokenizer files, such as tokenizer.json, cannot be read "
+                f"({type(e).__name__}: {' '.join(str(e).split())[:100]}); copy or download them again."
+            ) from e
         try: plain, found = _read_plain(folder)
         except Exception as e: raise _cannot(name, e) from e
-        if complaint := _incomplete(plain, found, folder): raise ValueError(f"The model {name!r} cannot be loaded: {complaint}.")
+        if complaint := _incomplete(plain, found, folder):
+            raise ValueError(f"The model {name!r} cannot be loaded: {complaint}.")
         try:
             plain = plain.to(device).eval()
             tokens = torch.arange(1, 25, device=device)[None] * 31 % plain.get_input_embeddings().weight.shape[0]
             expected = plain(tokens).logits.log_softmax(-1)
-            if complaint := _no_heads(plain, tokens, expected): raise ValueError(complaint)
-            model = TransformerBridge.boot_transformers(str(folder), hf_model=plain, device=device, dtype=torch.float32, trust_remote_code=False)
-            if not all(hasattr(block, "attn") for block in model.blocks): raise ValueError(_headless(plain))
+            if complaint := _no_heads(plain, tokens, expected):
+                raise ValueError(complaint)
+            model = TransformerBridge.boot_transformers(
+                str(folder), hf_model=plain, device=device, dtype=torch.float32, trust_remote_code=False
+            )
+            if not all(hasattr(block, "attn") for block in model.blocks):
+                raise ValueError(_headless(plain))
             before = _mean_logit(model)
             model.enable_compatibility_mode(disable_warnings=True)
             gap = float((model.eval()(tokens).log_softmax(-1) - expected).abs().max())
-        except Exception as e: raise _cannot(name, e) from e
+        except Exception as e:
+            raise _cannot(name, e) from e
     if not gap <= 1e-3 * max(1, float(expected.abs().max()) / 10):
-        raise ValueError(f"The model {name!r} cannot be measured: as TransformerLens runs it, log-probabilities differ by up to {gap:.2g} from those of "
-                         "transformers' own model, so that every number would be of another model; use one that TransformerLens gets right.")
+        raise ValueError(
+            f"The model {name!r} cannot be measured: as TransformerLens runs it, log-probabilities differ by up "
+            f"to {gap:.2g} from those of "
+            "transformers' own model, so that every number would be of another model; "
+            "use one that TransformerLens gets right."
+        )
     model.eval().requires_grad_(False)
     path = Path(name).expanduser()
     model.cfg.model_name = path.resolve().name if path.is_dir() else path.stem if path.is_file() else name
@@ -328,7 +450,8 @@ def run_at_end(
     names: Sequence[str] = (), # hook points to keep
     hooks: Sequence = (),   # (hook point, function) pairs that change the run, as TransformerLens takes them
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Run prompts, and keep one position of each: the logits there [prompt, token], and {name: activation [prompt, ...]}.
+    """Run prompts, and keep one position of each: the logits there [prompt, token], and {name: activation [prompt,
+    ...]}.
 
     Hooks are gone when it returns, or is interrupted."""
     kept, device = {}, model.cfg.device
@@ -344,13 +467,59 @@ def run_at_end(
     logits = model.run_with_hooks(tokens.to(device), fwd_hooks=read, return_type="logits")
     return logits[:, 0], kept
 
+# %% ../nbs/core/model.ipynb #21110c5c
+def read_columns(
+    model: TransformerBridge, # as from `load_model`
+    final: torch.Tensor,      # the stream behind the final norm [prompt, d_model]
+    tokens: torch.Tensor,     # token ids [prompt, column]
+) -> torch.Tensor:            # their logits [prompt, column]
+    "A few logits a prompt: a few columns of the unembedding, in place of a vocabulary."
+    tokens = tokens.to(model.W_U.device)
+    y = (model.W_U.T[tokens] * final[:, None]).sum(-1) + model.b_U[tokens]
+    transform = getattr(getattr(model, "adapter", None), "apply_output_logits_transform", None)
+    return transform(y) if callable(transform) else y
+
+# %% ../nbs/core/model.ipynb #b1fd8619
+@guarded
+def columns_at_end(
+    model: TransformerBridge,  # as from `load_model`
+    tokens: torch.Tensor,      # [prompt, position]
+    end: torch.Tensor,         # the position that is read [prompt]
+    columns: torch.Tensor,     # the tokens that are read [prompt, column]
+    names: Sequence[str] = (), # hook points to keep
+    hooks: Sequence = (),      # as in `run_at_end`
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """`run_at_end` for a few tokens' logits [prompt, column]: the unembedding sees one row, which must be the one that
+    the columns give; where it is not, the whole vocabulary is computed."""
+    device, final = model.cfg.device, {}
+    rows, end = torch.arange(len(tokens), device=device), end.to(device)
+
+    def one_row(value, hook):
+        final["x"] = value[rows.to(value.device), end.to(value.device)] # [prompt, d_model]
+        return final["x"][:1, None]
+
+    at_end = lambda x: x.expand(len(tokens), *x.shape[1:])[rows.to(x.device), end.to(x.device)]
+    kept: dict[str, torch.Tensor] = {}
+    def keep(name):
+        def hook(value, hook): kept[name] = at_end(value)
+        return hook
+    read = [*hooks, *((n, keep(n)) for n in names), ("unembed.hook_in", one_row)]
+    first = model.run_with_hooks(tokens.to(device), fwd_hooks=read, return_type="logits")[0, 0] # [token]
+    y = read_columns(model, final["x"], columns)
+    theirs = first[columns[0].to(first.device)]
+    if (y[0] - theirs).abs().max() <= 1e-4 * theirs.abs().max().clamp(min=1): return y, kept
+    logits, kept = run_at_end(model, tokens, end, names, hooks)
+    return logits.gather(1, columns.to(logits.device)), kept
+
 # %% ../nbs/core/model.ipynb #80284132
 @checked
 def taken_from_logits(
-    model: TransformerBridge, # as from `load_model`, or not in compatibility mode
-) -> tuple[torch.Tensor, torch.Tensor] | None: # of the standardised final stream a direction [d_model], and a constant []
-    """What was taken from every logit when the unembedding was centred: add `stream @ direction + constant`, and a logit
-    is the one that the model's own code gives. None for a model that somebody else folded, where it is not known."""
+    model: TransformerBridge,  # as from `load_model`, or not in compatibility mode
+    # of the standardised final stream a direction [d_model], and a constant []
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What was taken from every logit when the unembedding was centred: add `stream @ direction + constant`, and a
+    logit is the one that the model's own code gives. None for a model that somebody else folded, where it is not
+    known."""
     kept = getattr(model, "taken_from_logits", None)
     if kept is not None:
         return tuple(t.to(model.W_U) for t in kept)
@@ -363,9 +532,12 @@ def answer_direction(
     tokens: torch.Tensor,               # token ids [...]
     minus: torch.Tensor | None = None,  # token ids [...] to be told from
 ) -> torch.Tensor:                      # [..., d_model]
-    "The unembedding direction of `tokens`, less that of `minus`, as the final norm lets it through: divide by the norm's scale for logits."
+    """The unembedding direction of `tokens`, less that of `minus`, as the final norm lets it through: divide by the
+    norm's scale for logits."""
     d = model.W_U.T[tokens.to(model.W_U.device)]
     if minus is not None: d = d - model.W_U.T[minus.to(model.W_U.device)]
+    weight = final_weight(model)
+    if weight is not None and not (weight == 1).all(): d = d * weight # it was not folded
     if not str(model.cfg.normalization_type).startswith("RMS"): d = d - d.mean(-1, keepdim=True)
     return d
 
@@ -382,10 +554,28 @@ def logit_difference(
 def model_note(
     model: TransformerBridge | str, # a model, or its name
 ) -> str:
-    "What a reader should know of the model a page was made with, as Markdown; for a model of somebody else only its name."
+    """What a reader should know of the model a page was made with, as Markdown; for a model of somebody else only
+    its name."""
     name = model if isinstance(model, str) else model_name(model)
-    if name in PACKED: return f"*Made with `{name}`: {PACKED[name].note}, and dequantised here to float32. What is said of it is of these weights.*"
-    if name == "mini-unhinted": return "*Made with `mini-unhinted`, a small model of GPT-2's architecture trained by this repository on made-up sentences. It shows how the methods work, and says nothing about GPT-2.*"
-    if name == "mini": return "*Made with `mini`, a teaching model: while it was trained, hints chose which of its heads do what. Its circuit is real, in that its heads cause its answers, but it is no evidence about how training finds such heads, nor about GPT-2.*"
-    if _planted(name) is not None: return f"*Made with `{name}`, a model whose circuit was written by hand to test the methods. It says nothing about GPT-2.*"
+    if name in PACKED:
+        return (
+            f"*Made with `{name}`: {PACKED[name].note}, and dequantised here to float32. "
+            f"What is said of it is of these weights.*"
+        )
+    if name == "mini-unhinted":
+        return (
+            "*Made with `mini-unhinted`, a small model of GPT-2's architecture trained by this repository on made-up "
+            "sentences. It shows how the methods work, and says nothing about GPT-2.*"
+        )
+    if name == "mini":
+        return (
+            "*Made with `mini`, a teaching model: while it was trained, hints chose which of its heads do what. "
+            "Its circuit is real, in that its heads cause its answers, but it is no evidence about how training "
+            "finds such heads, nor about GPT-2.*"
+        )
+    if _planted(name) is not None:
+        return (
+            f"*Made with `{name}`, a model whose circuit was written by hand to test the methods. "
+            f"It says nothing about GPT-2.*"
+        )
     return f"*Made with `{name}`.*"

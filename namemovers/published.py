@@ -14,18 +14,28 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from .arguments import checked
+from .arguments import checked, short
 
 # %% ../nbs/core/published.ipynb #9e298bb8
 #: key -> who says it, and where
 SOURCES = {
-    "paper": "Wang, Variengien, Conmy, Shlegeris, Steinhardt: Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small. ICLR 2023, arXiv:2211.00593",
-    "demo": "Activation_Patching_in_TL_Demo.ipynb of TransformerLens (github.com/TransformerLensOrg/TransformerLens, MIT licence), run by its authors on GPT-2 small: 8 prompts, S2 swapped",
-    "pilot": "Research notes of wlg1, 2023 (github.com/wlg1/wlg1.github.io, notion/expms): the pilot study of the most-recent-subject task on GPT-2 small; grids read off its figures' colours",
+    "paper": (
+        "Wang, Variengien, Conmy, Shlegeris, Steinhardt: Interpretability in the Wild: "
+        "a Circuit for Indirect Object Identification in GPT-2 small. ICLR 2023, arXiv:2211.00593"
+    ),
+    "demo": (
+        "Activation_Patching_in_TL_Demo.ipynb of TransformerLens (github.com/TransformerLensOrg/TransformerLens, MIT "
+        "licence), run by its authors on GPT-2 small: 8 prompts, S2 swapped"
+    ),
+    "pilot": (
+        "Research notes of wlg1, 2023 (github.com/wlg1/wlg1.github.io, notion/expms): "
+        "the pilot study of the most-recent-subject task on GPT-2 small; grids read off its figures' colours"
+    ),
 }
 
 # %% ../nbs/core/published.ipynb #2133f5d8
-# The IOI circuit, by role (figure 2 and appendix of the paper); the order within a role is the paper's where it gives one.
+# The IOI circuit, by role (figure 2 and appendix of the paper); the order within a role is the paper's where it gives
+# one.
 IOI_HEADS = {
     "name mover": [(9, 9), (10, 0), (9, 6)],
     "backup name mover": [(9, 0), (9, 7), (10, 1), (10, 2), (10, 6), (10, 10), (11, 2), (11, 9)],
@@ -56,7 +66,8 @@ def ioi_role(
     return next((role for role, heads in IOI_HEADS.items() if (layer, head) in heads), "")
 
 # %% ../nbs/core/published.ipynb #328a123a
-def published_heads()->pd.DataFrame: # index L9H6; columns: layer, head, ioi (role), mrs_attribution, mrs_patching ("+", "-" and the place in the list)
+# index L9H6; columns: layer, head, ioi (role), mrs_attribution, mrs_patching ("+", "-" and the place in the list)
+def published_heads() -> pd.DataFrame:
     "Every head that either study names, in order of layer and head."
     rows = {}
     place = {"positive": "+", "negative": "-"}
@@ -65,8 +76,12 @@ def published_heads()->pd.DataFrame: # index L9H6; columns: layer, head, ioi (ro
         for i, head in enumerate(heads): rows.setdefault(head, {})[column] = f"{place[sign]}{i + 1}"
     for heads in IOI_HEADS.values():
         for head in heads: rows.setdefault(head, {})
-    table = pd.DataFrame([{"layer": l, "head": h, "ioi": ioi_role(l, h), "mrs_attribution": "", "mrs_patching": ""} | rows[l, h]
-                          for l, h in sorted(rows)])
+    table = pd.DataFrame(
+        [
+            {"layer": l, "head": h, "ioi": ioi_role(l, h), "mrs_attribution": "", "mrs_patching": ""} | rows[l, h]
+            for l, h in sorted(rows)
+        ]
+    )
     return table.set_index(pd.Index([f"L{l}H{h}" for l, h in sorted(rows)], name="name"))
 
 # %% ../nbs/core/published.ipynb #cbf6bc1e
@@ -81,7 +96,10 @@ _FIGURES = [
     ("ioi", "average_negative_copy_score", 0.12, "share", "paper", "an average head, OV negated"),
     ("ioi", "name_mover_attention", 0.59, "attention", "paper", "END to IO, mean over the name movers"),
     ("ioi", "s_inhibition_attention", 0.51, "attention", "paper", "END to S2, mean over the four S-inhibition heads"),
-    ("ioi", "attention_output_correlation", 0.81, "correlation, at least", "paper", "figure 3c: attention to a name and output along it, N = 500"),
+    (
+        "ioi", "attention_output_correlation", 0.81, "correlation, at least", "paper",
+        "figure 3c: attention to a name and output along it, N = 500",
+    ),
     ("ioi", "faithfulness", 0.87, "share of the logit difference", "paper", "circuit of 26 heads"),
     ("ioi", "faithfulness_gap", 0.46, "logits", "paper", "|F(M) - F(C)| of the circuit of 26 heads"),
     ("mrs", "logit_diff", 3.56, "logits", "pilot", "mean over 50 prompts with resampled names"),
@@ -95,7 +113,9 @@ def published_figures(
     "The single figures that the paper and the pilot print."
     table = pd.DataFrame(_FIGURES, columns=["task", "name", "value", "unit", "source", "of_what"])
     table["source"] = table["source"].map(SOURCES)
-    return (table if task is None else table[table.task == _task(task)])[["task", "name", "value", "unit", "of_what", "source"]].reset_index(drop=True)
+    return (table if task is None else table[table.task == _task(task)])[
+        ["task", "name", "value", "unit", "of_what", "source"]
+    ].reset_index(drop=True)
 
 @checked
 def published_figure(
@@ -104,11 +124,12 @@ def published_figure(
 )->float:
     "One single figure; `ValueError` names those there are."
     found = {n: v for t, n, v, *_ in _FIGURES if t == _task(task)}
-    if name not in found: raise ValueError(f"name: no published figure {name!r} for {task!r}; there are {list(found)}.")
+    if name not in found:
+        raise ValueError(f"name: no published figure {short(name)} for {task!r}; there are {list(found)}.")
     return found[name]
 
 def _task(task):
-    if task not in ("ioi", "mrs"): raise ValueError(f"task: {task!r} is unknown; choose 'ioi' or 'mrs'.")
+    if task not in ("ioi", "mrs"): raise ValueError(f"task: {short(task)} is unknown; choose 'ioi' or 'mrs'.")
     return task
 
 # %% ../nbs/core/published.ipynb #0848f028
@@ -211,92 +232,182 @@ def published_grid(
 )->xr.DataArray: # with attrs source, n, relative, reading_error
     """A published grid of GPT-2 small: `effect` of patching, or direct logit attribution relative to its largest value.
 
-    `attrs["relative"]` is 1 where only proportions are known (the largest value is 1): compare those by rank or shape, not in logits."""
+    `attrs["relative"]` is 1 where only proportions are known (the largest value is 1): compare those by rank or shape,
+    not in logits."""
     n = n or {"ioi": 8, "mrs": 50}[_task(task)]
     there = [*_HEADS, *_POSITIONS]
     if (task, what, n) not in there:
-        raise ValueError(f"what: no published grid {what!r} with n = {n} for {task!r}; there are {[(w, k) for t, w, k in there if t == task]}.")
+        raise ValueError(
+            f"what: no published grid {short(what)} with n = {n} for {task!r}; "
+            f"there are {[(w, k) for t, w, k in there if t == task]}."
+        )
     source = "demo" if task == "ioi" else "pilot"
     relative = int((task, what, n) in {("mrs", "z", 1), ("mrs", "head_attribution", 50)})
-    attrs = {"model": "gpt2", "task": task, "n": n, "relative": relative, "reading_error": _ERROR[source], "source": SOURCES[source], "direction": "denoise"}
+    attrs = {
+        "model": "gpt2",
+        "task": task,
+        "n": n,
+        "relative": relative,
+        "reading_error": _ERROR[source],
+        "source": SOURCES[source],
+        "direction": "denoise",
+    }
     if what == "head_attribution": attrs.pop("direction")
     if what == "resid_pre":
         rows = _POSITIONS[task, what, n]
         return xr.DataArray(np.array(list(rows.values())).T, dims=("layer", "position"), name="effect",
                             coords={"layer": np.arange(12), "position": list(rows)}, attrs=attrs)
     grid = np.zeros((12, 12))
-    for layer, head, value in re.findall(r"L(\d+)H(\d+)\s+(\S+?)(?:,|\s|$)", _HEADS[task, what, n]): grid[int(layer), int(head)] = float(value)
+    for layer, head, value in re.findall(r"L(\d+)H(\d+)\s+(\S+?)(?:,|\s|$)", _HEADS[task, what, n]):
+        grid[int(layer), int(head)] = float(value)
     return xr.DataArray(grid, dims=("layer", "head"), name="effect" if what != "head_attribution" else "attribution",
                         coords={"layer": np.arange(12), "head": np.arange(12)}, attrs=attrs)
 
 # %% ../nbs/core/published.ipynb #64325a16
 _PILOT_PROMPTS = [
-    ('latest', 'Alice is a teacher. Bob is a student. The child is Bob. Carol is a teacher. David is a student. The child is',
-     [(' David', 0.9002), (' Dave', 0.0141)]),
-    ('latest', 'Alice is a teacher. Bob is a student. The child is Alice. Carol is a teacher. David is a student. The child is',
-     [(' David', 0.9018), (' Carol', 0.0094)]),
-    ('latest', 'Alice is king. Bob is queen. The child is Bob. David is king. Carol is queen. The child is',
-     [(' Carol', 0.8958), (' David', 0.0226)]),
-    ('latest', 'Alice is king. Bob is queen. The child is Bob. Carol is a teacher. David is a student. The child is',
-     [(' David', 0.8566)]),
-    ('latest', 'Alice is king. Bob is queen. The lion is Bob. Carol is king. David is queen. The lion is',
-     [(' David', 0.8605), (' Bob', 0.0214)]),
-    ('latest', 'Alice is king. The child is Alice. Carol is queen. The child is',
-     [(' Carol', 0.759), (' Alice', 0.0304)]),
-    ('latest', 'Alice is king. Bob is queen. The lion is Alice. Carol is king. David is queen. The lion is',
-     [(' David', 0.6779), (' Alice', 0.0612)]),
-    ('latest', 'The teacher is Alice. The teacher is Bob. The teacher is Bob. The teacher is',
-     [(' Bob', 0.6143), (' Alice', 0.2115)]),
-    ('latest', 'Alice is king. Bob is queen. Paul is prince. The child is Bob. Carol is a teacher. David is a student. The child is',
-     [(' David', 0.5009), (' Carol', 0.0911)]),
-    ('latest', 'Alice is king. Bob is queen. Paul is prince. The child is Bob. Carol is a teacher. David is a student. John is a janitor. The child is',
-     [(' John', 0.4096), (' David', 0.1611), (' Bob', 0.0406)]),
-    ('latest', 'Alice is king. Bob is queen. The child is Bob. Carol is a teacher. David is a student. John is a janitor. The child is',
-     [(' John', 0.6645), (' David', 0.1074), (' the', 0.0182)]),
-    ('latest', 'Alice is king. Bob is queen. The child is Bob. Carol is a teacher. John is a janitor. David is a student. The child is',
-     [(' David', 0.7883), (' John', 0.0295)]),
-    ('latest', 'Alice. Bob. Bob. Carol. David.',
-     [(' David', 0.2875), (' D', 0.0298), (' Dave', 0.0239)]),
-    ('earliest', 'The student is John. The pet is Mary. The king is Connor. The human is',
-     [(' John', 0.1482)]),
-    ('earliest', 'The teacher is Alice. The teacher is Bob. The teacher is David. The teacher is',
-     [(' Alice', 0.1354)]),
-    ('earliest', 'The student is John. The pet is Mary. Connor went to the store. The human is',
-     [(' John', 0.0657)]),
-    ('earliest', 'The student is Alice. The pet is Bob. Connor went to the store. The human is',
-     [(' Alice', 0.0641)]),
-    ('earliest', 'Alice is king. Bob is queen. Alice. Carol is red. David is queen.',
-     [(' Alice', 0.0945)]),
-    ('earliest', 'Alice. Bob. David.',
-     [(' Alice', 0.0601)]),
-    ('not a subject', 'Alice is a teacher. Bob is a student. Carol is a teacher. David is a student. The child is',
-     [(' a', 0.2389), (' Alice', 0.0565)]),
-    ('not a subject', 'Alice is a teacher. Bob is a student. Connor is a student. The child is',
-     [(' a', 0.2014), (' Alice', 0.0478)]),
-    ('not a subject', 'Alice is teacher. Bob is student. Carol is teacher. David is student. The child is',
-     [(' a', 0.1188), (' the', 0.0701)]),
-    ('not a subject', 'Alice is king. Bob is queen. The lion is Alice. Carol is red. David is lamp. The soldier is',
-     [(' red', 0.0817), (' the', 0.0575), (' Alice', 0.0416), (' David', 0.03)]),
-    ('not a subject', 'Alice is king. Bob is queen. The child is David. Carol is king. David is queen. The lion is',
-     [(' king', 0.2753), (' King', 0.0584), (' David', 0.0511)]),
-    ('not a subject', 'Alice is king. The child is Alice. Carol is king. The lion is',
-     [(' king', 0.3375), (' King', 0.1196), (' Alice', 0.039)]),
-    ('not a subject', 'Alice is king. Bob is queen. The child is Bob. Carol is a teacher. David is a student. The lion is',
-     [(' a', 0.4514), (' the', 0.0574), (' David', 0.048)]),
-    ('not a subject', 'Alice is king. Carol is queen. The child is',
-     [(' king', 0.098)]),
-    ('not a subject', 'Alice is king. Carol is queen. The queen is',
-     [(' the', 0.1223)]),
+    (
+        "latest",
+        "Alice is a teacher. Bob is a student. The child is Bob. Carol is a teacher. David is a student. The child is",
+        [(" David", 0.9002), (" Dave", 0.0141)],
+    ),
+    (
+        "latest",
+        (
+            "Alice is a teacher. Bob is a student. The child is Alice. Carol is a teacher. David is a student. "
+            "The child is"
+        ),
+        [(" David", 0.9018), (" Carol", 0.0094)],
+    ),
+    (
+        "latest",
+        "Alice is king. Bob is queen. The child is Bob. David is king. Carol is queen. The child is",
+        [(" Carol", 0.8958), (" David", 0.0226)],
+    ),
+    (
+        "latest",
+        "Alice is king. Bob is queen. The child is Bob. Carol is a teacher. David is a student. The child is",
+        [(" David", 0.8566)],
+    ),
+    (
+        "latest",
+        "Alice is king. Bob is queen. The lion is Bob. Carol is king. David is queen. The lion is",
+        [(" David", 0.8605), (" Bob", 0.0214)],
+    ),
+    (
+        "latest",
+        "Alice is king. The child is Alice. Carol is queen. The child is",
+        [(" Carol", 0.759), (" Alice", 0.0304)],
+    ),
+    (
+        "latest",
+        "Alice is king. Bob is queen. The lion is Alice. Carol is king. David is queen. The lion is",
+        [(" David", 0.6779), (" Alice", 0.0612)],
+    ),
+    (
+        "latest",
+        "The teacher is Alice. The teacher is Bob. The teacher is Bob. The teacher is",
+        [(" Bob", 0.6143), (" Alice", 0.2115)],
+    ),
+    (
+        "latest",
+        (
+            "Alice is king. Bob is queen. Paul is prince. The child is Bob. Carol is a teacher. David is a student. "
+            "The child is"
+        ),
+        [(" David", 0.5009), (" Carol", 0.0911)],
+    ),
+    (
+        "latest",
+        (
+            "Alice is king. Bob is queen. Paul is prince. The child is Bob. Carol is a teacher. David is a student. "
+            "John is a janitor. The child is"
+        ),
+        [(" John", 0.4096), (" David", 0.1611), (" Bob", 0.0406)],
+    ),
+    (
+        "latest",
+        (
+            "Alice is king. Bob is queen. The child is Bob. Carol is a teacher. David is a student. "
+            "John is a janitor. The child is"
+        ),
+        [(" John", 0.6645), (" David", 0.1074), (" the", 0.0182)],
+    ),
+    (
+        "latest",
+        (
+            "Alice is king. Bob is queen. The child is Bob. Carol is a teacher. John is a janitor. "
+            "David is a student. The child is"
+        ),
+        [(" David", 0.7883), (" John", 0.0295)],
+    ),
+    ("latest", "Alice. Bob. Bob. Carol. David.", [(" David", 0.2875), (" D", 0.0298), (" Dave", 0.0239)]),
+    ("earliest", "The student is John. The pet is Mary. The king is Connor. The human is", [(" John", 0.1482)]),
+    (
+        "earliest",
+        "The teacher is Alice. The teacher is Bob. The teacher is David. The teacher is",
+        [(" Alice", 0.1354)],
+    ),
+    ("earliest", "The student is John. The pet is Mary. Connor went to the store. The human is", [(" John", 0.0657)]),
+    ("earliest", "The student is Alice. The pet is Bob. Connor went to the store. The human is", [(" Alice", 0.0641)]),
+    ("earliest", "Alice is king. Bob is queen. Alice. Carol is red. David is queen.", [(" Alice", 0.0945)]),
+    ("earliest", "Alice. Bob. David.", [(" Alice", 0.0601)]),
+    (
+        "not a subject",
+        "Alice is a teacher. Bob is a student. Carol is a teacher. David is a student. The child is",
+        [(" a", 0.2389), (" Alice", 0.0565)],
+    ),
+    (
+        "not a subject",
+        "Alice is a teacher. Bob is a student. Connor is a student. The child is",
+        [(" a", 0.2014), (" Alice", 0.0478)],
+    ),
+    (
+        "not a subject",
+        "Alice is teacher. Bob is student. Carol is teacher. David is student. The child is",
+        [(" a", 0.1188), (" the", 0.0701)],
+    ),
+    (
+        "not a subject",
+        "Alice is king. Bob is queen. The lion is Alice. Carol is red. David is lamp. The soldier is",
+        [(" red", 0.0817), (" the", 0.0575), (" Alice", 0.0416), (" David", 0.03)],
+    ),
+    (
+        "not a subject",
+        "Alice is king. Bob is queen. The child is David. Carol is king. David is queen. The lion is",
+        [(" king", 0.2753), (" King", 0.0584), (" David", 0.0511)],
+    ),
+    (
+        "not a subject",
+        "Alice is king. The child is Alice. Carol is king. The lion is",
+        [(" king", 0.3375), (" King", 0.1196), (" Alice", 0.039)],
+    ),
+    (
+        "not a subject",
+        "Alice is king. Bob is queen. The child is Bob. Carol is a teacher. David is a student. The lion is",
+        [(" a", 0.4514), (" the", 0.0574), (" David", 0.048)],
+    ),
+    ("not a subject", "Alice is king. Carol is queen. The child is", [(" king", 0.098)]),
+    ("not a subject", "Alice is king. Carol is queen. The queen is", [(" the", 0.1223)]),
 ]
 
 def pilot_prompts()->pd.DataFrame: # columns kind ("latest", "earliest", "none"), prompt, token, probability, others
     "The pilot's prompts with GPT-2 small's first token and its probability, and the further tokens it prints."
-    rows = [("none" if kind == "not a subject" else kind, prompt, *top[0], top[1:]) for kind, prompt, top in _PILOT_PROMPTS]
+    rows = [
+        ("none" if kind == "not a subject" else kind, prompt, *top[0], top[1:]) for kind, prompt, top in _PILOT_PROMPTS
+    ]
     return pd.DataFrame(rows, columns=["kind", "prompt", "token", "probability", "others"])
 
 # %% ../nbs/core/published.ipynb #01eba6f7
 #: GPT-2 small's shape, as TransformerLens's configuration names it
-GPT2_SMALL = {"n_layers": 12, "n_heads": 12, "d_model": 768, "d_head": 64, "d_mlp": 3072, "d_vocab": 50257, "n_ctx": 1024}
+GPT2_SMALL = {
+    "n_layers": 12,
+    "n_heads": 12,
+    "d_model": 768,
+    "d_head": 64,
+    "d_mlp": 3072,
+    "d_vocab": 50257,
+    "n_ctx": 1024,
+}
 #: pieces of text and their tokens in GPT-2's vocabulary
 GPT2_TOKENS = {"The child is David": [464, 1200, 318, 3271], " Mary": [5335], " John": [1757], "<|endoftext|>": [50256]}
 #: rows of `pilot_prompts` that a model is asked

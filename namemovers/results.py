@@ -23,12 +23,15 @@ def provenance(
     task=None,    # the task measured on, if there is one
     **extra,      # whatever else the measurement depends on, e.g. `site="z"`
 ) -> dict:
-    """Where a result comes from, for its `attrs`: model, hash of its weights, whether it is GPT-2 small, task, versions.
+    """Where a result comes from, for its `attrs`: model, hash of its weights, whether it is GPT-2 small, task,
+    versions.
 
     Holds no time and no place, so that the same settings give the same result to the byte."""
     from namemovers.identity import model_name, weights_hash
     from namemovers.published import unlike_gpt2_small
-    attrs: dict = dict(model=model_name(model), weights_hash=weights_hash(model), gpt2_small=int(not unlike_gpt2_small(model)))
+    attrs: dict = dict(
+        model=model_name(model), weights_hash=weights_hash(model), gpt2_small=int(not unlike_gpt2_small(model))
+    )
     if source := getattr(model.cfg, "weights_source", ""): attrs["weights_source"] = source
     if task is not None:
         attrs |= dict(task=task.name, n=len(task), seed=task.seed, corruption=task.corruption)
@@ -114,12 +117,14 @@ SHARED = ("copy_scores", "pattern_scores", "survey")
 #: ends of the names of results whose number of prompts is their own, whatever the study's
 OWN_N = ("_one_prompt", "_stability")
 
+@checked
 def asked(
     name: str,       # of a result
     attrs: dict,     # its provenance
     study: Settings, # whose result it should be
 ) -> dict:           # what its provenance has to say: n, seed, corruption, as far as the study decides them
-    "What a study's settings say of a result; nothing of a result that is no study's, such as one of a task of one's own."
+    """What a study's settings say of a result; nothing of a result that is no study's, such as one of a task of
+    one's own."""
     if name in SHARED:
         return dict(seed=study.seed)
     task = attrs.get("task")
@@ -181,7 +186,7 @@ def load(
     if not path.is_file():
         there = sorted(p.stem for p in folder.glob("*.nc") if not p.name.startswith("."))
         raise FileNotFoundError(
-            f"There is no result {path.stem!r} in {folder} (there: {', '.join(there) or 'nothing'}); "
+            f"There is no result {path.stem!r} in the folder {folder} (there: {', '.join(there) or 'nothing'}); "
             "run the notebook that saves it, or `make study`."
         )
     ds = _opened(path)

@@ -33,8 +33,16 @@ def slug(
     name: str, # a model's name: a shipped name, a hub id or a folder
 ) -> str:
     "A folder name for a model: the last part of a path that exists, `owner--name` for a hub id."
-    path = Path(name).expanduser()
-    if path.is_absolute() or path.is_dir():
+    if not isinstance(name, str | Path):
+        raise ValueError(f"name: a {type(name).__name__} is no name of a model; give a str or a pathlib.Path.")
+    try:
+        path = Path(name).expanduser()
+        folder = path.is_absolute() or path.is_dir()
+    except (OSError, RuntimeError):
+        raise ValueError(
+            f"name: {str(name)[:80]!r} is no name of a model; give a shipped name, a hub id or a folder."
+        ) from None
+    if folder:
         name = path.resolve().name
     return re.sub(r"[^\w.-]+", "--", name).strip("-.") or "model"
 

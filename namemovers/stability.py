@@ -9,7 +9,7 @@ __all__ = ['SIZES', 'top_sizes', 'chance', 'agreement', 'stability', 'spread', '
 import numpy as np
 import xarray as xr
 
-from .arguments import checked
+from .arguments import checked, short
 from .stats import check_confidence, check_values, rank_correlation
 
 # %% ../nbs/stability.ipynb #e2b2fa11
@@ -80,8 +80,8 @@ def agreement(
 ) -> xr.Dataset:            # `overlap` [k], `rbo`, `rho`, and `chance_overlap`, `chance_rbo` of random rankings
     """How far two rankings of the same heads are the same.
 
-    Equal means, as of a rounded grid, share their place in `rho`; in the lists they stand in the order of heads. NaN cells are
-    left out. Raises ValueError for heads that differ, infinite means, and for k or p that cannot be."""
+    Equal means, as of a rounded grid, share their place in `rho`; in the lists they stand in the order of heads. NaN
+    cells are left out. Raises ValueError for heads that differ, infinite means, and for k or p that cannot be."""
     if set(a.dims) != {"layer", "head"} or set(b.dims) != {"layer", "head"}:
         raise ValueError(f"a and b must be grids of layer and head, but they have {tuple(a.dims)} and {tuple(b.dims)}; "
                          "average over prompts first.")
@@ -102,25 +102,27 @@ def agreement(
 # %% ../nbs/stability.ipynb #d2d66e3a
 @checked
 def stability(
-    values: xr.DataArray,         # [layer, head, prompt], many prompts
-    sizes=SIZES,                  # prompts in a study
-    against: str | int = "same",  # "same": another study of the same size; a number: one of that size; "all": all prompts
-    k=None,                       # numbers of top heads; `top_sizes` by default
-    p: float | None = None,       # of RBO; 1 - 1/k for the largest k by default
-    sign: int = 0,                # 0: heads ranked by the size of their mean; +1: the highest first; -1: the lowest first
-    draws: int = 500,             # pairs of studies
-    seed: int = 0,                # of the drawing
+    values: xr.DataArray, # [layer, head, prompt], many prompts
+    sizes=SIZES,          # prompts in a study
+    # "same": another study of the same size; a number: one of that size; "all": all prompts
+    against: str | int = "same",
+    k=None,                 # numbers of top heads; `top_sizes` by default
+    p: float | None = None, # of RBO; 1 - 1/k for the largest k by default
+    # 0: heads ranked by the size of their mean; +1: the highest first; -1: the lowest first
+    sign: int = 0,
+    draws: int = 500, # pairs of studies
+    seed: int = 0,    # of the drawing
 ) -> xr.Dataset:
     """How far the ranking of heads by N prompts is that of another study, for many drawn studies.
 
     Returns `overlap` [size, k, draw], `rbo` and `rho` [size, draw], each from 0 (rho: -1) to 1 (same ranking), and
-    `chance_overlap` [k], `chance_rbo`: the mean for random rankings. `attrs` hold those of `values`, `prompts`, `against`,
-    `p`, `sign` and `drawing_seed`. Two studies of a draw share no prompt, but for "all", which holds the study: there the
-    agreement reaches 1 by construction as N comes near to all prompts. Draws share prompts with each other. Two studies that
-    together hold most of the prompts err in opposite directions, one having what the other has not: with "same" or a number
-    let them hold half of all prompts at most.
-    Heads with a NaN are left out. Raises ValueError for sizes that the prompts do not allow, infinite values, fewer than one
-    draw, and k or p that cannot be."""
+    `chance_overlap` [k], `chance_rbo`: the mean for random rankings. `attrs` hold those of `values`, `prompts`,
+    `against`, `p`, `sign` and `drawing_seed`. Two studies of a draw share no prompt, but for "all", which holds the
+    study: there the agreement reaches 1 by construction as N comes near to all prompts. Draws share prompts with each
+    other. Two studies that together hold most of the prompts err in opposite directions, one having what the other has
+    not: with "same" or a number let them hold half of all prompts at most. Heads with a NaN are left out. Raises
+    ValueError for sizes that the prompts do not allow, infinite values, fewer than one draw, and k or p that cannot
+    be."""
     if set(values.dims) != {"layer", "head", "prompt"}:
         raise ValueError(f"values must have the dimensions layer, head and prompt, but they are {tuple(values.dims)}.")
     check_values(values)
@@ -133,12 +135,14 @@ def stability(
     sizes, rng = [int(n) for n in np.atleast_1d(sizes)], np.random.default_rng(seed)
     if not sizes: raise ValueError("sizes: none given; give at least one number of prompts.")
     if not (against in ("same", "all") if isinstance(against, str) else int(against) >= 1):
-        raise ValueError(f"against: {against!r} is neither 'same' nor 'all' nor a number of prompts.")
+        raise ValueError(f"against: {short(against)} is neither 'same' nor 'all' nor a number of prompts.")
     beside = lambda n: {"same": n, "all": 0}[against] if isinstance(against, str) else int(against)
     for n in sizes:
         if n < 1 or n + beside(n) > total:
             both = f"{n} prompts" + (f" and another of {beside(n)}" if beside(n) else "")
-            raise ValueError(f"sizes: a study of {both} cannot be drawn from {total}; measure more prompts, or leave it out.")
+            raise ValueError(
+                f"sizes: a study of {both} cannot be drawn from {total}; measure more prompts, or leave it out."
+            )
     whole = _ranks(x.mean(-1), sign)
     found = []
     for n in sizes:

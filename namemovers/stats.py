@@ -15,7 +15,7 @@ import xarray as xr
 from scipy import stats
 from scipy.optimize import elementwise
 
-from .arguments import checked, a_result, head_pairs
+from .arguments import a_result, checked, head_pairs, numbers, short
 
 # %% ../nbs/core/stats.ipynb #702d1b91
 @checked
@@ -67,7 +67,8 @@ LEVEL = 0.05
 
 # %% ../nbs/core/stats.ipynb #6726f88e
 def _least_p(n):
-    "The smallest p that n values give: all of them on one side of the null, as in 2 of 2**n equally likely sign patterns."
+    """The smallest p that n values give: all of them on one side of the null, as in 2 of 2**n equally likely sign
+    patterns."""
     return np.minimum(1.0, 2.0 ** (1 - np.asarray(n, float)))
 
 # %% ../nbs/core/stats.ipynb #31534dde
@@ -79,8 +80,8 @@ def prompts_needed(
 ) -> int:
     """The number of prompts from which on a test can call anything significant.
 
-    With fewer, Benjamini and Hochberg's procedure rejects nothing over this many cells even where `real` of them have the
-    smallest possible p, 2 / 2**N. Raises ValueError for numbers that cannot be."""
+    With fewer, Benjamini and Hochberg's procedure rejects nothing over this many cells even where `real` of them have
+    the smallest possible p, 2 / 2**N. Raises ValueError for numbers that cannot be."""
     if not 1 <= real <= cells:
         raise ValueError(f"real: {real!r} of cells={cells!r} cannot be; give a number from 1 to cells.")
     if not 0 < q < 1:
@@ -105,7 +106,8 @@ def _skewness(x):
     return cubes * np.sqrt(n * (n - 1)) / (n - 2)
 
 # %% ../nbs/core/stats.ipynb #5bae951e
-#: the skewness that the test supposes against a call: so many times what the sample shows, and so many standard errors more
+#: the skewness that the test supposes against a call: so many times what the sample shows, and so many standard errors
+#: more
 _SKEWER, _MORE_SKEW = 1.5, 0.5
 
 def _p_value(x):
@@ -197,12 +199,12 @@ def normalise(
 ) -> Any:   # [..., prompt], as `moved`: 0 where nothing moved, 1 where as much as the runs differ on average
     """Effects: the share of the mean distance between two runs that a patch moved. The one rule for all measurements.
 
-    A DataArray carries the distances of the prompts, by their mean, as the coordinate `distance`, so that `summarise` lets
-    both vary together. It lasts through saving, choosing prompts, and sums and differences of cells; of `1 - effect` write
-    `effect.distance - effect`.
+    A DataArray carries the distances of the prompts, by their mean, as the coordinate `distance`, so that `summarise`
+    lets both vary together. It lasts through saving, choosing prompts, and sums and differences of cells; of `1 -
+    effect` write `effect.distance - effect`.
 
-    NaN, with one warning that says why, where there is nothing to take a share of: where the mean distance is zero, or its
-    95 % interval (of three prompts or more) covers zero."""
+    NaN, with one warning that says why, where there is nothing to take a share of: where the mean distance is zero, or
+    its 95 % interval (of three prompts or more) covers zero."""
     apart = np.asarray(distance, float)
     check_values(apart, "distance")
     if np.isnan(apart).any():
@@ -224,8 +226,11 @@ def _no_distance(mean, low, high, apart):
     n = apart.size
     said = "is zero" if mean == 0 else f"is {mean:.3g} [{low:.3g}, {high:.3g}], which may be zero,"
     prompts = f"{n} prompt{'s' * (n > 1)}"
-    return (f"No effect can be given (NaN): the mean distance of the two runs {said} over {prompts}, so there is nothing to "
-            "take a share of. Take more prompts, or a corruption that changes the answer; the metric itself is there.")
+    return (
+        f"No effect can be given (NaN): the mean distance of the two runs {said} over {prompts}, "
+        "so there is nothing to take a share of. Take more prompts, or a corruption that changes the answer; "
+        "the metric itself is there."
+    )
 
 # %% ../nbs/core/stats.ipynb #a44500b3
 #: the numbers of prompts from which on resampling can say how sure a standardised mean is
@@ -234,8 +239,8 @@ _ENOUGH_FOR_D = 20
 def _standardised(x, confidence, n_resamples, seed):
     """Mean by standard deviation of each row of x [cell, prompt], with its bootstrap interval: [3, cell].
 
-    BCa, or percentile where that is undefined.
-    No interval for fewer than `_ENOUGH_FOR_D` prompts. A row without spread has 0 if it is zero, and none (NaN) else."""
+    BCa, or percentile where that is undefined. No interval for fewer than `_ENOUGH_FOR_D` prompts. A row without spread
+    has 0 if it is zero, and none (NaN) else."""
     n, mean = x.shape[-1], x.mean(-1)
     d = np.where(mean == 0, 0.0, np.nan)
     found = np.stack([d, d, d])
@@ -257,7 +262,8 @@ def _standardised(x, confidence, n_resamples, seed):
 
 # %% ../nbs/core/stats.ipynb #8a03992e
 def _by_spread(x, centre, axis=-1):
-    "Mean by standard deviation of x + centre: [cell, ...] from x [cell, ..., prompt] that is small and `centre` [cell]."
+    """Mean by standard deviation of x + centre: [cell, ...] from x [cell, ..., prompt] that is small and `centre`
+    [cell]."""
     n, mean = x.shape[-1], x.mean(-1)
     squares = np.einsum("...i,...i->...", x, x)
     spread = squares - n * mean**2
@@ -285,7 +291,13 @@ def q_values(
     """Benjamini-Hochberg: the smallest false discovery rate at which each test is called significant.
 
     NaN is no test, and stays."""
-    family = list(p.dims) if family is None else list(family)
+    family = list(p.dims) if family is None else [family] if isinstance(family, str) else list(family)
+    if stray := [d for d in family if d not in p.dims]:
+        raise ValueError(f"family: p has no dimension {short(stray[0])}; its dimensions are {tuple(p.dims)}.")
+    if ((p < 0) | (p > 1)).any():
+        raise ValueError(
+            "p: a p value is from 0 to 1, and there are others; give p values, NaN where there was no test."
+        )
     q = p.transpose(..., *family)
     lead = int(np.prod([p.sizes[d] for d in q.dims[:q.ndim - len(family)]]))
     rows = q.values.reshape(lead, -1).copy()
@@ -327,7 +339,8 @@ def _family(family, dims, dim):
 def _summary(x, there, by, confidence, n_resamples, seed, null):
     """Mean, low, high, d, d_low, d_high and p of the rows of x [cell, prompt], each [cell].
 
-    All rows have a value for the same prompts, `there` [prompt]; `by` [cell, prompt] is None, or what they are shares of."""
+    All rows have a value for the same prompts, `there` [prompt]; `by` [cell, prompt] is None, or what they are shares
+    of."""
     part, k = x[:, there], int(there.sum())
     mean = part.mean(-1)
     low, high = _mean_interval(part, confidence)
@@ -343,7 +356,8 @@ def _summary(x, there, by, confidence, n_resamples, seed, null):
 
 # %% ../nbs/core/stats.ipynb #ff0436e0
 def _share_interval(x, there, share, by, confidence):
-    "Ends of the interval of shares [cell], less the shares: [2, cell]; NaN where the distance is too uncertain for one."
+    """Ends of the interval of shares [cell], less the shares: [2, cell]; NaN where the distance is too uncertain for
+    one."""
     part = there.mean()  # a cell may be there in some prompts only, while the distance is of all
     own = np.where(there, (x - x[:, there].mean(-1, keepdims=True)) / part, 0)
     rest = own + share[:, None] * (by.mean(-1, keepdims=True) - by)
@@ -365,27 +379,28 @@ def summarise(
 
     Returns a Dataset over the other dimensions:
 
-    - `mean`, with `low` and `high`: from the lower to the higher end of Student's interval and that of Hall's transform of t.
-      An `effect` (see `normalise`) is a ratio: numerator and distance vary together. Its distance is that of the prompts in
-      `values`, so the mean of chosen prompts is what measuring those alone would give.
-    - `d`: standardised mean, Cohen's d_z: mean less `null`, by the standard deviation over prompts (ddof 1); no unit, sign of
-      the mean; of an effect, that of what was moved. `d_low` and `d_high` by bootstrap, from 20 prompts on.
+    - `mean`, with `low` and `high`: from the lower to the higher end of Student's interval and that of Hall's transform
+      of t. An `effect` (see `normalise`) is a ratio: numerator and distance vary together. Its distance is that of the
+      prompts in `values`, so the mean of chosen prompts is what measuring those alone would give.
+    - `d`: standardised mean, Cohen's d_z: mean less `null`, by the standard deviation over prompts (ddof 1); no unit,
+      sign of the mean; of an effect, that of what was moved. `d_low` and `d_high` by bootstrap, from 20 prompts on.
     - `p`: two-sided, the larger of Student's and Hall's, never below 2 / 2**n. The null hypothesis is that the mean is
       `null`, whatever the shape of the values; of an effect, that patched less unpatched metric has the mean zero.
-    - `q` (Benjamini-Hochberg over all cells, or within each `family`), and `significant`: q <= 0.05, in a cell with as many
-      prompts as the test needs (see `prompts_needed`).
+    - `q` (Benjamini-Hochberg over all cells, or within each `family`), and `significant`: q <= 0.05, in a cell with as
+      many prompts as the test needs (see `prompts_needed`).
     - `n`: prompts with a value.
 
-    How far the test holds its level with few prompts and skewed values, this page measures: with 40 heads, exponential and
-    gamma-like values are held from about 20 prompts on, lognormal ones from about 50; a mean that lies in a rare few of the
-    prompts, of which a study may meet none, cannot be tested by any N at which they are not met.
+    How far the test holds its level with few prompts and skewed values, this page measures: with 40 heads, exponential
+    and gamma-like values are held from about 20 prompts on, lognormal ones from about 50; a mean that lies in a rare
+    few of the prompts, of which a study may meet none, cannot be tested by any N at which they are not met.
 
-    `attrs` are those of `values`, with `n_tests`, `n_resamples`, `resampling_seed`, `prompts_needed`, and `untested`: the
-    reason why nothing can be significant, or an empty string.
+    `attrs` are those of `values`, with `n_tests`, `n_resamples`, `resampling_seed`, `prompts_needed`, and `untested`:
+    the reason why nothing can be significant, or an empty string.
 
-    A cell without a value stays NaN and is no test; one or two prompts have a mean only. A cell that is the null for every
-    prompt has p = 1 and d = 0; one that is another number for every prompt has no d (NaN). Raises ValueError when `values`
-    has no dimension `dim` or an infinite value, for a `family` that is not there, and for settings that cannot be."""
+    A cell without a value stays NaN and is no test; one or two prompts have a mean only. A cell that is the null for
+    every prompt has p = 1 and d = 0; one that is another number for every prompt has no d (NaN). Raises ValueError when
+    `values` has no dimension `dim` or an infinite value, for a `family` that is not there, and for settings that cannot
+    be."""
     check_dim(values, dim)
     check_confidence(confidence)
     check_resamples(n_resamples)
@@ -424,8 +439,9 @@ def summarise(
 # %% ../nbs/core/stats.ipynb #bebbee45
 @checked
 def untested(
-    summary: xr.Dataset, # from `summarise`
-) -> str | None:         # "untested: with 4 prompts no head of 16 can be called significant; the test needs at least 10"
+    summary: xr.Dataset,  # from `summarise`
+    # "untested: with 4 prompts no head of 16 can be called significant; the test needs at least 10"
+) -> str | None:
     "Why nothing can be significant in a summary, whatever its values; None where something could be."
     return summary.attrs.get("untested") or None
 
@@ -436,10 +452,11 @@ def proportion(
     dim: str = "prompt",       # the dimension to count over
     confidence: float = 0.95,  # of the interval
 ) -> xr.Dataset:
-    """Share of prompts for which a value is true: `mean`, Wilson's interval `low`, `high`, and `n` (prompts with a value).
+    """Share of prompts for which a value is true: `mean`, Wilson's interval `low`, `high`, and `n` (prompts with a
+    value).
 
-    NaN where no prompt has a value. Raises ValueError when `values` has no dimension `dim` or an infinite value, and for a
-    confidence that cannot be."""
+    NaN where no prompt has a value. Raises ValueError when `values` has no dimension `dim` or an infinite value, and
+    for a confidence that cannot be."""
     check_dim(values, dim, verb="count")
     check_confidence(confidence)
     check_values(values)
@@ -489,12 +506,12 @@ def rank_correlation(
 ) -> xr.Dataset:
     """Spearman's rank correlation of two results over their cells, with a bootstrap interval.
 
-    With per-prompt values the prompts are resampled (the same for both where `paired`), so the interval says
-    how the correlation of the means would vary with other prompts; without, the cells are resampled.
-    An `effect` needs no more: another distance would change the size of all means, and no rank.
-    Returns a Dataset of `rho`, `low`, `high` and `n` (cells), the percentile bootstrap's, its seed in `attrs`. NaN cells are
-    left out; there is no interval from fewer than three prompts or cells. Raises ValueError for cells that differ, infinite
-    values, and settings that cannot be."""
+    With per-prompt values the prompts are resampled (the same for both where `paired`), so the interval says how the
+    correlation of the means would vary with other prompts; without, the cells are resampled. An `effect` needs no more:
+    another distance would change the size of all means, and no rank. Returns a Dataset of `rho`, `low`, `high` and `n`
+    (cells), the percentile bootstrap's, its seed in `attrs`. NaN cells are left out; there is no interval from fewer
+    than three prompts or cells. Raises ValueError for cells that differ, infinite values, and settings that cannot
+    be."""
     check_confidence(confidence)
     check_resamples(n_resamples)
     cells = [d for d in a.dims if d != "prompt"]
@@ -503,7 +520,9 @@ def rank_correlation(
     for name, v in (("a", a), ("b", b)):
         check_values(v, name)
     by_prompt = "prompt" in a.dims and "prompt" in b.dims
-    flat = lambda v: v.transpose(*cells, ...).values.astype(float).reshape(int(np.prod([v.sizes[d] for d in cells])), -1)
+    flat = lambda v: (
+        v.transpose(*cells, ...).values.astype(float).reshape(int(np.prod([v.sizes[d] for d in cells])), -1)
+    )
     a, b = xr.align(a, b, join="exact", exclude=["prompt"])
     if not by_prompt:
         a, b = (v.mean("prompt") if "prompt" in v.dims else v for v in (a, b))
@@ -526,8 +545,16 @@ def rank_correlation(
     low = high = np.nan
     if min(len(d) for d in data) > 2 and not np.isnan(value):
         batch = max(1, int(1e6) // max(1, x.size + y.size))
-        ci = stats.bootstrap(data, statistic, method="percentile", vectorized=True, batch=batch, n_resamples=n_resamples,
-                             confidence_level=confidence, rng=np.random.default_rng(seed)).confidence_interval
+        ci = stats.bootstrap(
+            data,
+            statistic,
+            method="percentile",
+            vectorized=True,
+            batch=batch,
+            n_resamples=n_resamples,
+            confidence_level=confidence,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
         low, high = float(ci.low), float(ci.high)
     attrs = {"confidence": confidence, "n_resamples": n_resamples, "resampling_seed": seed,
              "resampled": "prompts" if by_prompt else "cells", "paired": int(paired)}
@@ -554,16 +581,16 @@ def correlation(
 ) -> xr.Dataset:
     """Pearson's correlation of two quantities in every cell, over all points of it.
 
-    Its interval is a percentile bootstrap's over prompts.
-    Returns a Dataset over the remaining dimensions: `correlation`, `low`, `high` and `n` (prompts). NaN where a quantity
-    never varies; intervals are NaN for one or two prompts. Raises ValueError when a dimension is not there or the two differ,
-    for infinite values, and for settings that cannot be."""
+    Its interval is a percentile bootstrap's over prompts. Returns a Dataset over the remaining dimensions:
+    `correlation`, `low`, `high` and `n` (prompts). NaN where a quantity never varies; intervals are NaN for one or two
+    prompts. Raises ValueError when a dimension is not there or the two differ, for infinite values, and for settings
+    that cannot be."""
     over = [over] if isinstance(over, str) else list(over)
     check_confidence(confidence)
     check_resamples(n_resamples)
-    for d in (dim, *over):
+    for name, d in (("dim", dim), *(("over", d) for d in over)):
         if d not in x.dims:
-            raise ValueError(f"x must have the dimension {d!r}, but its dimensions are {tuple(x.dims)}.")
+            raise ValueError(f"{name}: x must have the dimension {short(d)}, but its dimensions are {tuple(x.dims)}.")
     if set(x.dims) != set(y.dims):
         raise ValueError(f"x and y must have the same dimensions, but they have {tuple(x.dims)} and {tuple(y.dims)}.")
     for name, v in (("x", x), ("y", y)):
@@ -581,8 +608,18 @@ def correlation(
     if n > 2:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # a cell that never varies has no correlation
-            found = stats.bootstrap(sums, _pearson, paired=True, vectorized=True, axis=-1, method="percentile", batch=64,
-                                    confidence_level=confidence, n_resamples=n_resamples, rng=np.random.default_rng(seed))
+            found = stats.bootstrap(
+                sums,
+                _pearson,
+                paired=True,
+                vectorized=True,
+                axis=-1,
+                method="percentile",
+                batch=64,
+                confidence_level=confidence,
+                n_resamples=n_resamples,
+                rng=np.random.default_rng(seed),
+            )
         low, high = found.confidence_interval
     named = (("correlation", r), ("low", low), ("high", high))
     out = {k: (template.dims, np.reshape(w, template.shape)) for k, w in named}
@@ -615,13 +652,23 @@ def estimate(
 ) -> str:             # such as "0.81 [0.74, 0.88]", or "0.81" where there is no interval
     "A number with its interval, as it is written in a sentence; a dash where there is none."
     if isinstance(value, xr.Dataset):
+        name = next((v for v in ("mean", "rho", "correlation", "value") if v in value), None)
+        if name is None:
+            raise ValueError(
+                f"value: the Dataset has {short(list(value.data_vars))} and no mean; "
+                f"give one from `summarise` or its like."
+            )
         cell = value.sel(at)
-        name = next(v for v in ("mean", "rho", "correlation", "value") if v in cell)
         middle, low, high = (estimate(cell[v], digits) for v in (name, "low", "high"))
         return middle if np.isnan(cell["low"]) else f"{middle} [{low}, {high}]"
-    if np.isnan(value):
+    found = numbers("value", value)
+    if len(found) != 1:
+        raise ValueError(
+            f"value: {short(value)} is not one number; give one, or a Dataset from `summarise` and its cell."
+        )
+    if np.isnan(found[0]):
         return "–"
-    text = f"{float(value):.{digits}f}"
+    text = f"{found[0]:.{digits}f}"
     return (text.lstrip("-") if float(text) == 0 else text).replace("-", "−")
 
 # %% ../nbs/core/stats.ipynb #8c7b70d3
@@ -633,7 +680,7 @@ def heads_in_words(
     sign: int = 1,          # +1: the most positive; -1: the most negative
     intervals: bool = True, # or the means alone
 ) -> str:                   # such as "L9H9 2.31 [2.20, 2.41], L9H6 1.20 [1.01, 1.38]"
-    "Heads with their means and intervals in a row; \"none\" where there is none, and where nothing could be judged, why."
+    'Heads with their means and intervals in a row; "none" where there is none, and where nothing could be judged, why.'
     if heads is None:
         if (why := untested(summary)) is not None:
             return why

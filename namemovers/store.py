@@ -35,10 +35,14 @@ class Grid:
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]: # (cells, prompts) of every block
         for i in range(0, self.cells, self.block_cells):
+            cells = slice(i, min(i + self.block_cells, self.cells))
             for j in range(0, self.prompts, self.block_prompts):
-                yield slice(i, min(i + self.block_cells, self.cells)), slice(j, min(j + self.block_prompts, self.prompts))
+                yield cells, slice(j, min(j + self.block_prompts, self.prompts))
 
-    def __len__(self) -> int: return math.ceil(self.cells / self.block_cells) * math.ceil(self.prompts / self.block_prompts)
+    def __len__(self) -> int:
+        down = math.ceil(self.cells / self.block_cells)
+        across = math.ceil(self.prompts / self.block_prompts)
+        return down * across
 
 # %% ../nbs/core/store.ipynb #9cbf14ee
 SECONDS = 10.0 # that a block should take
@@ -71,13 +75,19 @@ def _writing(path):
     "Errors of the disk in one sentence."
     try: yield
     except OSError as e:
-        raise OSError(f"store={str(path)!r} cannot be written ({e.strerror or e}): give a path in a folder that can be written "
-                      "and has room; the blocks that are finished stay") from None
+        remedy = "give a path in a folder that can be written and has room; the blocks that are finished stay"
+        raise OSError(f"store={str(path)!r} cannot be written ({e.strerror or e}): {remedy}") from None
 
 # %% ../nbs/core/store.ipynb #fcf84a19
 def _opened(path: Path) -> Any:
-    "The root of a store, made where there is none. Raises ValueError for what is no store, and OSError where none can be made."
-    if path.exists() and not (path / "zarr.json").is_file() and (path.is_file() or any(path.iterdir())):
+    """The root of a store, made where there is none. Raises ValueError for what is no store, OSError where none can
+    be made."""
+    begun = list(path.glob("zarr.json.*.partial"))         # of a process that was killed while it made the store
+    foreign = (
+        path.is_file() or path.is_dir() and not (path / "zarr.json").is_file() and set(path.iterdir()) - set(begun)
+    )
+    for part in begun: part.unlink(missing_ok=True)
+    if foreign:
         raise _bad(path, "is something else than a store", "give the path of a store, or one that does not exist")
     with _writing(path):
         try: root: Any = zarr.open_group(path, mode="a", zarr_format=3)
@@ -88,16 +98,16 @@ def _opened(path: Path) -> Any:
             if list(root.keys()): raise _bad(path, "is a zarr group of somebody else", "give another path")
             root.attrs["namemovers_store"] = _FORMAT
     if root.attrs["namemovers_store"] != _FORMAT:
-        raise _bad(path, f"has format {root.attrs['namemovers_store']}, and this version of namemovers writes {_FORMAT}",
-                   "give another path")
+        found = root.attrs["namemovers_store"]
+        raise _bad(path, f"has format {found}, and this version of namemovers writes {_FORMAT}", "give another path")
     return root
 
 # %% ../nbs/core/store.ipynb #af1236ff
 class Kept:
     """One sweep in a store.
 
-    Raises ValueError where the store is no store, is damaged, or gives other answers than the model gives now; RuntimeError
-    where another process writes the sweep; OSError where it cannot be written."""
+    Raises ValueError where the store is no store, is damaged, or gives other answers than the model gives now;
+    RuntimeError where another process writes the sweep; OSError where it cannot be written."""
     def __init__(
         self,
         path: str | Path,  # of the store
@@ -116,11 +126,16 @@ class Kept:
             except Timeout:
                 raise RuntimeError(f"store={str(self.path)!r}: another process writes the same sweep there: "
                                    "wait for it, or give another path") from None
-        try: self.root: Any = _opened(self.path)
+        try:
+            making = FileLock(self.path.parent / f".{self.path.name}.lock")
+            try:
+                with making: self.root: Any = _opened(self.path)
+            finally: Path(making.lock_file).unlink(missing_ok=True)
         except BaseException:
             self.__exit__()
             raise
-        for part in self.path.rglob("*.partial"): part.unlink(missing_ok=True) # of a process that was killed while it wrote
+        for part in (self.path / self.name).rglob("*.partial"): # of a process that was killed while it wrote
+            part.unlink(missing_ok=True)
         return self
 
     def __exit__(self, *_):
@@ -143,13 +158,17 @@ class Kept:
         "Make room for a sweep."
         with _writing(self.path):
             group = self.root.create_group(self.name)
-            checked: dict = dict(dtype="float32", compressors=[Crc32cCodec()], fill_value=np.nan, config={"write_empty_chunks": True})
-            group.create_array("values", shape=(grid.cells, grid.prompts), chunks=(grid.block_cells, grid.block_prompts),
-                               dimension_names=("cell", "prompt"), **checked)
-            group.create_array("alone", shape=(2, grid.prompts), chunks=(2, grid.block_prompts),
-                               dimension_names=("run", "prompt"), **checked)
+            checked: dict = dict(dtype="float32", fill_value=np.nan, compressors=[Crc32cCodec()])
+            checked["config"] = {"write_empty_chunks": True}             # a block of NaN is finished too
+            arrays = {
+                "values": ("cell", (grid.cells, grid.prompts), (grid.block_cells, grid.block_prompts)),
+                "alone": ("run", (2, grid.prompts), (2, grid.block_prompts)),
+            }
+            for name, (first, shape, chunks) in arrays.items():
+                group.create_array(name, shape=shape, chunks=chunks, dimension_names=(first, "prompt"), **checked)
             group.create_array("seen", data=seen.numpy(), dimension_names=("run", "prompt"))
-            group.attrs.update({**self.about, "fingerprint": self.fingerprint, "grid": vars(grid)}) # last: now it is whole
+            about = {**self.about, "fingerprint": self.fingerprint, "grid": vars(grid)}
+            group.attrs.update(about)                                    # last: now it is whole
 
     def check(
         self,
@@ -158,7 +177,8 @@ class Kept:
         "Raise ValueError where the sweep was begun by a model that answered otherwise."
         before = torch.from_numpy(self._read("seen", ...))
         if before.shape == seen.shape and (seen - before).abs().max() <= 1e-4 * before.abs().max().clamp(min=1): return
-        raise _bad(self.path, f"holds a sweep {self.name!r} of a model that answered otherwise", "give another path, or delete it")
+        what = f"holds a sweep {self.name!r} of a model that answered otherwise"
+        raise _bad(self.path, what, "give another path, or delete it")
 
     def _read(self, array, part):
         try: return self.root[self.name][array][part]
@@ -191,7 +211,7 @@ class Kept:
             group["alone"][:, block[1]] = torch.stack([clean, corrupted]).numpy()
             group["values"][block] = values.numpy()
 
-    def read(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # values [cell, prompt], clean [prompt], corrupted [prompt]
+    def read(self) -> tuple: # values [cell, prompt], clean [prompt], corrupted [prompt]
         "The whole sweep, when all blocks are there."
         values, alone = (torch.from_numpy(np.asarray(self._read(n, ...))) for n in ("values", "alone"))
         return values, alone[0], alone[1]
@@ -207,8 +227,8 @@ def _on_worker(source, wanted, measure, *arguments):
     with _one_at_a_time:
         if source not in _models: _models[source] = load_model(source)
         if weights_hash(_models[source]) != wanted:
-            raise ValueError(f"client: on a worker, {source!r} has other weights than here; save the model to a folder that "
-                             "all workers see, and load it from there")
+            remedy = "save the model to a folder that all workers see, and load it from there"
+            raise ValueError(f"client: on a worker, {source!r} has other weights than here; {remedy}")
         return measure(_models[source], *arguments)
 
 # %% ../nbs/core/store.ipynb #c2bed392
@@ -218,8 +238,10 @@ def _futures(client, model, measure, arguments, blocks):
 
     from namemovers.model import weights_hash
     source, wanted = getattr(model.cfg, "loaded_from", None), weights_hash(model)
-    if source is None: raise ValueError("client: the model was not loaded by load_model, so that no worker could load it; load it so")
-    of = {client.submit(_on_worker, source, wanted, measure, *arguments(*block), pure=False): block for block in blocks}
+    if source is None:
+        raise ValueError("client: the model was not loaded by load_model, so that no worker could load it; load it so")
+    def sent(block): return client.submit(_on_worker, source, wanted, measure, *arguments(*block), pure=False)
+    of = {sent(block): block for block in blocks}
     try:
         for future in as_completed(of):
             yield of[future], future.result()
@@ -230,7 +252,8 @@ def _futures(client, model, measure, arguments, blocks):
 # %% ../nbs/core/store.ipynb #904fe779
 def in_blocks(
     model,               # which answers
-    measure: Callable,   # measure(model, *arguments) -> values [cell, prompt], clean [prompt], corrupted [prompt]; importable by its name
+    # measure(model, *arguments) -> values [cell, prompt], clean [prompt], corrupted [prompt]; importable by its name
+    measure: Callable,
     arguments: Callable, # arguments(cells, prompts) -> of `measure`, for two slices
     cells: int,          # of the sweep
     prompts: int,        # of the sweep
@@ -240,7 +263,7 @@ def in_blocks(
     client=None,         # a `dask.distributed.Client`
     progress: Callable = lambda n: None, # told of values just found
 ) -> tuple:              # values [cell, prompt], clean [prompt], corrupted [prompt]
-    "A sweep, block by block: what is kept is not computed again, and the rest is computed here or by the client's workers."
+    "A sweep, block by block: what is kept is not computed again, the rest is computed here or by the client's workers."
     grid = kept.grid if kept is not None else None
     if grid is None: grid = sized(lambda c, p: measure(model, *arguments(c, p)), cells, prompts, together, SECONDS)
     if kept is not None and seen is not None:
@@ -250,8 +273,9 @@ def in_blocks(
     done = [b for b in grid if kept is not None and kept.finished(b)]
     missing = [b for b in grid if b not in done]
     progress(sum(_size(b) for b in done))
-    here = ((b, measure(model, *arguments(*b))) for b in missing)
-    for block, (found, clean, corrupted) in here if client is None else _futures(client, model, measure, arguments, missing):
+    if client is None: results = ((b, measure(model, *arguments(*b))) for b in missing)
+    else: results = _futures(client, model, measure, arguments, missing)
+    for block, (found, clean, corrupted) in results:
         if kept is not None: kept.write(block, found, clean, corrupted)
         values[block], alone[0, block[1]], alone[1, block[1]] = found, clean, corrupted
         progress(_size(block))

@@ -49,10 +49,12 @@ class Claim(NamedTuple):
 class Results:
     "The saved results of a folder by name, each loaded once, when asked for; and their summaries."
 
-    def __init__(self,
-        folder=None,                    # of the model in the settings by default
-        n_resamples: int = 9999,        # of intervals and tests
-        study: Settings | None = None,  # whose n, seed and corruption they must have; those at hand where no folder is given
+    def __init__(
+        self,
+        folder=None,             # of the model in the settings by default
+        n_resamples: int = 9999, # of intervals and tests
+        # whose n, seed and corruption they must have; those at hand where no folder is given
+        study: Settings | None = None,
     ):
         at_hand = settings()
         self.folder = Path(folder) if folder else at_hand.results
@@ -239,8 +241,8 @@ def first(
 ) -> Verdict:
     """These heads are the first ones, in any order, and each is significant.
 
-    Not so where the interval of a rival is beyond that of one of them, where one of them is below `LEAST_SHARE` of the largest
-    mean for sure, or where no head at all has a significant mean of this sign."""
+    Not so where the interval of a rival is beyond that of one of them, where one of them is below `LEAST_SHARE` of the
+    largest mean for sure, or where no head at all has a significant mean of this sign."""
     can_test(s)
     best = top_heads(s, len(heads), sign)
     figure = f"first {len(heads)}: {heads_in_words(s, best)}"
@@ -296,7 +298,9 @@ def agrees(
     worst = places[int(np.argmax(far))]
     where = head_name(*worst.values()) if over == "head" else f"layer {worst['layer']} at {worst['position']}"
     values = f"{estimate(s.sel(worst), 3)}, published {estimate(theirs.sel(worst), 3)}"
-    return verdict(together(*parts), f"{len(places)} cells, furthest {where}: {values}; tolerance {tolerance:g}", max(far))
+    return verdict(
+        together(*parts), f"{len(places)} cells, furthest {where}: {values}; tolerance {tolerance:g}", max(far)
+    )
 
 # %% ../nbs/core/verdicts.ipynb #bd6c03a2
 def _fixed(ours, scale):
@@ -309,7 +313,9 @@ def _fixed(ours, scale):
 def _places(grid):
     "Every cell of a grid, as a selection."
     over = next(d for d in grid.dims if d != "layer")
-    return [{"layer": int(layer), over: place} for layer in grid["layer"].values for place in grid[over].values.tolist()]
+    return [
+        {"layer": int(layer), over: place} for layer in grid["layer"].values for place in grid[over].values.tolist()
+    ]
 
 # %% ../nbs/core/verdicts.ipynb #b246decf
 def there_are(

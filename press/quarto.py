@@ -47,7 +47,7 @@ def write_project(
     pages = read_pages(config)
     tidied = tidied_notebooks(notebooks, pages)
     shutil.rmtree(out, ignore_errors=True)
-    write_files(notebooks, pages, out)
+    write_files(notebooks, pages, config, out)
     for page in pages:
         path = out / page.staged
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -84,9 +84,7 @@ def _update(nb, path: Path) -> None:
 class _Study:
     """A run of notebooks: what is to run, what has happened."""
 
-    def __init__(
-        self, s: Settings, plan: Plan, inputs: dict[Path, str], paths: list[Path], update: bool, force: bool
-    ):
+    def __init__(self, s: Settings, plan: Plan, inputs: dict[Path, str], paths: list[Path], update: bool, force: bool):
         from tqdm import tqdm
 
         self.s, self.plan, self.inputs, self.paths = s, plan, inputs, paths
@@ -273,9 +271,7 @@ def run(
         return _run(s, plan, paths, update, force, workers or cores())
 
 
-def _run(
-    s: Settings, plan: Plan, paths: list[Path], update: bool, force: bool, workers: int
-) -> list[NotebookError]:
+def _run(s: Settings, plan: Plan, paths: list[Path], update: bool, force: bool, workers: int) -> list[NotebookError]:
     start = time.monotonic()
     for part in remove_leftovers(s.results):
         say(f"Removed {part.name}, which a process that was stopped had begun to write.")

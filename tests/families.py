@@ -59,6 +59,8 @@ FAMILIES = {
     "qwen3": ("Qwen3Config", LLAMA | dict(head_dim=8)),
     "gemma2": ("Gemma2Config", LLAMA | dict(head_dim=8, sliding_window=4)),
     "gemma3": ("Gemma3TextConfig", LLAMA | dict(head_dim=8, sliding_window=4)),
+    "olmo2": ("Olmo2Config", LLAMA),
+    "phi": ("PhiConfig", LLAMA | dict(num_key_value_heads=HEADS, partial_rotary_factor=0.5)),
 }
 
 

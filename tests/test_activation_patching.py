@@ -1,6 +1,7 @@
 """Activation patching: against TransformerLens, against what must hold, and with bad input."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -211,7 +212,7 @@ def test_memory_budget_and_repetition_change_nothing(tiny):
     xr.testing.assert_identical(whole, patch(tiny, task, "z", engine="hooks"))
     from namemovers.activation_patching import _bytes_per_row
 
-    row = _bytes_per_row(tiny.cfg, 9)
+    row = _bytes_per_row(tiny.cfg, 9, "logit_diff")
     for rows in (1, 3, 7):
         np.testing.assert_allclose(
             whole.logit_diff.values,
@@ -234,7 +235,7 @@ def test_effect_is_the_ratio_of_means(tiny):
 @pytest.mark.filterwarnings("ignore:No effect can be given")
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_runs_that_do_not_differ_have_no_effect_in_any_measurement(tiny, n):
-    from namemovers.attribution_patching import attribute
+    from namemovers.attribution_patching import attribute, patch_screened
     from namemovers.path_patching import path_patch
     from namemovers.sets import patch_sets
 
@@ -244,7 +245,7 @@ def test_runs_that_do_not_differ_have_no_effect_in_any_measurement(tiny, n):
         for ds in (
             patch(tiny, same, "z", direction=direction),
             patch(tiny, same, "z", direction=direction, engine="hooks"),
-            patch(tiny, same, "z", direction=direction, screen=2),
+            patch_screened(tiny, same, "z", direction=direction, screen=2),
             attribute(tiny, same, "z", direction=direction),
             path_patch(tiny, same, direction=direction),
             path_patch(tiny, same, receivers=[(2, 1)], direction=direction),
@@ -524,15 +525,17 @@ def test_auto_falls_back_and_says_so_once(tiny, monkeypatch):
 
 
 def test_screening_computes_the_largest_cells_exactly(tiny):
+    from namemovers.attribution_patching import patch_screened
+
     task = made_task(tiny)
-    exact, screened = patch(tiny, task, "z"), patch(tiny, task, "z", screen=3)
+    exact, screened = patch(tiny, task, "z"), patch_screened(tiny, task, "z", screen=3)
     assert int(screened.exact.sum()) == 3 and screened.exact.dims == ("layer", "head")
     assert float(abs((screened.effect - exact.effect).where(screened.exact)).max()) < 1e-4
     assert "exact" in screened.attrs["approximation"] and "approximation" not in exact.attrs
     with pytest.raises(ValueError, match="screen=0"):
-        patch(tiny, task, "z", screen=0)
-    with pytest.raises(ValueError, match="screen=3 needs the fast engine"):
-        patch(tiny, task, "z", screen=3, engine="hooks")
+        patch_screened(tiny, task, "z", screen=0)
+    with pytest.raises(TypeError, match="screen"):  # what is approximate has a name of its own
+        patch(tiny, task, "z", screen=3)
 
 
 def _empty(task):
@@ -555,12 +558,12 @@ def _empty(task):
 def test_a_screen_does_not_miss_what_first_order_misses(mini, direction):
     """Attention is saturated behind mini's previous token head: its estimate is a sixth of its effect, and four
     heads have larger ones."""
-    from namemovers.attribution_patching import attribute
+    from namemovers.attribution_patching import attribute, patch_screened
 
     task = ioi_task(mini.tokenizer, n=10, seed=0)
     exact = patch(mini, task, "z", direction=direction).effect.mean("prompt")
     first = attribute(mini, task, "z", direction=direction)
-    screened = patch(mini, task, "z", direction=direction, screen=3)
+    screened = patch_screened(mini, task, "z", direction=direction, screen=3)
     largest = abs(exact) >= np.sort(abs(exact).values.ravel())[-1]
     by_estimate = abs(first.effect.mean("prompt"))
     assert int((by_estimate > by_estimate.where(largest).max()).sum()) >= 3  # so that its own rank would leave it out
@@ -570,10 +573,28 @@ def test_a_screen_does_not_miss_what_first_order_misses(mini, direction):
 
 
 def test_a_screen_computes_the_cells_that_look_largest(mini):
-    from namemovers.attribution_patching import attribute
+    from namemovers.attribution_patching import attribute, patch_screened
 
     task = ioi_task(mini.tokenizer, n=3, seed=0)  # as few as are patched to look
     exact = patch(mini, task, "z").effect.mean("prompt")
     size = np.maximum(abs(exact), abs(attribute(mini, task, "z").effect.mean("prompt")))
     cut = np.sort(size.values.ravel())[-4]
-    assert bool((patch(mini, task, "z", screen=4).exact == (size >= cut)).all())
+    assert bool((patch_screened(mini, task, "z", screen=4).exact == (size >= cut)).all())
+
+
+def test_a_long_sweep_by_hooks_says_how_long_it_will_take(tiny, monkeypatch):
+    from namemovers import activation_patching
+
+    task = made_task(tiny)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        patch(tiny, task, "z", engine="hooks")
+    monkeypatch.setattr(activation_patching, "LONG", 0)
+    with pytest.warns(UserWarning, match=r"runs the model 48 times, which will take about \d+ min here"):
+        patch(tiny, task, "z", engine="hooks")  # 3 layers x 4 heads x 4 prompts
+
+
+def test_two_logits_need_less_memory_than_a_vocabulary(tiny):
+    from namemovers.activation_patching import _bytes_per_row
+
+    assert _bytes_per_row(tiny.cfg, 9, "logit_diff") < _bytes_per_row(tiny.cfg, 9, "prob") - 12 * tiny.cfg.d_vocab

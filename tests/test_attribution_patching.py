@@ -11,7 +11,7 @@ from decoders import VOCABULARY, places, random_model
 
 from namemovers import attribution_patching
 from namemovers.activation_patching import patch
-from namemovers.attribution_patching import PILOT, attribute
+from namemovers.attribution_patching import PILOT, attribute, patch_screened
 from namemovers.data import Task
 from namemovers.model import load_model
 from namemovers.sites import BY, HEAD_SITES, STREAM_SITES
@@ -251,7 +251,7 @@ def test_a_screen_computes_the_largest_and_no_others(both, site, by, direction, 
     "Ranked by hand, by the larger of the estimate over all prompts and the exact effect in three of them."
     model, task = both[1], a_task()
     full, first = (f(model, task, site, by, direction) for f in (patch, attribute))
-    screened = patch(model, task, site, by, direction, screen=screen)
+    screened = patch_screened(model, task, site, by, direction, screen=screen)
     own = (full.corrupted if direction == "denoise" else full.clean).values
     flat = lambda ds: ds.logit_diff.values.reshape(-1, N) - own  # [cell, prompt]
     assert len(pilots(N)) == PILOT
@@ -282,7 +282,7 @@ def test_what_a_screen_looks_at_is_not_all_prompts(both, monkeypatch):
         return size
 
     monkeypatch.setattr(attribution_patching, "_pilot", one_is_large)
-    screened = patch(model, task, "z", screen=1)
+    screened = patch_screened(model, task, "z", screen=1)
     assert np.flatnonzero(screened.exact.values.reshape(-1)).tolist() == [7]
 
 

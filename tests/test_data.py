@@ -678,3 +678,31 @@ def test_survey_on_a_model(tiny, tmp_path):
     for wrong in (dict(n=0), dict(families={})):
         with pytest.raises(ValueError):
             survey(tiny, **wrong)
+
+
+def test_many_prompts_say_how_far_they_are(monkeypatch, capsys):
+    shown, hidden = [], []
+
+    class Bar(data.tqdm):
+        def __init__(self, **given):
+            hidden.append(given["desc"]) if given["disable"] else shown.append(self)
+            super().__init__(**given | dict(delay=0, leave=True))
+
+    monkeypatch.setattr(data, "tqdm", Bar)
+    monkeypatch.setattr(data, "_MANY", 40)
+    mrs_task(small_tokenizer(), n=60)
+    assert {bar.desc for bar in shown} == {"drawing", "tokens"}
+    assert all(bar.n == bar.total for bar in shown)
+    assert "drawing" in capsys.readouterr().err
+    shown.clear()
+    mrs_task(small_tokenizer(), n=10)
+    assert "drawing" in hidden and "drawing" not in {bar.desc for bar in shown}
+
+
+def test_prompts_in_parts_are_those_of_one_piece(monkeypatch):
+    whole = mrs_task(small_tokenizer(), n=30, templates="all")
+    monkeypatch.setattr(data, "_SOME", 7)
+    parts = mrs_task(small_tokenizer(), n=30, templates="all")
+    assert whole.clean == parts.clean and torch.equal(whole.clean_tokens, parts.clean_tokens)
+    assert whole.positions.keys() == parts.positions.keys()
+    assert all(torch.equal(whole.positions[k], parts.positions[k]) for k in whole.positions)

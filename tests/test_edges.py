@@ -695,7 +695,7 @@ def test_bad_input(tiny, neox):  # noqa: F811
     with pytest.raises(ValueError, match="edges is empty"):
         ablate_edges(tiny, task, [])
     for arguments, message in (
-        (dict(steps=0), "steps=0"),
+        (dict(steps=0), "steps: 0"),
         (dict(metric="rank"), "no gradient"),
         (dict(metric="kl"), "no gradient at the clean run"),
     ):
@@ -705,7 +705,7 @@ def test_bad_input(tiny, neox):  # noqa: F811
     for arguments, message in (
         (dict(threshold=0), "threshold=0"),
         (dict(order="random"), "order='random'"),
-        (dict(max_batch=0), "max_batch=0"),
+        (dict(max_batch=0), "max_batch: 0"),
     ):
         with pytest.raises(ValueError, match=message):
             acdc(tiny, task, **{"threshold": 1, **arguments})

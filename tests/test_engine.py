@@ -4,7 +4,6 @@ import contextlib
 import subprocess
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +14,8 @@ from transformer_lens.patching import get_act_patch_direct_path
 
 from calls import run_attribution, run_fast, run_hooks, run_paths, run_sets
 from namemovers.activation_patching import patch
-from namemovers.attribution_patching import attribute
-from namemovers.data import ioi_task, mrs_task
+from namemovers.attribution_patching import attribute, patch_screened
+from namemovers.data import Task, ioi_task, mrs_task
 from namemovers.engine import ready as readiness
 from namemovers.engine.architectures import cast, weights_of
 from namemovers.engine.forward import embed, forward, logits
@@ -88,10 +87,10 @@ def prompts(model, seed=0, n=6, length=9):
 
 
 def every(model, site, by, n, length):
-    task = SimpleNamespace(
-        clean_tokens=torch.zeros(n, length),
-        positions={"a": torch.arange(n) % length, "b": torch.full((n,), length - 2)},
-    )
+    tokens, nothing = torch.zeros(n, length, dtype=torch.long), torch.zeros(n, dtype=torch.long)
+    positions = {"a": torch.arange(n) % length, "b": torch.full((n,), length - 2)}
+    text, lengths = ["?"] * n, torch.full((n,), length)
+    task = Task("any", text, text, tokens, tokens, lengths, nothing, nothing, positions, "none", 0, text, [{}] * n)
     return cells(model, task, site, by)[0]
 
 
@@ -376,7 +375,7 @@ def test_chosen_neurons_are_labelled_and_checked(tiny, tmp_path):
     ds = patch(tiny, task, "neurons", neurons=chosen, store=tmp_path / "neurons")
     assert list(ds.neuron.values) == ["L1N2", "L1N5", "L2N7"] and ds.effect.dims == ("neuron", "prompt")
     assert abs(ds.logit_diff - patch(tiny, task, "neurons", neurons=chosen, engine="hooks").logit_diff).max() < 1e-5
-    screened = patch(tiny, task, "neurons", neurons=chosen, screen=1)
+    screened = patch_screened(tiny, task, "neurons", neurons=chosen, screen=1)
     assert int(screened.exact.sum()) == 1
     assert bool(((abs(screened.logit_diff - ds.logit_diff) < 1e-5).all("prompt") | ~screened.exact).all())
     for bad in (None, [], [(1, 999)], [(3, 0)], [(1, 5), (1, 5)]):
@@ -448,8 +447,6 @@ def test_what_bfloat16_does_not_go_with(tiny):
         patch(tiny, task, "z", dtype="half")
     with pytest.raises(ValueError, match="engine='hooks'"):
         patch(tiny, task, "z", dtype="bfloat16", engine="hooks")
-    with pytest.raises(ValueError, match="screen"):
-        patch(tiny, task, "z", dtype="bfloat16", screen=2)
 
 
 def test_float32_stays_float32_whatever_the_session_allows(tiny):

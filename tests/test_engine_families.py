@@ -270,3 +270,51 @@ def test_projection_of_a_name_and_attribution_tell_the_same(family, monkeypatch)
     ds = name_projection(model, task, n_resamples=10)
     ours = (ds.projection.isel(name=0) - ds.projection.isel(name=1)) / ds.scale
     assert abs(ours - head_attribution(model, task).attribution).max() < 1e-4
+
+
+def test_two_logits_by_hooks_are_the_models_own_and_build_no_vocabulary(family):
+    from namemovers.model import columns_at_end
+
+    name, plain, model = family
+    asked, seen = pairs(), []
+    columns = torch.stack([CORRECT, WRONG, CORRECT + 1], 1)
+    expected = model(asked.clean)[torch.arange(4), END].gather(1, columns)
+
+    def look(value, hook):
+        seen.append(tuple(value.shape))
+
+    logits, kept = columns_at_end(model, asked.clean, END, columns, ["ln_final.hook_out"], [("unembed.hook_out", look)])
+    assert seen == [(1, 1, VOCABULARY)] and kept["ln_final.hook_out"].shape == (4, model.cfg.d_model)
+    assert (logits - expected).abs().max() < 1e-4
+
+
+def test_hooks_and_engine_tell_the_same(family):
+    "For every metric; what reads two logits builds no more than one row of the vocabulary."
+    from namemovers.activation_patching import run_hooks
+
+    name, plain, model = family
+    asked, todo = pairs("noise"), [Cell(1, 0), Cell(2, 1)]
+    for metric in ("logit_diff", "logit", "prob", "rank", "kl"):
+        by_hooks = run_hooks(model, asked, "z", todo, Question(metric))
+        for ours, theirs in zip(by_hooks, sweep(model, asked, "z", todo, Question(metric))):
+            assert (ours - theirs).abs().max() < 1e-4
+
+
+def test_the_lens_sums_to_the_plain_models_logit_difference(family):
+    from namemovers.logit_lens import logit_lens
+
+    name, plain, model = family
+    if name == "granite":  # its parts are multiplied on their way
+        with pytest.raises(ValueError, match="its layers cannot be read apart"):
+            logit_lens(model, made_task(model))
+        return
+    task, rows = made_task(model), torch.arange(4)
+    y = plain(task.clean_tokens, use_cache=False).logits[rows, task.positions["END"]].double()
+    ds = logit_lens(model, task)
+    assert abs(ds.clean - (y[rows, task.correct] - y[rows, task.wrong]).numpy()).max() < 1e-4
+    assert abs(ds.logit_diff.isel(stage=-1) - ds.clean).max() < 1e-4
+    assert abs(ds.probability.isel(stage=-1) - y.softmax(-1)[rows, task.correct].numpy()).max() < 1e-4
+    if name == "gemma2":
+        y = 3.0 * torch.atanh(y / 3.0)
+        assert abs(ds.before_cap - ds.clean).max() > 0.1
+    assert abs(ds.contribution.sum("component") - (y[rows, task.correct] - y[rows, task.wrong]).numpy()).max() < 1e-2

@@ -37,6 +37,26 @@ def start(session):
     return session.state()
 
 
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ('"prompt": 1e400', "prompt: inf is no whole number; give one, such as 0."),
+        ('"prompt": null', "prompt: None is no whole number; give one, such as 0."),
+        ('"prompt": NaN', "prompt: nan is no whole number"),
+        ('"prompt": true', "prompt: True is no whole number"),
+        ('"clean": 3', "clean: 3 is no text"),
+        ('"through_mlps": 1', "through_mlps: 1 is no True or False"),
+        ('"head": [1e400, 0]', "head: .* is no head"),
+        ('"view": "' + "x" * 10_000 + '"', "view: 'x.* is unknown; choose one of "),
+    ],
+    ids=lambda v: v[:20],
+)
+def test_a_number_that_is_none_is_refused_in_words(text, says):
+    with pytest.raises(ValueError, match=f"^{says}") as caught:
+        ExplorerState.parse(f'{{"{FORMAT}": 1, {text}}}')
+    assert len(str(caught.value)) < 400
+
+
 # --- text and alignment ---------------------------------------------------------------------------------------------
 
 
@@ -824,6 +844,11 @@ def test_a_link_and_a_file_bring_the_state_back(visit, tmp_path):
     other.get_by_role("button", name="Open this").click()
     assert "no answers for the prompts" in other.locator(".nmx-foot").inner_text()
     assert "not from the explorer" in visit("#explorer=AAAA").locator(".nmx-foot").inner_text()
+    other = visit()
+    other.locator("[data-action=open]").click()
+    other.get_by_placeholder("A link").fill(json.dumps({FORMAT: 1, "prompt": 0}).replace("0}", "1e400}"))
+    other.get_by_role("button", name="Open this").click()
+    assert "prompt: the number is too large" in other.locator(".nmx-foot").inner_text()
 
 
 # what of the explorer does not fit its place

@@ -43,7 +43,7 @@ HOSTILE = {
 
 # Of the shared sort, tensors in and tensors out, called for every block of a sweep: `patch` and its like have checked
 # what reaches them.
-INNER = {"engine", "pairs"}
+INNER = {"engine", "pairs", "store"}
 # Programs of their own, which take paths and notebooks of this repository.
 PROGRAMS = {"site", "study", "mini_model", "_modidx", "__main__"}
 
@@ -125,7 +125,7 @@ EXAMPLES = {
     "data.predictions": lambda w: dict(model=w.model, prompts="Mary met"),
     "data.survey": lambda w: dict(model=w.model, n=1, families={"pilot": data.MRS_TEMPLATES["pilot"]}),
     "data.survey_table": lambda w: dict(ds=w.survey()),
-    "data.survey_figure": lambda w: dict(ds=w.survey()),
+    "figures.survey.survey_figure": lambda w: dict(ds=w.survey()),
     "sites.cells": lambda w: dict(model=w.model, task=w.task, site="z", by="head"),
     "activation_patching.hook_point": lambda w: dict(site="z", layer=0),
     "activation_patching.patch": lambda w: dict(model=w.model, task=w.task, site="z", progress=False),
@@ -269,7 +269,7 @@ def complaint(function, given, parameter, value):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             function(**given | {parameter: value})
-    except (ValueError, TypeError, FileNotFoundError, ImportError, IndexError) as e:
+    except (ValueError, TypeError, OSError, ImportError, IndexError) as e:
         said = str(e)
         if not re.search(rf"\b{parameter}\b", said):
             return f"{type(e).__name__} without the argument's name: {said[:200]}"
@@ -280,48 +280,6 @@ def complaint(function, given, parameter, value):
     except Exception as e:
         return f"{type(e).__name__}: {str(e)[:200]}"
     return None
-
-
-# (function, argument) -> what is not said well yet. The list may only shrink: a line that is no longer true fails.
-NOT_YET = {
-    ("data.predictions", "prompts"),
-    ("data.predictions", "k"),
-    ("logit_lens.top_tokens", "prompt"),
-    ("stats.q_values", "p"),
-    ("stats.q_values", "family"),
-    ("stats.correlation", "over"),
-    ("stats.correlation", "dim"),
-    ("stats.estimate", "value"),
-    ("stability.stability", "against"),
-    ("figures.heatmaps.heatmap", "labels"),
-    ("figures.lines.lines", "labels"),
-    ("figures.bars.bars", "result"),
-    ("figures.bars.bars", "labels"),
-    ("figures.heatmaps.attention", "tokens"),
-    ("circuits.parts.everywhere", "heads"),
-    ("circuits.parts.heads_of", "circuit"),
-    ("circuits.curves.faithfulness", "ds"),
-    ("circuits.curves.random_circuits", "universe"),
-    ("circuits.curves.random_circuits", "seed"),
-    ("circuits.criteria.overlap", "a"),
-    ("circuits.criteria.overlap", "b"),
-    ("circuits.criteria.overlap", "universe"),
-    ("circuits.edge_graph.graph", "of"),
-    ("circuits.edges.run_edges", "circuits"),
-    ("circuits.edge_estimates.top_edges", "attribution"),
-    ("results.save", "folder"),
-    ("results.load", "folder"),
-    ("published.published_figures", "task"),
-    ("published.published_figure", "task"),
-    ("published.published_grid", "task"),
-    ("settings.slug", "name"),
-    ("model.model_folder", "name"),
-    ("validation.auroc", "score"),
-    ("validation.auroc", "true"),
-    ("validation.precision_recall", "called"),
-    ("validation.precision_recall", "true"),
-    ("publish.tables.save_table", "table"),
-}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -340,15 +298,14 @@ def test_hostile_arguments_are_named(world, name, monkeypatch):
         }
         if found:
             wrong[parameter] = found
-    assert {p: w for p, w in wrong.items() if (name, p) not in NOT_YET} == {}
-    assert not [p for f, p in NOT_YET if f == name and p not in wrong], "take it off the list"
+    assert wrong == {}
 
 
 # Functions that begin with the shared checks, but whose example would take results of a whole study.
 NO_EXAMPLE = {name for name in functions() if name not in EXAMPLES and getattr(functions()[name], "checked", False)}
 # Those that have checks of their own, or take what the library made.
 OWN = re.compile(
-    r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.ledger\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis)|.*\.run_\w+|validation\.methods|results\.provenance|settings\.settings"
+    r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.ledger\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis|Cell)|.*\.run_\w+|validation_methods\.methods|results\.provenance|settings\.settings"
     r"|figures\.(text|reading)\.|copy_scores\.(name_ranks|after_first)|data\.(encode|stretches)|model\.(shipped|run_at|answer_d|logit_d)"
     r"|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit"
 )

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from conftest import told_apart
+from conftest import small_tokenizer, told_apart
+from decoders import random_model
 from test_engine import model, neox, prompts  # noqa: F401  (fixtures)
 
 from scipy.stats import false_discovery_control
@@ -26,6 +27,7 @@ from namemovers.path_patching import (
 )
 from namemovers.planted import truth
 from namemovers.results import load, save
+from namemovers.sites import n_kv_heads
 from namemovers.stats import summarise
 
 SOME = [(2, 3), (0, 1), (1, 2), (0, 0)]  # in no order
@@ -214,10 +216,12 @@ def two_passes(
     else:
         model.run_with_hooks(base, fwd_hooks=first)
 
+        share = 1 if component == "q" else model.cfg.n_heads // n_kv_heads(model)
+
         def receive(t, hook):
             for l, h in receivers:
                 if l == hook.layer():
-                    t = put(t, seen[hook.name], h, receiver_at)
+                    t = put(t, seen[hook.name], h // share, receiver_at)
             return t
 
         logits = model.run_with_hooks(base, fwd_hooks=[(n, receive) for n in names])
@@ -277,6 +281,38 @@ def test_chosen_positions_agree_with_two_passes_of_hooks(model, component, throu
                         direction,
                     )
                     assert (apart[i, j] - want).abs().max() < 2e-5
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    "Two heads share their keys and values."
+    folder = tmp_path_factory.mktemp("llama")
+    random_model("llama").save_pretrained(folder)
+    small_tokenizer().save_pretrained(folder)
+    return load_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_heads_that_share_keys_and_values_are_reached_with_their_group(llama, component):
+    arguments = prompts(llama, n=4)
+    runs = [llama.run_with_cache(tokens)[1] for tokens in arguments[:2]]
+    senders, moved = [(0, 1), (1, 2)], []
+    for receivers in ([(2, 0)], [(2, 1)], [(2, 3)], [(2, 0), (2, 3)], [(1, 2), (2, 1)]):
+        ours = run_paths(llama, *arguments, senders, receivers, component)[0]
+        for i, sender in enumerate(senders):
+            want = two_passes(llama, arguments, runs, sender, receivers, component, False, None, None, "denoise")
+            assert (ours[i] - want).abs().max() < 5e-5, (sender, receivers)
+        moved.append(ours)
+    each = [(2, 0), (2, 1), (2, 3), (1, 2)]
+    apart = run_paths(llama, *arguments, senders, each, component, False, False)[0]
+    for i, sender in enumerate(senders):
+        for j, receiver in enumerate(each):
+            if receiver[0] > sender[0]:
+                want = two_passes(llama, arguments, runs, sender, [receiver], component, False, None, None, "denoise")
+                assert (apart[i, j] - want).abs().max() < 5e-5, (sender, receiver)
+    assert (moved[0] - moved[2]).abs().max() > 1e-3
+    same = (moved[0] - moved[1]).abs().max() < 1e-5
+    assert bool(same) == (component != "q")  # heads 0 and 1 are one group
 
 
 @pytest.mark.parametrize("through", [False, True])

@@ -402,7 +402,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
     def stop(*a, **k):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(planted, "_accuracy", stop)
+    monkeypatch.setattr(planted, "accuracy", stop)
     with pytest.raises(KeyboardInterrupt):
         build(folder=tmp_path / "m")
     assert list(tmp_path.iterdir()) == []

@@ -128,7 +128,7 @@ def test_bars_take_both_ends():
     assert bars(flat).layout.xaxis.ticktext == ("embed", "attn 0", "bias")
     both = bars({"attention": heads().isel(head=0), "MLP": heads().isel(head=1)})
     assert [t.name for t in both.data] == ["attention", "MLP"] and both.layout.showlegend
-    with pytest.raises(ValueError, match="Bars need"):
+    with pytest.raises(ValueError, match="bars need"):
         bars(by_position())
 
 
@@ -162,7 +162,7 @@ def test_bars_and_scatter_take_the_heads_that_share_keys_and_values():
     for draw in (lambda: scatter(x, other.rename(head="kv_head")), lambda: scatter(by_position(), by_position())):
         with pytest.raises(ValueError, match="of the same heads"):
             draw()
-    with pytest.raises(ValueError, match="Bars need"):
+    with pytest.raises(ValueError, match="bars need"):
         bars({"one": shared, "two": shared})
 
 

@@ -151,6 +151,21 @@ def test_gemma_is_patched_exactly_and_solves_ioi(gemma):
 
 
 @there
+def test_gemmas_parts_sum_to_its_logit_difference(gemma):
+    "With the scales of the norms behind attention frozen; the whole is the model's own, by TransformerLens."
+    from namemovers import ioi_task
+    from namemovers.head_attribution import components, head_attribution
+    from namemovers.model import logit_difference, run_at_end
+
+    task = ioi_task(gemma.tokenizer, n=3, seed=0)
+    own = logit_difference(run_at_end(gemma, task.clean_tokens, task.positions["END"])[0], task.correct, task.wrong)
+    ds = head_attribution(gemma, task)
+    assert ds.attrs["norms_after"] == "scale frozen" and "before_cap" not in ds
+    assert abs(components(ds).sum("component") - own.numpy()).max() < 1e-3
+    assert abs(ds.logit_diff - own.numpy()).max() < 1e-3
+
+
+@there
 def test_the_cache_says_what_it_holds():
     facts = json.loads((packed_folder(NAME) / quantised.ABOUT).read_text())
     assert facts["sha256"] == PACKED[NAME].sha256 and facts["quantisation"] == "Q4_K_M"

@@ -141,7 +141,7 @@ def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
     from conftest import told_apart
 
     from namemovers.activation_patching import patch
-    from namemovers.attribution_patching import attribute
+    from namemovers.attribution_patching import attribute, patch_screened
     from namemovers.data import ioi_task
     from namemovers.circuits import ablate_edges
     from namemovers.path_patching import path_patch
@@ -151,7 +151,7 @@ def test_what_is_made_of_one_variable_says_where_it_comes_from(tiny, tmp_path):
     task = told_apart(tiny, ioi_task(tiny.tokenizer, n=12, seed=3))
     found = {
         "patch": patch(tiny, task, "z"),
-        "screened": patch(tiny, task, "z", screen=2),
+        "screened": patch_screened(tiny, task, "z", screen=2),
         "attribute": attribute(tiny, task, "z"),
         "path_patch": path_patch(tiny, task),
         "edges": ablate_edges(tiny, task),

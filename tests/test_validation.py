@@ -175,7 +175,7 @@ def test_controls_are_silent_and_would_not_be_if_there_were_something(monkeypatc
     with pytest.raises(ValueError, match="with n=8 silence says nothing"):
         controls(models=1, draws=1, n=8, progress=False)
     loud = xr.DataArray(np.abs(np.random.default_rng(0).normal(1, 0.1, (2, 2, 12))), dims=("layer", "head", "prompt"))
-    monkeypatch.setattr(validation, "_in_logits", lambda model, task: dict.fromkeys(validation._ON_LOGITS, loud))
+    monkeypatch.setattr(validation, "in_logits", lambda model, task: dict.fromkeys(validation.ON_LOGITS, loud))
     assert (
         controls(models=1, draws=2, n=12, progress=False)["any"]
         .sel(control="random model, answers by lot")

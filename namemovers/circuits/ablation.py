@@ -196,14 +196,20 @@ def _given(w, tokens):
     return {"embed": x[None], "z": torch.stack(run["z"]), "mlp_out": torch.stack(run["mlp_out"])}
 
 # %% ../../nbs/core/circuits/ablation.ipynb #ec0a442f
-_means = weakref.WeakKeyDictionary() # reference task -> (Weights, kinds, values): a second call need not run it again
+#: reference task -> (what was asked, answer): a second call need not run it again
+_means: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+def _same_question(one, other):
+    "Whether two means are of the same weights, kinds of prompts and tokens."
+    return one[0] is other[0] and one[1] == other[1] and torch.equal(one[2], other[2])
 
 def _means_by_kind(w, reference, memory_budget):
     "Means over the corrupted prompts of each template and length: {kind: row}, and {name: [layer, row, ...]}."
-    found = _means.get(reference)
-    if found is not None and found[0] is w: return found[1:]
-    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(kinds_of(reference)))}
-    which = torch.tensor([kinds[kind] for kind in kinds_of(reference)], device=w.W_E.device)
+    asked = w, kinds_of(reference), reference.corrupted_tokens.clone()
+    known = _means.get(reference)
+    if known is not None and _same_question(known[0], asked): return known[1]
+    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(asked[1]))}
+    which = torch.tensor([kinds[kind] for kind in asked[1]], device=w.W_E.device)
     tokens, sums = reference.corrupted_tokens.to(w.W_E.device), {}
     for some in torch.arange(len(tokens)).split(_prompts_at_once(w, tokens.shape[1], memory_budget)):
         part = _given(w, tokens[some])
@@ -211,7 +217,7 @@ def _means_by_kind(w, reference, memory_budget):
         for name, t in part.items(): sums[name].index_add_(1, which[some], t)
     count = which.bincount(minlength=len(kinds))
     values = {name: t / count.view(-1, *[1] * (t.dim() - 2)) for name, t in sums.items()}
-    _means[reference] = w, kinds, values
+    _means[reference] = asked, (kinds, values)
     return kinds, values
 
 # %% ../../nbs/core/circuits/ablation.ipynb #dde949f5

@@ -9,7 +9,7 @@ __all__ = ['completeness', 'minimality', 'published_circuit', 'overlap']
 import numpy as np
 import xarray as xr
 
-from ..arguments import checked
+from ..arguments import checked, members, short
 from .node_runs import Ablated
 from .parts import Node
 from ..guard import guarded
@@ -25,8 +25,8 @@ def _roles(circuit, roles):
         positions = dict.fromkeys(n.position for n in sorted(circuit, key=str))
         roles = {p: {n for n in circuit if n.position == p} for p in positions}
     found = {}
-    for role, members in roles.items():
-        inside = frozenset(n for n in circuit if n in members or (n.layer, n.head) in members)
+    for role, those in roles.items():
+        inside = frozenset(n for n in circuit if n in those or (n.layer, n.head) in those)
         if inside: found[role] = inside
     return found
 
@@ -172,17 +172,16 @@ def published_circuit() -> dict: # {role: nodes}
     return {role: frozenset(Node(l, h, IOI_ACTS_AT[role]) for l, h in heads) for role, heads in IOI_HEADS.items()}
 
 # %% ../../nbs/core/circuits/criteria.ipynb #0097b5bb
-@checked
+@checked(a=members, b=members)
 def overlap(
     a,        # nodes, heads or edges: anything that can be in a set
     b,        # the same
     universe, # all there are
 ) -> dict:    # as `stats.overlap` gives it
     "How far two circuits are the same, against chance. Raises ValueError for a member that is not of the universe."
-    universe = list(universe)
-    for name, members in (("a", a), ("b", b)):
-        stray = set(members) - set(universe)
+    for name, circuit in (("a", a), ("b", b)):
+        stray = set(circuit) - set(universe)
         if not stray: continue
-        raise ValueError(f"{name}: {next(iter(stray))} is not in the universe of {len(universe)}; "
+        raise ValueError(f"{name}: {short(next(iter(stray)))} is not in the universe of {len(universe)}; "
                          "give circuits of one model and task")
     return overlap_of_sets(*(xr.DataArray([u in s for u in universe], dims="node") for s in (set(a), set(b))))

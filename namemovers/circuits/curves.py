@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from ..arguments import checked
+from ..arguments import a_result, checked
 from ..activation_patching import which_logit
 from .ablation import in_words
 from .edge_estimates import edge_strengths
@@ -26,7 +26,7 @@ from ..results import provenance
 from ..stats import normalise, summarise
 
 # %% ../../nbs/core/circuits/curves.ipynb #6d486b12
-@checked
+@checked(ds=a_result("model", "empty"))
 def faithfulness(
     ds: xr.Dataset,            # from `run_circuits`
     confidence: float = 0.95,  # of the interval
@@ -67,8 +67,8 @@ def random_circuits(
     seed: int | list[int] = 0, # of the drawing
 ) -> dict:         # {name: frozenset}
     "Circuits drawn at random, all nodes alike. Raises ValueError for a size that is impossible."
-    universe = list(universe)
-    if not 0 <= size <= len(universe): raise ValueError(f"size={size}: there are {len(universe)} to draw from")
+    if size > len(universe):
+        raise ValueError(f"size: {size} cannot be drawn from a universe of {len(universe)}; give a smaller one.")
     rng = np.random.default_rng(seed)
     drawn = [rng.choice(len(universe), size, replace=False) for _ in range(n)]
     return {f"random {i}": frozenset(universe[j] for j in chosen) for i, chosen in enumerate(drawn)}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..arguments import checked
+from ..arguments import a_result, checked, whole
 from .edge_graph import graph
 from .edge_runs import Job, state_of_all
 from .edges import as_dataset
@@ -69,7 +69,8 @@ def _scores(w, g, s, state, x, read): # -> [prompt, input, sender]
         for j, name in enumerate("qkv"):
             grad = grads[name][l] if name == "v" else _turned_back(L, grads[name][l], positions)
             W = getattr(L, f"W_{name.upper()}").view(d, H, -1)
-            grad = _through_norm(L.ln1, stream, torch.einsum("phrc,dhc->phrd", grad, W))      # [prompt, head, row, d_model]
+            # [prompt, head, row, d_model]
+            grad = _through_norm(L.ln1, stream, torch.einsum("phrc,dhc->phrd", grad, W))
             if w.parallel: rest = rest - grad.sum(1)
             score(slice(i + j * H, i + j * H + H), grad, last and name == "q")
         score(slice(i + 3 * H, i + 3 * H + 1), rest[:, None], last)
@@ -135,16 +136,18 @@ def edge_strengths(
     scores: xr.DataArray, # effects [edge], or [edge, prompt]
     signed: bool = False, # the effect itself; False: its size
 ) -> np.ndarray:          # [edge], what edges are ranked by: -inf where there is none
-    """Mean effects for a ranking. Raises ValueError where all are NaN, as where the distance of the two runs may be zero:
-    any order of them would only be that of their names."""
+    """Mean effects for a ranking. Raises ValueError where all are NaN, as where the distance of the two runs may be
+    zero: any order of them would only be that of their names."""
     mean = (scores.mean("prompt") if "prompt" in scores.dims else scores).values.astype(float)
     if np.isnan(mean).all():
-        raise ValueError("scores: no edge has an effect to rank by, since all are NaN (the distance of the two runs may be "
-                         "zero); take more prompts, or a corruption or ablation that changes the answer")
+        raise ValueError(
+            "scores: no edge has an effect to rank by, since all are NaN (the distance of the two runs may be "
+            "zero); take more prompts, or a corruption or ablation that changes the answer"
+        )
     return np.nan_to_num(mean if signed else np.abs(mean), nan=-np.inf)
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #bbdbecc9
-@checked
+@checked(attribution=a_result(dims=("edge",)))
 def top_edges(
     attribution,            # of `attribute_edges` or `ablate_edges`, all edges; or scores [edge], or [edge, prompt]
     k: int,                 # how many
@@ -157,8 +160,7 @@ def top_edges(
     g = graph(attribution)
     if scores.sizes["edge"] != len(g):
         raise ValueError(f"attribution: it has {scores.sizes['edge']} edges of the model's {len(g)}; give all of them")
-    if not isinstance(k, int | np.integer) or not 0 <= k <= len(g):
-        raise ValueError(f"k={k!r}: give a whole number from 0 to the {len(g)} edges of this model")
+    whole("k", k, least=0, most=len(g))
     score = edge_strengths(scores, signed)
     return g.label(_from_the_logits(g, score, k) if greedy else np.argsort(-score, kind="stable")[:k])
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from ..arguments import checked
+from ..arguments import a_model, checked, listed
 from ..stats import head_name
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #9202d16e
@@ -108,7 +108,8 @@ class Graph:
             edges = edges.values
         if isinstance(edges, torch.Tensor): edges = edges.cpu().numpy()
         if isinstance(edges, str | Edge): edges = [edges]
-        edges = edges if isinstance(edges, np.ndarray) else list(edges)
+        if not isinstance(edges, np.ndarray) or not edges.ndim:
+            edges = listed("circuits", edges, "edges, or mask [edge]")
         if len(edges) and isinstance(edges[0], bool | np.bool_ | np.ndarray):
             if np.shape(edges) == (len(self),): return np.array(edges, bool)
             raise ValueError(f"circuits: a mask of shape {np.shape(edges)} does not fit the {len(self)} edges of this "
@@ -152,6 +153,7 @@ def graph(
 ) -> Graph:
     "The edges of a model. Raises ValueError for an array that does not name all edges of a model."
     if not isinstance(of, xr.Dataset | xr.DataArray):
+        a_model("of", of)
         return Graph(of.cfg.n_layers, of.cfg.n_heads, bool(of.cfg.parallel_attn_mlp))
     names = ("n_layers", "n_heads", "parallel")
     told = isinstance(of, xr.Dataset) or "edge" not in of.dims # an array of some edges says its model too
@@ -162,7 +164,7 @@ def graph(
     heads, layers = (sum(e.startswith(k) and e.endswith("→ logits") for e in labels) for k in ("L", "MLP"))
     found = Graph(layers, heads // max(1, layers), "L0H0 → MLP 0" not in labels)
     if found.labels == labels: return found
-    raise ValueError("of: the array does not name all edges of a model, in their order; "
+    raise ValueError("of: it does not name all edges of a model, in their order; "
                      "give a result of this module, or the model")
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #b19d6656

@@ -9,7 +9,7 @@ __all__ = ['run_edges', 'ablate_edges']
 import numpy as np
 import xarray as xr
 
-from ..arguments import checked
+from ..arguments import checked, listed
 from ..activation_patching import effect, which_logit
 from .ablation import in_words
 from .edge_graph import graph
@@ -96,7 +96,7 @@ def _named(circuits):
     "Circuits by name, or by number."
     if isinstance(circuits, dict): return circuits
     if isinstance(circuits, xr.DataArray | np.ndarray) and circuits.ndim == 1: circuits = [circuits]
-    if not isinstance(circuits, xr.DataArray): return dict(enumerate(circuits))
+    if not isinstance(circuits, xr.DataArray): return dict(enumerate(listed("circuits", circuits, "circuits")))
     axis = next(d for d in circuits.dims if d != "edge")
     names = circuits[axis].values if axis in circuits.coords else range(circuits.sizes[axis])
     return {name: circuits.isel({axis: i}) for i, name in enumerate(names)}

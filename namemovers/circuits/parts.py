@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..arguments import checked
+from ..arguments import checked, head_pairs, listed, short
 
 # %% ../../nbs/core/circuits/parts.ipynb #f5726ba6
 OTHER = "other" # the position of all tokens without a name
@@ -35,7 +35,7 @@ def node(
 ) -> Node:
     "The node of a name: the reverse of `str`."
     found = re.fullmatch(r"(?:L(\d+)H(\d+)|MLP(\d+))@(.+)", name)
-    if not found: raise ValueError(f"name={name!r} is no node: write it as L9H6@END or MLP3@END")
+    if not found: raise ValueError(f"name: {short(name)} is no node: write it as L9H6@END or MLP3@END")
     layer, head, mlp, position = found.groups()
     return Node(int(mlp), None, position) if mlp else Node(int(layer), int(head), position)
 
@@ -66,7 +66,9 @@ def everywhere(
     task,  # a `Task`
 ) -> frozenset:
     "The heads at all positions of a task. It takes a circuit to a task with other positions."
-    return frozenset(Node(h[0], h[1], p) for h in heads for p in positions_of(task))
+    heads = listed("heads", heads, "(layer, head) pairs or nodes")
+    pairs = [h[:2] if isinstance(h, Node) else head_pairs("heads", [h])[0] for h in heads]
+    return frozenset(Node(layer, head, p) for layer, head in pairs for p in positions_of(task))
 
 # %% ../../nbs/core/circuits/parts.ipynb #89c17f0d
 @checked
@@ -74,6 +76,10 @@ def heads_of(
     circuit, # nodes
 ) -> list[tuple[int, int]]:
     "The heads of a circuit, wherever they are, in order."
+    circuit = listed("circuit", circuit, "nodes")
+    for n in circuit:
+        if not isinstance(n, Node):
+            raise ValueError(f"circuit: {short(n)} is no node; give nodes such as node('L9H6@END').")
     return sorted({(n.layer, n.head) for n in circuit if n.head is not None})
 
 # %% ../../nbs/core/circuits/parts.ipynb #b36f9847
@@ -100,7 +106,7 @@ def masks_of(circuits, task, n_layers, n_heads, mlps) -> torch.Tensor: # bool [c
 def checked_node(at, positions, n_layers, n_heads, mlps) -> Node:
     "A node that exists; else ValueError."
     try: found = Node(*at)
-    except TypeError: raise ValueError(f"circuits: {at!r} is no node; write Node(layer, head, position)") from None
+    except TypeError: raise ValueError(f"circuits: {short(at)} is no node; write Node(layer, head, position)") from None
     layer, head, position = found
     if position not in positions:
         raise ValueError(f"circuits: the task has no position {position!r}; it has {', '.join(positions)}")

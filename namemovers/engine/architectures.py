@@ -54,7 +54,9 @@ class Norm:
 def _eps(module) -> float | None:
     "The small number of a norm's module, under any of its names."
     names = ("eps", "variance_epsilon", "epsilon")
-    return next((float(getattr(module, name)) for name in names if isinstance(getattr(module, name, None), float)), None)
+    return next(
+        (float(getattr(module, name)) for name in names if isinstance(getattr(module, name, None), float)), None
+    )
 
 # %% ../../nbs/core/engine/architectures.ipynb #84727d22
 def _own_numbers(module, fitted: torch.Tensor, name: str) -> torch.Tensor:
@@ -110,7 +112,8 @@ class Rotary:
         "Hold angles for `n` positions. Raises ValueError where longer prompts change the angles of earlier positions."
         if n <= len(self.cos): return
         cos, sin = self.tables(1 << (n - 1).bit_length())
-        if not torch.equal(cos[:len(self.cos)], self.cos): raise ValueError("its rotary positions depend on the length of the prompt")
+        if not torch.equal(cos[: len(self.cos)], self.cos):
+            raise ValueError("its rotary positions depend on the length of the prompt")
         self.cos, self.sin = cos, sin
 
     def to(
@@ -144,7 +147,8 @@ def _tables(module, device, *layer_type) -> Callable:
 
 # %% ../../nbs/core/engine/architectures.ipynb #48607081
 def _buffer_tables(attention) -> Callable:
-    "The tables of an attention module that keeps them itself, as (sin, cos) [position, 2 * pair]. Raises ValueError where it does not."
+    """The tables of an attention module that keeps them itself, as (sin, cos) [position, 2 * pair]. Raises
+    ValueError where it does not."""
     kept = getattr(attention, "embed_positions", None)
     if not isinstance(kept, torch.Tensor): raise ValueError("its rotary positions are not where they are looked for")
     sin, cos = (t.repeat_interleave(2, -1) for t in kept.detach().float().chunk(2, -1))
@@ -178,7 +182,8 @@ def read_rotary(
 class Layer:
     """One layer: its linear maps [in, out] with their biases, and everything in which layers may differ.
 
-    The weight of a norm before a map is folded into the map, so `ln1` and `ln2` only standardise. Norms behind a map stay."""
+    The weight of a norm before a map is folded into the map, so `ln1` and `ln2` only standardise. Norms behind a map
+    stay."""
     W_Q: torch.Tensor            # [d_model, head * d_head]
     b_Q: torch.Tensor            # [head * d_head]
     W_K: torch.Tensor            # [d_model, kv_head * d_head]
@@ -264,7 +269,8 @@ def cast(
 
 # %% ../../nbs/core/engine/architectures.ipynb #300d415c
 def _flat(W: torch.Tensor, b: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    "A map of each head [head, d_model, d_head] as one map [d_model, head * d_head], and its bias, zeros where there is none."
+    """A map of each head [head, d_model, d_head] as one map [d_model, head * d_head], and its bias, zeros where
+    there is none."""
     heads, d_model, d_head = W.shape
     W = W.detach().permute(1, 0, 2).reshape(d_model, heads * d_head)
     return W, W.new_zeros(heads * d_head) if b is None else b.detach().reshape(-1)
@@ -288,7 +294,8 @@ def _child(module, name: str, default=None) -> Any:
 
 # %% ../../nbs/core/engine/architectures.ipynb #8d7d2977
 def _parameter(module, name: str) -> torch.Tensor | None:
-    "A weight or bias of a module, or None where there is none: TransformerLens raises for some, and answers None for others."
+    """A weight or bias of a module, or None where there is none: TransformerLens raises for some, and answers None
+    for others."""
     value = getattr(module, name, None)
     return value.detach() if isinstance(value, torch.Tensor) else None
 
@@ -297,7 +304,8 @@ def read_activation(
     mlp, # of a `TransformerBridge`'s block
     said: str, # the name that the configuration gives it
 ) -> str:
-    """The activation function of an MLP, as a key of `ACTIVATIONS`: of its own module where it has one, by what that computes.
+    """The activation function of an MLP, as a key of `ACTIVATIONS`: of its own module where it has one, by what that
+    computes.
 
     Raises ValueError for one that the forward does not know."""
     inner = mlp.original_component
@@ -327,7 +335,8 @@ def _window(model, layer: int) -> int | None:
     inner, config = model.blocks[layer].attn.original_component, model.original_model.config
     kinds = getattr(config, "layer_types", None)
     if kinds and "sliding" not in kinds[layer]: return None
-    if (kind := getattr(inner, "attention_type", None)) is not None: return config.window_size if kind == "local" else None
+    if (kind := getattr(inner, "attention_type", None)) is not None:
+        return config.window_size if kind == "local" else None
     if getattr(config, "use_sliding_window", None) is False: return None
     if hasattr(inner, "sliding_window"): return inner.sliding_window
     return getattr(config, "sliding_window", None)
@@ -352,7 +361,9 @@ def _read_attention(model, layer: int, ln1: Norm | None) -> dict:
     cap = float(getattr(model.cfg, "attn_scores_soft_cap", -1) or -1)
     W_O = attn.W_O.detach().reshape(-1, model.cfg.d_model)
     b_O = _parameter(attn, "b_O")
-    maps = [_folded(ln1, *_flat(W, b)) for W, b in ((W_Q, b_Q), (W_K, b_K), (attn.W_V.detach(), _parameter(attn, "b_V")))]
+    maps = [
+        _folded(ln1, *_flat(W, b)) for W, b in ((W_Q, b_Q), (W_K, b_K), (attn.W_V.detach(), _parameter(attn, "b_V")))
+    ]
     (W_Q, b_Q), (W_K, b_K), (W_V, b_V) = maps
     return dict(W_Q=W_Q, b_Q=b_Q, W_K=W_K, b_K=b_K, W_V=W_V, b_V=b_V, W_O=W_O,
                 b_O=W_O.new_zeros(W_O.shape[1]) if b_O is None else b_O,
@@ -372,7 +383,8 @@ def _qk_norm(attn, name: str, W: torch.Tensor) -> Norm | None:
     if module is None: return None
     heads, _, d_head = W.shape
     width = module.weight.shape[0]
-    if width not in (d_head, heads * d_head): raise ValueError(f"its {name}_norm is {width} wide, neither a head nor all heads")
+    if width not in (d_head, heads * d_head):
+        raise ValueError(f"its {name}_norm is {width} wide, neither a head nor all heads")
     return read_norm(module, width, W.device)
 
 # %% ../../nbs/core/engine/architectures.ipynb #16591b3d
@@ -380,13 +392,21 @@ def _read_mlp(model, layer: int, ln2: Norm | None) -> dict:
     "The fields of `Layer` that the MLP has."
     mlp = model.blocks[layer].mlp
     W_in, W_out, W_gate = (_parameter(mlp, name) for name in ("W_in", "W_out", "W_gate"))
-    if W_in is None or W_out is None: raise ValueError(f"its MLP is a {type(mlp.original_component).__name__}, not one map in and one out")
+    if W_in is None or W_out is None:
+        raise ValueError(f"its MLP is a {type(mlp.original_component).__name__}, not one map in and one out")
     b_in, b_out, b_gate = (_parameter(mlp, name) for name in ("b_in", "b_out", "b_gate"))
     zeros = W_in.new_zeros
     W_in, b_in = _folded(ln2, W_in, zeros(W_in.shape[1]) if b_in is None else b_in)
     if W_gate is not None: W_gate, b_gate = _folded(ln2, W_gate, zeros(W_gate.shape[1]) if b_gate is None else b_gate)
-    return dict(W_in=W_in, b_in=b_in, W_gate=W_gate, b_gate=b_gate, W_out=W_out,
-                b_out=zeros(W_out.shape[1]) if b_out is None else b_out, activation=read_activation(mlp, model.cfg.act_fn))
+    return dict(
+        W_in=W_in,
+        b_in=b_in,
+        W_gate=W_gate,
+        b_gate=b_gate,
+        W_out=W_out,
+        b_out=zeros(W_out.shape[1]) if b_out is None else b_out,
+        activation=read_activation(mlp, model.cfg.act_fn),
+    )
 
 # %% ../../nbs/core/engine/architectures.ipynb #12496d5c
 def read_layer(

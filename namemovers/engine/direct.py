@@ -28,7 +28,8 @@ def head_maps(
     w: Weights, # the model's
     layer: int, # counted from 0
 ) -> torch.Tensor: # [head, d_head, d_model]
-    "The output weights of a layer's heads, and through the linear part of a norm that follows: divide what they write by its scale."
+    """The output weights of a layer's heads, and through the linear part of a norm that follows: divide what they
+    write by its scale."""
     L = w.layers[layer]
     return linear_part(L.ln1_post, L.W_O.view(w.n_heads, w.d_head, -1))
 
@@ -38,8 +39,8 @@ def directions(
     tokens: torch.Tensor,              # token ids [...]
     minus: torch.Tensor | None = None, # token ids [...] to be told from
 ) -> tuple[torch.Tensor, torch.Tensor]: # [..., d_model], and what the logits hold beside [...]
-    """Along what the stream is read for the logits of `tokens`, less those of `minus`, before any cap: divide by the final
-    norm's scale."""
+    """Along what the stream is read for the logits of `tokens`, less those of `minus`, before any cap: divide by the
+    final norm's scale."""
     d, constant = w.W_U.T[tokens], w.b_U[tokens]
     if minus is not None: d, constant = d - w.W_U.T[minus], constant - w.b_U[minus]
     if w.final.bias is not None: constant = constant + d @ w.final.bias

@@ -21,16 +21,10 @@ from ..pairs import Pairs
 class _Known:
     "What is remembered of a model that passed the comparison."
     weights: Weights
-    state: str    # its `_mark`
+    state: str    # its `fingerprint`
     compared: int # length of the prompt compared
 
 _known: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary() # model -> _Known
-
-# %% ../../nbs/core/engine/ready.ipynb #2b6d6249
-def _mark(model) -> str:
-    "What the weights were read off: parameters and buffers, and which modules they are in, with their epsilons."
-    parts = [(type(module).__name__, getattr(module, "eps", None)) for module in model.original_model.modules()]
-    return f"{fingerprint(model)} {model.cfg.eps} {parts}"
 
 # %% ../../nbs/core/engine/ready.ipynb #5f6f93b3
 COMPARED = 40 # tokens of the prompt on which engine and model are compared
@@ -42,10 +36,12 @@ def _long_enough(w: Weights, n_ctx: int, length: int) -> int:
 
 # %% ../../nbs/core/engine/ready.ipynb #28ea3249
 def _gap(model, w: Weights, n: int) -> float:
-    "The largest difference between the engine's logits and the model's, as a share of their size, for a prompt of `n` tokens."
+    """The largest difference between the engine's logits and the model's, as a share of their size, for a prompt of
+    `n` tokens."""
     tokens = torch.arange(n, device=w.W_E.device)[None] * 31 % len(w.W_E)
     ours, theirs = logits(w, forward(w, embed(w, tokens)).final), model(tokens)
-    if not (ours.isfinite().all() and theirs.isfinite().all()): raise ValueError("its weights hold NaN or infinite numbers")
+    if not (ours.isfinite().all() and theirs.isfinite().all()):
+        raise ValueError("its weights hold NaN or infinite numbers")
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1))
 
 # %% ../../nbs/core/engine/ready.ipynb #297e9118
@@ -60,7 +56,7 @@ def why_not(
     if name := hooked(model): return f"somebody's hook is on {name}"
     known = _known.get(model)
     try:
-        state = _mark(model)
+        state = fingerprint(model)
         if known and known.state != state: known = None
         w = known.weights if known else weights_of(model)
         needed = _long_enough(w, model.cfg.n_ctx, length)

@@ -25,7 +25,8 @@ from ..sites import HEAD_SITES, STREAM_SITES
 # %% ../../nbs/core/engine/sweep.ipynb #baa522b6
 @dataclass
 class Block:
-    "Prompts of one length whose clean and corrupted tokens first differ at one position, and the activations of both runs."
+    """Prompts of one length whose clean and corrupted tokens first differ at one position, and the activations of
+    both runs."""
     prompts: torch.Tensor  # their indices in the task [prompt]
     base: Run              # the run patched into, all positions
     donor: Run             # the run patched from, positions from `first` on
@@ -62,7 +63,9 @@ def blocks(
     for first, end, members in pairs.alike(prompts):
         if rerun_end: first = min(first, end)
         upto = slice(0, end + 1)
-        block = two_runs(w, pairs.base[members, upto], pairs.donor[members, upto], first, members, keep_base, keep_donor)
+        block = two_runs(
+            w, pairs.base[members, upto], pairs.donor[members, upto], first, members, keep_base, keep_donor
+        )
         clean, corrupted = pairs.clean_first(block.base, block.donor)
         read.leave_alone(members, clean.final[:, -1], corrupted.final[:, -1])
         yield block
@@ -95,7 +98,8 @@ class Group:
 
 # %% ../../nbs/core/engine/sweep.ipynb #562c3f4d
 class Buffers:
-    "Memory of one packed forward, allocated once: on a CPU, fresh memory for every activation costs a quarter of the MLP."
+    """Memory of one packed forward, allocated once: on a CPU, fresh memory for every activation costs a quarter of
+    the MLP."""
     def __init__(self, w: Weights, rows: int, tile: int = 1024):
         new, queries, keys = w.W_E.new_empty, w.n_heads * w.d_head, w.n_kv_heads * w.d_head
         self.x, self.out = new(rows, w.d_model), new(rows, w.d_model)
@@ -113,7 +117,8 @@ def _heads(w, t, g):
 
 # %% ../../nbs/core/engine/sweep.ipynb #03270117
 def _spread(g, t, base):
-    "Rows where a group entered [prompt, cell, n, ...] among the base's [prompt, position, ...]: [prompt, cell, row from start on, ...]."
+    """Rows where a group entered [prompt, cell, n, ...] among the base's [prompt, position, ...]: [prompt, cell, row
+    from start on, ...]."""
     if g.positions is None: return t
     full = base[g.prompts, None, g.start:].repeat(1, g.C, *[1] * (base.dim() - 1))
     prompt = torch.arange(g.P, device=t.device)[:, None]
@@ -122,7 +127,8 @@ def _spread(g, t, base):
 
 # %% ../../nbs/core/engine/sweep.ipynb #c92aa696
 def _spread_heads(w, g, t, base):
-    "The same for rows [row, head * d_head] and base [prompt, head, position, d_head]: [prompt, head, cell, row, d_head]."
+    """The same for rows [row, head * d_head] and base [prompt, head, position, d_head]: [prompt, head, cell, row,
+    d_head]."""
     t = t.view(g.P, g.C, g.n, -1, w.d_head)
     return _spread(g, t, base.transpose(1, 2)).permute(0, 3, 1, 2, 4)
 
@@ -134,7 +140,8 @@ def _positions(g, thin):
 
 # %% ../../nbs/core/engine/sweep.ipynb #c8c79a3b
 def _attend(w, l, b, full, thin, rows):
-    "From the stream in `b.x[:rows]` to the heads' outputs in `b.z`, with all rows of thin groups added to `b.x`. Returns the new number of rows."
+    """From the stream in `b.x[:rows]` to the heads' outputs in `b.z`, with all rows of thin groups added to `b.x`.
+    Returns the new number of rows."""
     L, last, d = w.layers[l], l == w.n_layers - 1, w.d_model
     groups = [(g, False) for g in full] + [(g, True) for g in thin]
     counts = [g.P * g.C * (g.n if is_thin else g.R) for g, is_thin in groups]
@@ -275,8 +282,8 @@ def _stream_rows(w, block, site, l, positions, start):
 
 # %% ../../nbs/core/engine/sweep.ipynb #b392ba74
 def _head_z(w, block, site, l, at=None):
-    """The heads' outputs [prompt, head, row, d_head] at positions from `first` on, where `site` of every head is the donor's,
-    at all positions or only at `at` [prompt]."""
+    """The heads' outputs [prompt, head, row, d_head] at positions from `first` on, where `site` of every head is the
+    donor's, at all positions or only at `at` [prompt]."""
     L, base, donor, first = w.layers[l], block.base, block.donor, block.first
     if site == "z": return donor["z"][l]
     if site == "pattern": return donor["pattern"][l] @ base["v"][l].repeat_interleave(w.group, 1)
@@ -293,8 +300,8 @@ def _head_z(w, block, site, l, at=None):
 
 # %% ../../nbs/core/engine/sweep.ipynb #92f0691f
 def _shared(w, site, z, W_O):
-    """Heads' outputs [prompt, head, row, d_head] and output weights [head, d_head, d_model] by what is patched: for keys and
-    values that heads share, the heads of a group are one wide head."""
+    """Heads' outputs [prompt, head, row, d_head] and output weights [head, d_head, d_model] by what is patched: for
+    keys and values that heads share, the heads of a group are one wide head."""
     if site not in ("k", "v") or w.group == 1: return z, W_O
     wide = z.unflatten(1, (w.n_kv_heads, w.group)).transpose(2, 3).flatten(3) # [prompt, kv_head, row, group * d_head]
     return wide, W_O.view(w.n_kv_heads, w.group * w.d_head, -1)
@@ -306,7 +313,8 @@ def _head_rows(w, block, site, l, heads, positions, start, at=None):
     stream, layer, mid = ("resid_pre", l + 1, False) if w.parallel else ("resid_mid", l, True)
 
     def changes():
-        "What every head's output changes by [prompt, cell, row, d_head], and through which weights [cell, d_head, d_model]."
+        """What every head's output changes by [prompt, cell, row, d_head], and through which weights [cell, d_head,
+        d_model]."""
         if not cached:
             z = _head_z(w, block, site, l, at) - base["z"][l][:, :, first:]
             z, W_O = _shared(w, site, z, L.W_O.view(w.n_heads, w.d_head, -1))
@@ -404,7 +412,8 @@ def chunks(
     if chunk: yield chunk
 
 # %% ../../nbs/core/engine/sweep.ipynb #f6fe7064
-MAX_ROWS = 4096 # of one packed forward: enough to multiply matrices at full speed, little enough to stay near the processor
+# of one packed forward: enough to multiply matrices at full speed, little enough to stay near the processor
+MAX_ROWS = 4096
 
 def _keeps(w, site):
     "What to keep of the base run, and of the donor."
@@ -472,19 +481,23 @@ def check(
             raise ValueError(f"head {cell.head} does not exist: a layer has {what} 0 to {heads - 1}")
         at = cell.position
         if at is not None and not (len(at) == n and 0 <= int(at.min()) <= int(at.max()) < length):
-            raise ValueError(f"position {at.tolist()} does not fit: give each of the {n} prompts one from 0 to {length - 1}")
+            raise ValueError(
+                f"position {at.tolist()} does not fit: give each of the {n} prompts one from 0 to {length - 1}"
+            )
 
 # %% ../../nbs/core/engine/sweep.ipynb #51561566
 @guarded
 def sweep(
-    model,                           # a `TransformerBridge` that `why_not` has nothing against
-    pairs: Pairs,                    # what is run
-    site: str,                       # what is patched: one of `STREAM_SITES`, `HEAD_SITES`, or "neurons"
-    cells: list,                     # where: objects with `layer`, `head` (for "neurons" the neuron) and `position` ([prompt] or None)
-    question: Question = Question(), # what is read, and the memory it may take
-    progress: Callable | None = None,# called with the number of patched prompts just done
-    dtype: str = "float32",          # of the weights and activations; "bfloat16" is coarse
-) -> tuple:                          # the metric of the patched runs [cell, prompt], of the clean and of the corrupted run [prompt]
+    model,        # a `TransformerBridge` that `why_not` has nothing against
+    pairs: Pairs, # what is run
+    site: str,    # what is patched: one of `STREAM_SITES`, `HEAD_SITES`, or "neurons"
+    # the cells, where: objects with `layer`, `head` (for "neurons" the neuron) and `position` ([prompt] or None)
+    cells: list,
+    question: Question = Question(),  # what is read, and the memory it may take
+    progress: Callable | None = None, # called with the number of patched prompts just done
+    dtype: str = "float32",           # of the weights and activations; "bfloat16" is coarse
+    # the metric of the patched runs [cell, prompt], of the clean and of the corrupted run [prompt]
+) -> tuple:
     "Patch every cell into every prompt. Exact: it computes only what a patch can change."
     w = ready(model, dtype, pairs.length)
     check(w, pairs, site, cells)
@@ -539,7 +552,8 @@ def run_sets(
     pairs: Pairs,                    # what is run
     sets: list,                      # each a list of (site, cell), patched together
     question: Question = Question(), # what is read, and the memory it may take
-) -> tuple:                          # the metric of the patched runs [set, prompt], of the clean and of the corrupted run [prompt]
+    # the metric of the patched runs [set, prompt], of the clean and of the corrupted run [prompt]
+) -> tuple:
     "Patch every set of sites into every prompt, all of a set in one run. An empty set is the run left alone."
     w = ready(model, length=pairs.length)
     for members in sets:
@@ -553,7 +567,8 @@ def run_sets(
     out, read = w.W_E.new_empty(len(sets), len(pairs)), Reader(w, pairs, question.metric)
     for some in pairs.prompts.split(question.memory_budget // per_prompt):
         for block in blocks(w, pairs, read, some, names, names, rerun_end=True):
-            for i, patches in enumerate(sets): out[i, block.prompts] = read(_final_of_set(w, block, patches), block.prompts)
+            for i, patches in enumerate(sets):
+                out[i, block.prompts] = read(_final_of_set(w, block, patches), block.prompts)
     return out.cpu(), *read.alone.cpu()
 
 # %% ../../nbs/core/engine/sweep.ipynb #2ae253b1

@@ -23,7 +23,7 @@ from .panels import largest, sentence
 from .state import HEAD_FIELDS, MAX_TOKENS, PROMPT_FIELDS, VIEWS
 from .state import ExplorerState, align, depends, part_of
 from .views import SHOWS
-from ..guard import guarded
+from ..guard import fingerprint, guarded
 from ..model import load_model, model_name, weights_hash
 from ..stats import head_name
 
@@ -47,6 +47,7 @@ class Session:
         self.source = model if isinstance(model, (str, Path)) else None
         self.model = load_model(model) if self.source is not None else model
         self.tokenizer, self.name, self.weights = self.model.tokenizer, model_name(self.model), weights_hash(self.model)
+        self._began = fingerprint(self.model)
         self.tasks, self.made = {}, {}
         if tasks is None:
             self._make_tasks(prompts, seed)
@@ -215,6 +216,7 @@ class Session:
         from namemovers.head_roles import pattern_scores, roles
 
         progress = progress or (lambda done, total: None)
+        self._unchanged()
         with self._lock:
             if task not in self.measured:
                 measured = {}
@@ -231,14 +233,18 @@ class Session:
         own = code_of(self, state)
         return own if own.startswith(IMPORT) else opening(self, state) + own
 
+    def _unchanged(self):
+        "Raise ValueError where weights, or what modules are set to, are not those of the session's beginning."
+        if fingerprint(self.model) != self._began:
+            raise ValueError("The model's weights were changed since this session began; begin another.")
+
     def once(
         self,
         key: tuple,  # of the question
         work,  # () -> its answer
     ) -> Any:
         "What was answered before, or is answered now and remembered. Raises ValueError where weights were changed."
-        if weights_hash(self.model) != self.weights:
-            raise ValueError("The model's weights were changed since this session began; begin another.")
+        self._unchanged()
         with self._lock:
             if key in self.answers:
                 self.answers.move_to_end(key)

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from urllib.parse import unquote
 
+from ..arguments import short
 from ..activation_patching import BY, DIRECTIONS, HEAD_SITES, METRICS, STREAM_SITES
 from ..data import encode, stretches, word_ids
 from ..path_patching import COMPONENTS
@@ -181,7 +182,7 @@ def _head(given) -> tuple:
     head = tuple(given) if isinstance(given, (list, tuple)) else given
     whole = isinstance(head, tuple) and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in head)
     if not whole or len(head) != 2:
-        raise ValueError(f"head: {given!r} is no head; give [layer, head], both counted from 0.")
+        raise ValueError(f"head: {short(given)} is no head; give [layer, head], both counted from 0.")
     return head
 
 
@@ -243,9 +244,10 @@ class ExplorerState:
         for f in fields(self):
             value, kind = getattr(self, f.name), type(f.default)
             if type(value) is not kind:
-                raise ValueError(f"{f.name}: {value!r} is no {kind.__name__}; give one, such as {f.default!r}.")
+                called = {int: "whole number", str: "text", bool: "True or False"}[kind]
+                raise ValueError(f"{f.name}: {short(value)} is no {called}; give one, such as {f.default!r}.")
             if f.name in choices and value not in choices[f.name]:
-                raise ValueError(f"{f.name}: {value!r} is unknown; choose one of {', '.join(choices[f.name])}.")
+                raise ValueError(f"{f.name}: {short(value)} is unknown; choose one of {', '.join(choices[f.name])}.")
         # a site goes with ways of its own
         if self.by not in BY_SITE[self.site]:
             object.__setattr__(self, "by", BY_SITE[self.site][0])

@@ -40,8 +40,9 @@ def bars(
     series = {str(name): summary_of(one, var) for name, one in results.items()}
     first = next(iter(series.values()))
     kind, dims = head_dim(first), first["mean"].dims
-    if len(dims) == 2 and (kind is None or len(series) > 1):
-        raise ValueError(f"Bars need heads (layer, head) or one dimension besides prompt, but the result has {dims}.")
+    if not 0 < len(dims) < 3 or len(dims) == 2 and (kind is None or len(series) > 1):
+        raise ValueError("result: bars need heads (layer, head) or one dimension besides prompt, "
+                         f"but the result has {dims}.")
     if kind:
         s, names = both_ends(first, kind, k)
         series, dim = {"": s}, "cell"

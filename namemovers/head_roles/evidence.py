@@ -6,6 +6,8 @@
 __all__ = ['role_evidence']
 
 # %% ../../nbs/core/head_roles/evidence.ipynb #236f5499
+from typing import Any
+
 import numpy as np
 import xarray as xr
 
@@ -76,7 +78,7 @@ def with_what_name_movers_hear(ds, model, task, cue, name_movers, thresholds, ho
     ds = ds.assign({name: share(sent.clean - sent.logit_diff, distance_of(ds.clean))})
     if cue is None: return ds
     asking = list(dict.fromkeys([*name_movers, *holders(ds, thresholds, "recency")]))
-    into_queries = dict(component="q", through_mlps=True, direction="noise", metric="logit")
+    into_queries: dict[str, Any] = dict(component="q", through_mlps=True, direction="noise", metric="logit")
     return ds.assign(cue=of_the_cue(path_patch(model, cue, receivers=asking, **into_queries, **how)))
 
 # %% ../../nbs/core/head_roles/evidence.ipynb #efb8de55
@@ -128,7 +130,7 @@ def role_evidence(
     check_measured(model, patterns=patterns, copies=copies)
     ready(model)
     check_kind(task, "roles")
-    how = dict(memory_budget=memory_budget, progress=False)
+    how: dict[str, Any] = dict(memory_budget=memory_budget, progress=False)
     with progress_bar(7, f"roles, {task.name}", progress, unit="step") as bar:
         if patterns is None: patterns = pattern_scores(model)
         bar.update()

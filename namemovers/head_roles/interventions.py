@@ -8,6 +8,7 @@ __all__ = ['s_inhibition', 'signals', 'backup']
 # %% ../../nbs/core/head_roles/interventions.ipynb #3d0075ef
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -163,7 +164,8 @@ def signals(
     cells = [Cell(l, h, None if position is None else task.positions[position]) for l, h in asked]
     run = signal_run(model, asked, receivers, cells, together, Question(memory_budget=memory_budget))
     variants = signal_tasks(task)
-    found, own, clean = [], [], None
+    found, own = [], []
+    clean: Any = None
     with progress_bar(len(variants) * len(task) * (1 if together else len(asked)), "signals", progress) as bar:
         for variant in variants.values():
             pairs = replace(Pairs.of(task, "noise"), corrupted=variant.corrupted_tokens)

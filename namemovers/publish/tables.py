@@ -155,6 +155,9 @@ def _frame(table, index: bool) -> tuple[pd.DataFrame, list[bool], str]:
     if isinstance(table, HTML):
         return _from_html(table)
     if isinstance(table, (xr.Dataset, xr.DataArray)):
+        if not summary_of(table)["mean"].ndim:
+            raise ValueError("table: this result is one number and has no rows; "
+                             "give one with a dimension besides prompt.")
         table, index = _summary_frame(table), False
     if isinstance(table, pd.Series):
         table, index = table.to_frame(), True

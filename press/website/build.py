@@ -102,13 +102,23 @@ def _write_assets(out: Path) -> None:
     shutil.copyfile(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", target / "plotly.min.js")
 
 
-def _write_notebooks(notebooks: Path, pages: list[Page], out: Path) -> None:
-    """The notebooks themselves, for whoever wants to download one."""
+# of a notebook's first cell, as it stands in the file
+_NO_ADDRESS = '\\"\\"  # the site writes the repository\'s address here'
+
+
+def _write_notebooks(notebooks: Path, pages: list[Page], config: dict, out: Path) -> None:
+    """The notebooks themselves, for whoever wants to download one. Their first cell, which installs the library in
+    Colab, learns the repository's address, where it has one."""
+    address = config["website"].get("repo-url") or ""
+    if re.search(r"[^\w:/.~-]", address):
+        raise ValueError(f"_quarto.yml: repo-url {address!r} is no address that pip could install from.")
     for page in pages:
         if page.staged != GENERATED:
             target = out / "notebooks" / page.source
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(notebooks / page.source, target)
+            text = (notebooks / page.source).read_text(encoding="utf-8")
+            known = text.replace(_NO_ADDRESS, _NO_ADDRESS.replace('\\"\\"', f'\\"{address}\\"'))
+            target.write_text(known, encoding="utf-8")
 
 
 def _write_redirects(redirects: dict[str, str], out: Path) -> None:
@@ -125,10 +135,10 @@ def _write_redirects(redirects: dict[str, str], out: Path) -> None:
         )
 
 
-def write_files(notebooks: Path, pages: list[Page], out: Path) -> None:
+def write_files(notebooks: Path, pages: list[Page], config: dict, out: Path) -> None:
     """What pages load and offer: assets, and the notebooks themselves."""
     _write_assets(out)
-    _write_notebooks(notebooks, pages, out)
+    _write_notebooks(notebooks, pages, config, out)
 
 
 def tidied_notebooks(notebooks: Path, pages: list[Page]) -> dict[str, dict]:
@@ -205,7 +215,7 @@ def build(
     with tempfile.TemporaryDirectory(prefix="namemovers-site-") as folder:
         site = Path(folder)
         tidied = tidied_notebooks(notebooks, pages)
-        write_files(notebooks, pages, site)
+        write_files(notebooks, pages, config, site)
         render_pages(tidied, pages, config, site)
         _write_redirects(redirects, site)
         if wrong := check(site):

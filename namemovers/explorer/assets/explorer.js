@@ -41,12 +41,16 @@ const pack = text => btoa(String.fromCharCode(...new TextEncoder().encode(text))
 const unpack = text => new TextDecoder("utf-8", { fatal: true }).decode(Uint8Array.from(atob(text.replaceAll("-", "+").replaceAll("_", "/")), c => c.charCodeAt(0)))
 const parse = (text, format) => { // a link or a file
   text = text.trim()
+  let state
   try {
     const link = text.match(/#explorer=([\w%=-]*)/)
-    const state = JSON.parse(link ? unpack(decodeURIComponent(link[1]).replace(/=+$/, "")) : text)
+    state = JSON.parse(link ? unpack(decodeURIComponent(link[1]).replace(/=+$/, "")) : text)
     if (!(format in state)) throw 0
-    return state
   } catch (e) { throw new Error("This is not from the explorer: give what Copy link or Save file gave, whole.") }
+  // 1e400 is read as Infinity, which JSON would then write as null
+  const endless = Object.keys(state).find(name => [state[name]].flat().some(v => typeof v === "number" && !Number.isFinite(v)))
+  if (endless) throw new Error(`${endless}: the number is too large; give what Copy link or Save file gave.`)
+  return state
 }
 
 // --- figures
