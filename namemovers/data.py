@@ -72,19 +72,45 @@ camera toy pen cookie sandwich box""".split()
 # %% ../nbs/00_data.ipynb #5f5d2b00
 #: name -> template of MRS, as far as the cue word the second time
 MRS_TEMPLATES = {
-    "pilot": "{S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S3} is a {D1}. {S4} is a {D2}. The {cue_word} is",
-    "other_descriptions": "{S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S3} is a {D3}. {S4} is a {D4}. The {cue_word} is",
+    "pilot": (
+        "{S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S3} is a {D1}. {S4} is a {D2}. "
+        "The {cue_word} is"
+    ),
+    "other_descriptions": (
+        "{S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S3} is a {D3}. {S4} is a {D4}. "
+        "The {cue_word} is"
+    ),
     "titles": "{S1} is {T1}. {S2} is {T2}. The {cue_word} is {cue_name}. {S3} is {T1}. {S4} is {T2}. The {cue_word} is",
-    "title_then_article": "{S1} is {T1}. {S2} is {T2}. The {cue_word} is {cue_name}. {S3} is a {D1}. {S4} is a {D2}. The {cue_word} is",
-    "past": "{S1} was a {D1}. {S2} was a {D2}. The {cue_word} was {cue_name}. {S3} was a {D1}. {S4} was a {D2}. The {cue_word} was",
+    "title_then_article": (
+        "{S1} is {T1}. {S2} is {T2}. The {cue_word} is {cue_name}. {S3} is a {D1}. {S4} is a {D2}. The {cue_word} is"
+    ),
+    "past": (
+        "{S1} was a {D1}. {S2} was a {D2}. The {cue_word} was {cue_name}. {S3} was a {D1}. {S4} was a {D2}. "
+        "The {cue_word} was"
+    ),
     "one_each": "{S1} is a {D1}. The {cue_word} is {cue_name}. {S4} is a {D2}. The {cue_word} is",
     "one_each_titles": "{S1} is {T1}. The {cue_word} is {cue_name}. {S4} is {T2}. The {cue_word} is",
     "one_source": "{S1} is a {D1}. The {cue_word} is {cue_name}. {S3} is a {D1}. {S4} is a {D2}. The {cue_word} is",
-    "three_source": "{S5} is a {D3}. {S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S3} is a {D1}. {S4} is a {D2}. The {cue_word} is",
-    "three_target": "{S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S6} is a {D3}. {S3} is a {D1}. {S4} is a {D2}. The {cue_word} is",
-    "three_each": "{S5} is a {D3}. {S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S6} is a {D3}. {S3} is a {D1}. {S4} is a {D2}. The {cue_word} is",
-    "subject_last": "The {D1} is {S1}. The {D2} is {S2}. The {cue_word} is {cue_name}. The {D1} is {S3}. The {D2} is {S4}. The {cue_word} is",
-    "subject_last_past": "The {D1} was {S1}. The {D2} was {S2}. The {cue_word} was {cue_name}. The {D1} was {S3}. The {D2} was {S4}. The {cue_word} was",
+    "three_source": (
+        "{S5} is a {D3}. {S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S3} is a {D1}. "
+        "{S4} is a {D2}. The {cue_word} is"
+    ),
+    "three_target": (
+        "{S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S6} is a {D3}. {S3} is a {D1}. "
+        "{S4} is a {D2}. The {cue_word} is"
+    ),
+    "three_each": (
+        "{S5} is a {D3}. {S1} is a {D1}. {S2} is a {D2}. The {cue_word} is {cue_name}. {S6} is a {D3}. "
+        "{S3} is a {D1}. {S4} is a {D2}. The {cue_word} is"
+    ),
+    "subject_last": (
+        "The {D1} is {S1}. The {D2} is {S2}. The {cue_word} is {cue_name}. The {D1} is {S3}. The {D2} is {S4}. "
+        "The {cue_word} is"
+    ),
+    "subject_last_past": (
+        "The {D1} was {S1}. The {D2} was {S2}. The {cue_word} was {cue_name}. The {D1} was {S3}. The {D2} was {S4}. "
+        "The {cue_word} was"
+    ),
 }
 
 # The names of the pilot study's first prompt, for a task of one prompt. GPT-2 splits "Carol" at the start of a text,
@@ -176,7 +202,8 @@ def name_token(
 
 _WHERE = {True: "at the start of a text", False: "after a space"}
 
-# What stands before a word to see how the word is written within a text. A tokenizer may put a mark of its own in front of a
+# What stands before a word to see how the word is written within a text. A tokenizer may put a mark of its own in front
+# of a
 # text (Llama's does), so " Mary" alone is not what " Mary" is after something.
 _BEFORE = "The"
 
@@ -237,7 +264,8 @@ def _forms(literals, keys, exchanged=(), alias=None):
     return forms
 
 def _name_pools(tokenizer, names, forms):
-    "For each name placeholder the names it may take; names that the user listed must fit, shipped ones are left out where they do not."
+    """For each name placeholder the names it may take; names that the user listed must fit, shipped ones are left
+    out where they do not."""
     given = names if isinstance(names, dict) else dict.fromkeys(forms, names)
     if unknown := sorted(set(given) - set(forms)):
         raise ValueError(f"names: the template has no placeholder {{{unknown[0]}}}; it has {sorted(forms)}.")
@@ -249,19 +277,33 @@ def _name_pools(tokenizer, names, forms):
         else:
             pools[key] = _listed(given[key], "names")
             if len(_whole(tokenizer, pools[key], starts)) < len(pools[key]):
-                for name, start in itertools.product(pools[key], starts): name_token(tokenizer, name, start)  # says which
+                # says which
+                for name, start in itertools.product(pools[key], starts):
+                    name_token(tokenizer, name, start)
     if dropped: _say_dropped(tokenizer, pools, sorted(dropped), forms)
     return pools
 
 def _say_dropped(tokenizer, pools, dropped, forms):
-    "A warning that shipped names are left out, with the splits of the first; `ValueError` where a placeholder has none left."
+    """A warning that shipped names are left out, with the splits of the first; `ValueError` where a placeholder has
+    none left."""
     starts = sorted(set().union(*forms.values()))
-    parts = lambda name: next((ids for s in starts for ids in word_ids(tokenizer, [name], s) if not _is_one(tokenizer, ids)), [])
+    parts = lambda name: next(
+        (ids for s in starts for ids in word_ids(tokenizer, [name], s) if not _is_one(tokenizer, ids)), []
+    )
     shown = ", ".join(f"{name!r} is {_split(tokenizer, parts(name))}" for name in dropped[:2])
     if bare := next((k for k, pool in pools.items() if not pool), None):
-        raise ValueError(f"names: none of the {len(NAMES)} shipped names is one token for this tokenizer where {{{bare}}} stands ({shown}); "
-                         f"give names that are, with names=[...].")
-    warnings.warn(f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out ({shown}).", stacklevel=5)
+        raise ValueError(
+            f"names: none of the {len(NAMES)} shipped names is one token for this tokenizer where {{{bare}}} "
+            f"stands ({shown}); "
+            f"give names that are, with names=[...]."
+        )
+    warnings.warn(
+        (
+            f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out "
+            f"({shown})."
+        ),
+        stacklevel=5,
+    )
 
 # %% ../nbs/00_data.ipynb #904f00e7
 def _word_pools(keys, descriptions, cue_words, words):
@@ -276,15 +318,22 @@ def _word_pools(keys, descriptions, cue_words, words):
         group = _group(key)
         if group == "S" or key == "cue_name": continue
         shipped = CUES if group == "cue" else _GROUPS.get(group)
-        if key in words: pools[key] = _listed(words[key], f"words[{key!r}]")
-        elif key in _WORDS: pools[key] = _WORDS[key]
-        elif shipped and isinstance(vary[group], str) and vary[group] == "vary": pools[key] = shipped
-        elif shipped and vary[group] is not None: pools[key] = _listed(vary[group], {"D": "descriptions", "cue": "cue_words"}[group])
-        elif group == "cue": pools[key] = [CUES[key == "other_cue"]]
-        elif shipped: pools[key] = [_numbered(shipped, key)]
+        if key in words:
+            pools[key] = _listed(words[key], f"words[{key!r}]")
+        elif key in _WORDS:
+            pools[key] = _WORDS[key]
+        elif shipped and isinstance(vary[group], str) and vary[group] == "vary":
+            pools[key] = shipped
+        elif shipped and vary[group] is not None:
+            pools[key] = _listed(vary[group], {"D": "descriptions", "cue": "cue_words"}[group])
+        elif group == "cue":
+            pools[key] = [CUES[key == "other_cue"]]
+        elif shipped:
+            pools[key] = [_numbered(shipped, key)]
         else:
-            raise ValueError(f"templates: no value for the placeholder {{{key}}}; give some with "
-                             f"words={{{key!r}: [...]}}.")
+            raise ValueError(
+                f"templates: no value for the placeholder {{{key}}}; give some with words={{{key!r}: [...]}}."
+            )
     if unknown := sorted(set(words) - set(pools)):
         raise ValueError(f"words: the template has no placeholder {{{unknown[0]}}}; it has {sorted(pools)}.")
     return pools
@@ -327,12 +376,15 @@ def _classes(pools, unequal=_same_group):
     return groups
 
 def _ways(pools):
-    """In how many ways placeholders can take words of their pools, all different. Words that fit the same placeholders count
-    together. Exact up to a thousand million; of more it is a number that is surely reached."""
+    """In how many ways placeholders can take words of their pools, all different. Words that fit the same placeholders
+    count together. Exact up to a thousand million; of more it is a number that is surely reached."""
     keys = sorted(pools, key=lambda k: len(pools[k]))
     surely = math.prod(max(0, len(set(pools[k])) - i) for i, k in enumerate(keys))
     if surely > 10**9: return surely
-    fits = collections.Counter(tuple(i for i, k in enumerate(keys) if word in pools[k]) for word in dict.fromkeys(itertools.chain(*pools.values())))
+    fits = collections.Counter(
+        tuple(i for i, k in enumerate(keys) if word in pools[k])
+        for word in dict.fromkeys(itertools.chain(*pools.values()))
+    )
     ways = {frozenset(): 1}  # those who have a word -> in how many ways
     for fit, words in fits.items():
         more = collections.Counter()
@@ -368,9 +420,14 @@ def _check_enough(variants, n, unequal):
             if not _ways(few) and (found := _scarce(few)):
                 keys, words = found
                 places = " and ".join(f"{{{k}}}" for k in sorted(keys))
-                raise ValueError(f"n: {n} prompts were asked for but only 0 are possible, for {places} of {short(template)} "
-                                 f"need {len(keys)} different words and have {short(words)}; give more.")
-    different = {(template, tuple((k, frozenset(pool)) for k, pool in pools.items()), tuple(alias.items())): pools for template, pools, alias in variants}
+                raise ValueError(
+                    f"n: {n} prompts were asked for but only 0 are possible, for {places} of {short(template)} "
+                    f"need {len(keys)} different words and have {short(words)}; give more."
+                )
+    different = {
+        (template, tuple((k, frozenset(pool)) for k, pool in pools.items()), tuple(alias.items())): pools
+        for template, pools, alias in variants
+    }
     possible = sum(_fillings(pools, unequal) for pools in different.values())
     if possible < n:
         raise ValueError(f"n: {n} prompts were asked for but only {possible} different ones are possible; {_MORE}.")
@@ -412,7 +469,8 @@ def _draw_prompts(variants, n, rng, unequal=_same_group):
 # %% ../nbs/00_data.ipynb #62b3bfba
 @dataclass(frozen=True, eq=False, repr=False)
 class Task:
-    "Clean and corrupted prompts, their two answers and the named positions of each. Prompts of unequal length are padded on the right."
+    """Clean and corrupted prompts, their two answers and the named positions of each. Prompts of unequal length are
+    padded on the right."""
     name: str # "mrs", "ioi", or that of a task of your own
     clean: list # prompts as text
     corrupted: list # the same prompts corrupted, as many tokens each
@@ -436,7 +494,10 @@ class Task:
     def __repr__(self):
         low, high = int(self.lengths.min()), int(self.lengths.max())
         tokens = f"{low} tokens" if low == high else f"{low} to {high} tokens, right-padded"
-        return f"Task({self.name}: n={len(self)}, {tokens}, corruption={self.corruption!r}, seed={self.seed}; {self.clean[0]!r} -> {self.answer(0)!r})"
+        return (
+            f"Task({self.name}: n={len(self)}, {tokens}, corruption={self.corruption!r}, seed={self.seed}; "
+            f"{self.clean[0]!r} -> {self.answer(0)!r})"
+        )
 
     @checked
     def answer(self, i: int = 0, wrong: bool = False) -> str:
@@ -446,14 +507,24 @@ class Task:
 
     @checked
     def subset(self, index) -> Task:
-        "The task of some of its prompts: an index, a slice, a list of indices, or a mask with True or False for each prompt."
+        """The task of some of its prompts: an index, a slice, a list of indices, or a mask with True or False for
+        each prompt."""
         keep = selected("index", index, len(self))
         longest = int(self.lengths[keep].max())
         pick = lambda values: [values[i] for i in keep]
-        return replace(self, clean=pick(self.clean), corrupted=pick(self.corrupted),
-            clean_tokens=self.clean_tokens[keep, :longest], corrupted_tokens=self.corrupted_tokens[keep, :longest],
-            lengths=self.lengths[keep], correct=self.correct[keep], wrong=self.wrong[keep],
-            positions={k: v[keep] for k, v in self.positions.items()}, templates=pick(self.templates), names=pick(self.names))
+        return replace(
+            self,
+            clean=pick(self.clean),
+            corrupted=pick(self.corrupted),
+            clean_tokens=self.clean_tokens[keep, :longest],
+            corrupted_tokens=self.corrupted_tokens[keep, :longest],
+            lengths=self.lengths[keep],
+            correct=self.correct[keep],
+            wrong=self.wrong[keep],
+            positions={k: v[keep] for k, v in self.positions.items()},
+            templates=pick(self.templates),
+            names=pick(self.names),
+        )
 
     def __getitem__(self, index): return self.subset(index)
 
@@ -484,15 +555,19 @@ def _pad(rows, fill):
     return torch.tensor([row + [fill] * (width - len(row)) for row in rows])
 
 def _ends(tokenizer, filled):
-    "For each (literals, values) and each of its values the index of the value's last token: the tokens up to there, BOS counted, less one."
-    prefixes = [[_fill(literals[:i + 1] + [""], values[:i + 1]) for i in range(len(values))] for literals, values in filled]
+    """For each (literals, values) and each of its values the index of the value's last token: the tokens up to
+    there, BOS counted, less one."""
+    prefixes = [
+        [_fill(literals[: i + 1] + [""], values[: i + 1]) for i in range(len(values))] for literals, values in filled
+    ]
     different = list(dict.fromkeys(itertools.chain(*prefixes)))
     ends = {text: len(ids) - 1 for text, ids in zip(different, encode(tokenizer, different))}
     return [[ends[text] for text in row] for row in prefixes]
 
 # %% ../nbs/00_data.ipynb #e3ef2108
 def _named_positions(keys, ends, length, repeated, after):
-    "Where each placeholder stands: a subject where it first does, a word where it last does; `repeated` numbers the mentions of one."
+    """Where each placeholder stands: a subject where it first does, a word where it last does; `repeated` numbers
+    the mentions of one."""
     found = {}
     for key, end in zip(keys, ends):
         group = _group(key)
@@ -507,7 +582,9 @@ def _named_positions(keys, ends, length, repeated, after):
 def _answer_ids(tokenizer, prompts, prompt_ids, names):
     "The token of each name as the tokenizer writes it after its prompt."
     found = []
-    for prompt, ids, name, both in zip(prompts, prompt_ids, names, encode(tokenizer, [f"{p} {n}" for p, n in zip(prompts, names)])):
+    for prompt, ids, name, both in zip(
+        prompts, prompt_ids, names, encode(tokenizer, [f"{p} {n}" for p, n in zip(prompts, names)])
+    ):
         follows = _after(ids, both)
         if not _is_one(tokenizer, follows):
             raise ValueError(f"names: {short(name)} is not one token after {short(prompt)} but "
@@ -516,14 +593,17 @@ def _answer_ids(tokenizer, prompts, prompt_ids, names):
     return found
 
 def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=()):
-    "A `Task` of `records`: dicts with template, literals, keys, values (a list), spoilt (literals, values), correct, wrong, names."
+    """A `Task` of `records`: dicts with template, literals, keys, values (a list), spoilt (literals, values),
+    correct, wrong, names."""
     clean = [_fill(r["literals"], r["values"]) for r in records]
     corrupted = [_fill(*r["spoilt"]) for r in records]
     clean_ids, corrupted_ids = encode(tokenizer, clean), encode(tokenizer, corrupted)
     all_ends = _ends(tokenizer, [(r["literals"], r["values"]) for r in records])
     spoilt_ends = _ends(tokenizer, [r["spoilt"] for r in records])
     positions, correct, wrong = [], [], []
-    for r, text, other, ids, other_ids, ends, other_ends in zip(records, clean, corrupted, clean_ids, corrupted_ids, all_ends, spoilt_ends):
+    for r, text, other, ids, other_ids, ends, other_ends in zip(
+        records, clean, corrupted, clean_ids, corrupted_ids, all_ends, spoilt_ends
+    ):
         same = r["spoilt"][0] != r["literals"] or ends == other_ends
         if len(ids) != len(other_ids) or not same:
             raise ValueError(f"corruption {corruption!r}: clean and corrupted prompt must have the same words at the "
@@ -544,21 +624,62 @@ def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=
         if right == other:
             raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {short(text)}; "
                              "give different names.")
-    return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions, corruption, seed,
-                  [r["template"] for r in records], [r["names"] for r in records])
+    return _build(
+        tokenizer,
+        name,
+        clean,
+        corrupted,
+        clean_ids,
+        corrupted_ids,
+        correct,
+        wrong,
+        positions,
+        corruption,
+        seed,
+        [r["template"] for r in records],
+        [r["names"] for r in records],
+    )
 
-def _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions, corruption, seed, templates, names, subjects=None):
+def _build(
+    tokenizer,
+    name,
+    clean,
+    corrupted,
+    clean_ids,
+    corrupted_ids,
+    correct,
+    wrong,
+    positions,
+    corruption,
+    seed,
+    templates,
+    names,
+    subjects=None,
+):
     "The `Task` of lists; `positions` are dicts name -> index, of which the names that all have are kept."
     shared = [k for k in positions[0] if all(k in p for p in positions)]
-    return Task(name=name, clean=clean, corrupted=corrupted, clean_tokens=_pad(clean_ids, tokenizer.bos_token_id),
-        corrupted_tokens=_pad(corrupted_ids, tokenizer.bos_token_id), lengths=torch.tensor([len(ids) for ids in clean_ids]),
-        correct=torch.tensor(correct), wrong=torch.tensor(wrong),
-        positions={k: torch.tensor([p[k] for p in positions]) for k in shared}, corruption=corruption, seed=seed,
-        templates=templates, names=names, tokenizer=tokenizer, subjects=subjects)
+    return Task(
+        name=name,
+        clean=clean,
+        corrupted=corrupted,
+        clean_tokens=_pad(clean_ids, tokenizer.bos_token_id),
+        corrupted_tokens=_pad(corrupted_ids, tokenizer.bos_token_id),
+        lengths=torch.tensor([len(ids) for ids in clean_ids]),
+        correct=torch.tensor(correct),
+        wrong=torch.tensor(wrong),
+        positions={k: torch.tensor([p[k] for p in positions]) for k in shared},
+        corruption=corruption,
+        seed=seed,
+        templates=templates,
+        names=names,
+        tokenizer=tokenizer,
+        subjects=subjects,
+    )
 
 # %% ../nbs/00_data.ipynb #9c7b98fa
 def _templates(given, shipped, default):
-    "A dict name -> template from what a user may write: None, 'all', a shipped name, a template, a list of these, or a dict."
+    """A dict name -> template from what a user may write: None, 'all', a shipped name, a template, a list of these,
+    or a dict."""
     if given is None: return default
     if isinstance(given, str) and given == "all": return dict(shipped)
     if isinstance(given, dict): chosen = dict(given)
@@ -579,15 +700,22 @@ def token_table(
     task:Task, # any task
     i:int=0, # which prompt
 )->pd.DataFrame: # a row a token: clean, corrupted, whether they differ, and the positions' names
-    "One prompt of a task token by token, with its named positions; for `plots.table`. A dot stands for a leading space."
+    """One prompt of a task token by token, with its named positions; for `plots.table`. A dot stands for a leading
+    space."""
     one = task[i]
     shown = lambda ids: [token_as_text(task.tokenizer, t).replace(" ", "·", 1) for t in ids]
     named = {}
     for name, at in one.positions.items(): named.setdefault(int(at[0]), []).append(name)
     clean, corrupted = shown(one.clean_tokens[0]), shown(one.corrupted_tokens[0])
-    return pd.DataFrame({"clean": clean, "corrupted": corrupted,
-        "changed": ["≠" if a != b else "" for a, b in zip(one.clean_tokens[0], one.corrupted_tokens[0])],
-        "named": [", ".join(named.get(p, [])) for p in range(len(clean))]}, index=pd.RangeIndex(len(clean), name="position"))
+    return pd.DataFrame(
+        {
+            "clean": clean,
+            "corrupted": corrupted,
+            "changed": ["≠" if a != b else "" for a, b in zip(one.clean_tokens[0], one.corrupted_tokens[0])],
+            "named": [", ".join(named.get(p, [])) for p in range(len(clean))],
+        },
+        index=pd.RangeIndex(len(clean), name="position"),
+    )
 
 # %% ../nbs/00_data.ipynb #27f43c38
 @checked
@@ -600,7 +728,11 @@ def align(
     tokenizer = _tokenizer(tokenizer)
     a, b = encode(tokenizer, [clean, corrupted])
     shown = lambda ids: [token_as_text(tokenizer, t).replace(" ", "·", 1) for t in ids]
-    rows = [pair for i, j in stretches(a, b) for pair in itertools.zip_longest(shown(a[slice(*i)]), shown(b[slice(*j)]), fillvalue="")]
+    rows = [
+        pair
+        for i, j in stretches(a, b)
+        for pair in itertools.zip_longest(shown(a[slice(*i)]), shown(b[slice(*j)]), fillvalue="")
+    ]
     return pd.DataFrame([(x, y, "≠" if x != y else "") for x, y in rows], columns=["clean", "corrupted", "changed"])
 
 def stretches(
@@ -611,7 +743,8 @@ def stretches(
     found = difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes()
     moved = sum(i2 - i1 + j2 - j1 for tag, i1, i2, j1, j2 in found if tag != "equal")
     # as many tokens and no cheaper account than replacing some in place: nothing has moved
-    if len(a) == len(b) and sum(x != y for x, y in zip(a, b)) <= moved: return [((i, i + 1), (i, i + 1)) for i in range(len(a))]
+    if len(a) == len(b) and sum(x != y for x, y in zip(a, b)) <= moved:
+        return [((i, i + 1), (i, i + 1)) for i in range(len(a))]
     return [((i1, i2), (j1, j2)) for tag, i1, i2, j1, j2 in found]
 
 def _tokenizer(given):
@@ -630,9 +763,17 @@ def _check_pair(tokenizer, i, clean, corrupted, a, b):
     if parting is None: return
     (i1, i2), (j1, j2) = parting
     say = lambda ids: _split(tokenizer, ids).partition(": ")[2] if len(ids) else "nothing"
-    size = f"they have {len(a)} and {len(b)} tokens" if len(a) != len(b) else f"they have {len(a)} tokens each, but in between they are shifted"
-    raise ValueError(f"corrupted: prompt {i} does not line up with its clean one ({short(clean)}, {short(corrupted)}): {size}, and they part at token {i1}, "
-                     f"where the clean one has {say(a[i1:i2])} and the corrupted one {say(b[j1:j2])}; use words of as many tokens (`align` shows both side by side).")
+    size = (
+        f"they have {len(a)} and {len(b)} tokens"
+        if len(a) != len(b)
+        else f"they have {len(a)} tokens each, but in between they are shifted"
+    )
+    raise ValueError(
+        f"corrupted: prompt {i} does not line up with its clean one ({short(clean)}, {short(corrupted)}): "
+        f"{size}, and they part at token {i1}, "
+        f"where the clean one has {say(a[i1:i2])} and the corrupted one {say(b[j1:j2])}; "
+        f"use words of as many tokens (`align` shows both side by side)."
+    )
 
 # %% ../nbs/00_data.ipynb #3c07bad2
 def _texts(given, argument):
@@ -657,7 +798,11 @@ def _answer(tokenizer, answer, prompt, ids, i):
     both, spaced = encode(tokenizer, [prompt + answer, f"{prompt} {answer.strip()}"])
     follows, own = _after(ids, both), tokenizer.encode(answer, add_special_tokens=False)
     lacks_space = answer[0] != " " and _is_one(tokenizer, _after(ids, spaced))
-    hint = f"write {' ' + answer!r}, with the space that begins a new word" if lacks_space else "choose an answer of one token"
+    hint = (
+        f"write {' ' + answer!r}, with the space that begins a new word"
+        if lacks_space
+        else "choose an answer of one token"
+    )
     if answer[0].isalpha() and prompt[-1].isalpha() and lacks_space:
         raise ValueError(f"answers: {short(answer)} (prompt {i}) would go on with the word {short(prompt.split()[-1])} "
                          f"without a space; write {' ' + answer!r}, or give the token's id if that is meant.")
@@ -672,7 +817,11 @@ def _answer(tokenizer, answer, prompt, ids, i):
 
 def _answers_of(tokenizer, answers, clean, clean_ids):
     "Two lists of token ids: right and wrong."
-    answers = [answers] * len(clean) if isinstance(answers, tuple) and len(answers) == 2 and not any(isinstance(a, (tuple, list)) for a in answers) else listed("answers", answers, "(right, wrong) pairs")
+    answers = (
+        [answers] * len(clean)
+        if isinstance(answers, tuple) and len(answers) == 2 and not any(isinstance(a, (tuple, list)) for a in answers)
+        else listed("answers", answers, "(right, wrong) pairs")
+    )
     if len(answers) != len(clean):
         raise ValueError(f"answers: {len(answers)} for {len(clean)} prompts; give one (right, wrong) pair a prompt, or "
                          "one for all.")
@@ -690,10 +839,13 @@ def _answers_of(tokenizer, answers, clean, clean_ids):
 
 # %% ../nbs/00_data.ipynb #f443a9bf
 def _place(tokenizer, wanted, text, ids, said, i):
-    "The index of the token with which a piece of a text ends; `wanted` is the piece, or (piece, which occurrence, from 1)."
+    """The index of the token with which a piece of a text ends; `wanted` is the piece, or (piece, which occurrence,
+    from 1)."""
     piece, which = wanted if isinstance(wanted, tuple) and len(wanted) == 2 else (wanted, None)
     if not isinstance(piece, str) or not piece.strip():
-        raise ValueError(f"{said}: {short(wanted)} is no piece of prompt {i}; give a text, or (text, which occurrence).")
+        raise ValueError(
+            f"{said}: {short(wanted)} is no piece of prompt {i}; give a text, or (text, which occurrence)."
+        )
     stops = [m.start() + len(piece) for m in re.finditer(f"(?={re.escape(piece)})", text)]
     if not stops:
         raise ValueError(f"{said}: {short(piece)} is not in prompt {i}, {short(text)}; give a piece of the clean "
@@ -722,41 +874,51 @@ def _places(tokenizer, positions, clean, clean_ids):
         if len(each) != len(clean):
             raise ValueError(f"positions[{name!r}]: {len(each)} pieces for {len(clean)} prompts; give one a prompt, or "
                              "one text for all.")
-        for i, one in enumerate(each): found[i][name] = _place(tokenizer, one, clean[i], clean_ids[i], f"positions[{name!r}]", i)
+        for i, one in enumerate(each):
+            found[i][name] = _place(tokenizer, one, clean[i], clean_ids[i], f"positions[{name!r}]", i)
     return found
 
 def _changed(clean_ids, corrupted_ids):
-    "For each prompt a dict name -> index of the last token of each stretch that differs; the first and the last one where their number varies."
-    ends = [[p for p, (x, y) in enumerate(zip(a, b)) if x != y and (p + 1 == len(a) or a[p + 1] == b[p + 1])] for a, b in zip(clean_ids, corrupted_ids)]
+    """For each prompt a dict name -> index of the last token of each stretch that differs; the first and the last
+    one where their number varies."""
+    ends = [
+        [p for p, (x, y) in enumerate(zip(a, b)) if x != y and (p + 1 == len(a) or a[p + 1] == b[p + 1])]
+        for a, b in zip(clean_ids, corrupted_ids)
+    ]
     if len(set(map(len, ends))) > 1: return [{"first change": e[0], "last change": e[-1]} for e in ends]
     return [{"change" if len(e) == 1 else f"change {k + 1}": p for k, p in enumerate(e)} for e in ends]
 
 def _sorted(positions, lengths):
     "END added; what all prompts have, in the order in which it comes, on average."
     positions = [{**p, "END": length - 1} for p, length in zip(positions, lengths)]
-    order = sorted((k for k in positions[0] if all(k in p for p in positions)), key=lambda k: sum(p[k] for p in positions))
+    order = sorted(
+        (k for k in positions[0] if all(k in p for p in positions)), key=lambda k: sum(p[k] for p in positions)
+    )
     return [{k: p[k] for k in order} for p in positions]
 
 # %% ../nbs/00_data.ipynb #7a9ea500
 @checked
 def _from_pairs(
     cls,
-    clean, # prompts: a text or a list of texts
+    clean,     # prompts: a text or a list of texts
     corrupted, # as many, each with as many tokens as its clean one
-    answers, # a (right, wrong) pair of texts, such as (" Mary", " John"), or of token ids; or a list of these, one a prompt
-    tokenizer, # a Hugging Face tokenizer with a BOS token, or a model that has one
-    positions:dict|None=None, # name -> piece of the clean prompt, or (piece, which occurrence), or a list of these, one a prompt; the token it ends with is meant
-    subjects=None, # names of the positions that hold a name; found if not given
-    name:str="own", # the task's name
-    corruption:str="pairs", # what the corruption is called
-)->Task:
-    """A task from texts. Positions that are not given are found: `change` (or `change 1`, `change 2`, ...), the last token of
-    each stretch that differs from the corrupted prompt. END is always there.
+    # a (right, wrong) pair of texts, such as (" Mary", " John"), or of token ids; or a list of these, one a prompt
+    answers,
+    tokenizer,  # a Hugging Face tokenizer with a BOS token, or a model that has one
+    # name -> piece of the clean prompt, or (piece, which occurrence), or a list of these, one a prompt; the token it
+    # ends with is meant
+    positions: dict | None = None,
+    subjects=None,             # names of the positions that hold a name; found if not given
+    name: str = "own",         # the task's name
+    corruption: str = "pairs", # what the corruption is called
+) -> Task:
+    """A task from texts. Positions that are not given are found: `change` (or `change 1`, `change 2`, ...), the last
+    token of each stretch that differs from the corrupted prompt. END is always there.
 
-    `subjects` are what copy scores and projections on names look at: the positions that hold the right or the wrong answer in
-    every prompt, if not given. Raises `ValueError` for no prompts, lists of unequal length, prompts that occur twice, pairs
-    that do not line up (saying at which token they part), answers that are not one token after their prompt, and pieces that
-    are not in theirs."""
+    `subjects` are what copy scores and projections on names look at: the positions that hold the right or the wrong
+    answer in every prompt, if not given. Raises `ValueError` for no prompts, lists of unequal length, prompts that
+    occur twice, pairs that do not line up (saying at which token they part), answers that are not one token after their
+    prompt, and pieces that are not in theirs."""
     tokenizer, clean, corrupted = _tokenizer(tokenizer), _texts(clean, "clean"), _texts(corrupted, "corrupted")
     if len(clean) != len(corrupted):
         raise ValueError(f"corrupted: {len(corrupted)} prompts for {len(clean)} clean ones; give one for each.")
@@ -768,31 +930,60 @@ def _from_pairs(
     clean_ids, corrupted_ids = encode(tokenizer, clean), encode(tokenizer, corrupted)
     for i, pair in enumerate(zip(clean, corrupted, clean_ids, corrupted_ids)): _check_pair(tokenizer, i, *pair)
     right, wrong = _answers_of(tokenizer, answers, clean, clean_ids)
-    places = _changed(clean_ids, corrupted_ids) if positions is None else _places(tokenizer, positions, clean, clean_ids)
+    places = (
+        _changed(clean_ids, corrupted_ids) if positions is None else _places(tokenizer, positions, clean, clean_ids)
+    )
     places = _sorted(places, map(len, clean_ids))
     spoken = lambda t: tokenizer.decode([t]).strip()
     says = [[spoken(t) for t in row] for row in clean_ids]
-    if subjects is None: subjects = [k for k in places[0] if k != "END" and all(s[p[k]] in (spoken(a), spoken(b)) for s, p, a, b in zip(says, places, right, wrong))]
+    if subjects is None:
+        subjects = [
+            k
+            for k in places[0]
+            if k != "END" and all(s[p[k]] in (spoken(a), spoken(b)) for s, p, a, b in zip(says, places, right, wrong))
+        ]
     if unknown := [s for s in subjects if s not in places[0]]:
         raise ValueError(f"subjects: there is no position {unknown[0]!r}; there are {list(places[0])}.")
-    return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places, corruption, 0, ["pairs"] * len(clean),
-                  [{s: said[p[s]] for s in subjects} for said, p in zip(says, places)], tuple(subjects))
+    return _build(
+        tokenizer,
+        name,
+        clean,
+        corrupted,
+        clean_ids,
+        corrupted_ids,
+        right,
+        wrong,
+        places,
+        corruption,
+        0,
+        ["pairs"] * len(clean),
+        [{s: said[p[s]] for s in subjects} for said, p in zip(says, places)],
+        tuple(subjects),
+    )
 
 Task.from_pairs = classmethod(_from_pairs) # type: ignore[assignment]
 
 # %% ../nbs/00_data.ipynb #04d3f1af
 def _mentions(parsed):
-    "For each template the names of its placeholders' places: `A`, or `A.1`, `A.2` where any template has A more than once."
+    """For each template the names of its placeholders' places: `A`, or `A.1`, `A.2` where any template has A more
+    than once."""
     several = {k for literals, keys in parsed for k in keys if keys.count(k) > 1}
-    return [[f"{k}.{keys[:i + 1].count(k)}" if k in several else k for i, k in enumerate(keys)] for literals, keys in parsed]
+    return [
+        [f"{k}.{keys[: i + 1].count(k)}" if k in several else k for i, k in enumerate(keys)]
+        for literals, keys in parsed
+    ]
 
 def _corruption(corrupt, placeholders, mentions):
     "What replaces what, as a dict place or placeholder -> placeholder, word, list of words or None; and in words."
-    if isinstance(corrupt, (tuple, list)) and len(corrupt) == 2: rule, said = {corrupt[0]: corrupt[1], corrupt[1]: corrupt[0]}, f"{corrupt[0]} <-> {corrupt[1]}"
-    elif isinstance(corrupt, dict) and corrupt: rule, said = corrupt, ", ".join(f"{k} <- {v if isinstance(v, str) else 'another'}" for k, v in corrupt.items())
+    if isinstance(corrupt, (tuple, list)) and len(corrupt) == 2:
+        rule, said = {corrupt[0]: corrupt[1], corrupt[1]: corrupt[0]}, f"{corrupt[0]} <-> {corrupt[1]}"
+    elif isinstance(corrupt, dict) and corrupt:
+        rule, said = corrupt, ", ".join(f"{k} <- {v if isinstance(v, str) else 'another'}" for k, v in corrupt.items())
     else:
-        raise ValueError(f"corrupt: {short(corrupt)} says no corruption; give two placeholders that change places, "
-                         f"such as ('A', 'B'), or a dict such as {{'B.2': 'A'}}.")
+        raise ValueError(
+            f"corrupt: {short(corrupt)} says no corruption; give two placeholders that change places, "
+            f"such as ('A', 'B'), or a dict such as {{'B.2': 'A'}}."
+        )
     known = list(dict.fromkeys([*placeholders, *itertools.chain(*mentions)]))
     if unknown := [k for k in rule if k not in known]:
         raise ValueError(f"corrupt: there is no placeholder or place {short(unknown[0])}; there are {known}.")
@@ -809,7 +1000,18 @@ def _spoil(rule, keys, places, lookup, pools, rng):
         if target not in rule: spoilt.append(lookup[key]); continue
         new = rule[target]
         if isinstance(new, str): spoilt.append(lookup.get(new, new)); continue
-        if target not in drawn: drawn[target] = next(iter(_new_words([key], [pools[key] if new is None else _listed(new, f"corrupt[{target!r}]")], {*lookup.values(), *drawn.values()}, rng, "words").values()))
+        if target not in drawn:
+            drawn[target] = next(
+                iter(
+                    _new_words(
+                        [key],
+                        [pools[key] if new is None else _listed(new, f"corrupt[{target!r}]")],
+                        {*lookup.values(), *drawn.values()},
+                        rng,
+                        "words",
+                    ).values()
+                )
+            )
         spoilt.append(drawn[target])
     return spoilt
 
@@ -824,26 +1026,33 @@ def _check_words(tokenizer, key, words, starts, answer):
 @checked
 def _from_template(
     cls,
-    template, # a text with placeholders, such as "{A} and {B} left. {B} called"; or a list of these, or a dict name -> template
-    words:dict, # placeholder -> the words it may take; within a prompt no word is drawn twice
-    answers, # (right, wrong): placeholders, said after a space, or texts as in `from_pairs`
-    corrupt, # two placeholders that change places, or a dict place -> placeholder or word that comes there, or list of words to draw from, or None for another of its own words
-    tokenizer, # a Hugging Face tokenizer with a BOS token, or a model that has one
-    n:int=50, # prompts, all different
-    seed:int=0, # of the drawing
+    # a text with placeholders, such as "{A} and {B} left. {B} called"; or a list of these, or a dict name -> template
+    template,
+    words: dict, # placeholder -> the words it may take; within a prompt no word is drawn twice
+    answers,     # (right, wrong): placeholders, said after a space, or texts as in `from_pairs`
+    # two placeholders that change places, or a dict place -> placeholder or word that comes there, or list of words to
+    # draw from, or None for another of its own words
+    corrupt,
+    tokenizer,         # a Hugging Face tokenizer with a BOS token, or a model that has one
+    n: int = 50,       # prompts, all different
+    seed: int = 0,     # of the drawing
     subjects=None, # placeholders that stand for names; by default the answers', and those that share a word with them
-    after=(), # places whose next token is a position too, such as "A.1", for "A.1+1"
-    name:str="own", # the task's name
-)->Task:
-    """A task from a template. Positions: each placeholder by its name, or by `A.1`, `A.2`, ... if it stands more than once; and END.
+    after=(),          # places whose next token is a position too, such as "A.1", for "A.1+1"
+    name: str = "own", # the task's name
+) -> Task:
+    """A task from a template. Positions: each placeholder by its name, or by `A.1`, `A.2`, ... if it stands more than
+    once; and END.
 
-    In `corrupt`, `"A"` means A wherever it stands, and `"A.2"` its second place only. The clean prompts do not depend on `corrupt`.
-    Raises `ValueError` for placeholders without words and words without placeholders, for names that are more than one token
-    (showing the split), too few words for `n` different prompts, and for what `from_pairs` raises it for."""
+    In `corrupt`, `"A"` means A wherever it stands, and `"A.2"` its second place only. The clean prompts do not depend
+    on `corrupt`. Raises `ValueError` for placeholders without words and words without placeholders, for names that are
+    more than one token (showing the split), too few words for `n` different prompts, and for what `from_pairs` raises
+    it for."""
     whole("n", n, least=1)
     whole("seed", seed, least=0)
     tokenizer = _tokenizer(tokenizer)
-    chosen = dict(template) if isinstance(template, dict) and template else {t: t for t in _listed(template, "template")}
+    chosen = (
+        dict(template) if isinstance(template, dict) and template else {t: t for t in _listed(template, "template")}
+    )
     parsed = [_parse(t) for t in chosen.values()]
     placeholders = list(dict.fromkeys(k for literals, keys in parsed for k in keys))
     if not placeholders:
@@ -867,7 +1076,8 @@ def _from_template(
         if isinstance(a, str) and a not in pools and a.isidentifier():
             raise ValueError(f"answers: {short(a)} is neither a placeholder ({', '.join(placeholders)}) nor a text "
                              f"with its leading space, such as {short(' ' + a)}.")
-    if subjects is None: subjects = [k for k in placeholders if any(k in asked or set(pools[k]) & set(pools[a]) for a in asked)]
+    if subjects is None:
+        subjects = [k for k in placeholders if any(k in asked or set(pools[k]) & set(pools[a]) for a in asked)]
     if unknown := [s for s in subjects if s not in pools]:
         raise ValueError(f"subjects: the template has no placeholder {{{unknown[0]}}}; it has {placeholders}.")
     for k in subjects:
@@ -884,7 +1094,12 @@ def _from_template(
     clean, corrupted = ([_fill(*f) for f in texts] for texts in (filled, spoilt))
     clean_ids, corrupted_ids, ends = encode(tokenizer, clean), encode(tokenizer, corrupted), _ends(tokenizer, filled)
     for i, pair in enumerate(zip(clean, corrupted, clean_ids, corrupted_ids)): _check_pair(tokenizer, i, *pair)
-    right, wrong = _answers_of(tokenizer, [tuple(" " + lookup[a] if a in lookup else a for a in answers) for i, lookup in drawn], clean, clean_ids)
+    right, wrong = _answers_of(
+        tokenizer,
+        [tuple(" " + lookup[a] if a in lookup else a for a in answers) for i, lookup in drawn],
+        clean,
+        clean_ids,
+    )
     places = []
     for (i, lookup), row, ids in zip(drawn, ends, clean_ids):
         found = dict(zip(mentions[i], row))
@@ -898,8 +1113,22 @@ def _from_template(
                                  "puts it; put a space before the placeholder.")
         places.append(found)
     places = _sorted(places, map(len, clean_ids))
-    return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places, said, seed, [list(chosen)[i] for i, lookup in drawn],
-                  [lookup for i, lookup in drawn], tuple(p for p in places[0] if p.split(".")[0] in subjects and not p.endswith("+1")))
+    return _build(
+        tokenizer,
+        name,
+        clean,
+        corrupted,
+        clean_ids,
+        corrupted_ids,
+        right,
+        wrong,
+        places,
+        said,
+        seed,
+        [list(chosen)[i] for i, lookup in drawn],
+        [lookup for i, lookup in drawn],
+        tuple(p for p in places[0] if p.split(".")[0] in subjects and not p.endswith("+1")),
+    )
 
 Task.from_template = classmethod(_from_template) # type: ignore[assignment]
 
@@ -937,7 +1166,8 @@ def _without_cue(tokenizer, literals, values, cue):
     for sentence in NEUTRAL_SENTENCES:
         text = whole[:start] + sentence + tail
         ids = encode(tokenizer, [text])[0]
-        if len(ids) == wanted and ids[len(ids) - after + 1:] == encode(tokenizer, [whole])[0][wanted - after + 1:]: return [text], []
+        if len(ids) == wanted and ids[len(ids) - after + 1 :] == encode(tokenizer, [whole])[0][wanted - after + 1 :]:
+            return [text], []
     raise ValueError(f"corruption 'no_cue': no neutral sentence has as many tokens as {whole[start:stop]!r}; add one "
                      "to NEUTRAL_SENTENCES.")
 
@@ -955,7 +1185,9 @@ def _corrupt_mrs(tokenizer, corruption, literals, keys, values, right, wrong, po
         slots = [i for i in target if _group(keys[i]) == "S"]
         starts = {i == 0 and literals[0] == "" for i in slots}
         own = list(dict.fromkeys(itertools.chain(*(pools[keys[i]] for i in slots))))
-        new = _new_words([values[i] for i in slots], [_whole(tokenizer, p, starts) for p in (own, NAMES)], used, rng, "names")
+        new = _new_words(
+            [values[i] for i in slots], [_whole(tokenizer, p, starts) for p in (own, NAMES)], used, rng, "names"
+        )
         return literals, [new[v] if i in slots else v for i, v in enumerate(values)]
     described = [i for i, k in enumerate(keys) if _group(k) in ("D", "T")]
     if corruption == "switch_descriptions":
@@ -1009,25 +1241,27 @@ def _alias(template, keys, cue_subject):
 
 @checked
 def mrs_task(
-    tokenizer, # a Hugging Face tokenizer with a BOS token
-    n:int=50, # prompts, all different
-    seed:int=0, # of the drawing; the same seed and settings give the same task
-    templates=None, # None (the pilot's), "all", a shipped template's name, a template, a list of these, or a dict name -> template
-    corruption:str="switch_subjects", # one of MRS_CORRUPTIONS
+    tokenizer,     # a Hugging Face tokenizer with a BOS token
+    n: int = 50,   # prompts, all different
+    seed: int = 0, # of the drawing; the same seed and settings give the same task
+    # None (the pilot's), "all", a shipped template's name, a template, a list of these, or a dict name -> template
+    templates=None,
+    corruption: str = "switch_subjects", # one of MRS_CORRUPTIONS
     names=None, # None (NAMES), a list of names, or a dict placeholder -> name or names, such as PILOT_NAMES
-    descriptions=None, # None: the same in every prompt; "vary": drawn from the shipped lists; or a list to draw {D1}, {D2}, ... from
-    cue_words=None, # None: the same in every prompt; "vary"; or a list
-    cue_subject:str="last", # which source subject the cue names: "last", "first" or a placeholder
-    words:dict|None=None, # placeholder -> word or words, for placeholders of your own or to fix one such as D1
-)->Task:
+    # None: the same in every prompt; "vary": drawn from the shipped lists; or a list to draw {D1}, {D2}, ... from
+    descriptions=None,
+    cue_words=None,            # None: the same in every prompt; "vary"; or a list
+    cue_subject: str = "last", # which source subject the cue names: "last", "first" or a placeholder
+    words: dict | None = None, # placeholder -> word or words, for placeholders of your own or to fix one such as D1
+) -> Task:
     """The most-recent-subject task: after a cue that was seen once before, the model names the subject mentioned last.
 
-    The right answer is the subject that appears last, the wrong answer the one before it.
-    Named positions: every subject where it first appears, `cue_name`, `cue_word` where it last appears, `S3+1` and `END`,
-    as far as all templates of the task have them; a placeholder of your own gets a position of its name (its last appearance).
-    The clean prompts depend on `n`, `seed`, and the words and templates, and not on the corruption.
-    Raises `ValueError` where a name is not one token, clean and corrupted differ in length, the answers are equal,
-    a placeholder has no value or fewer than `n` prompts are possible."""
+    The right answer is the subject that appears last, the wrong answer the one before it. Named positions: every
+    subject where it first appears, `cue_name`, `cue_word` where it last appears, `S3+1` and `END`, as far as all
+    templates of the task have them; a placeholder of your own gets a position of its name (its last appearance). The
+    clean prompts depend on `n`, `seed`, and the words and templates, and not on the corruption. Raises `ValueError`
+    where a name is not one token, clean and corrupted differ in length, the answers are equal, a placeholder has no
+    value or fewer than `n` prompts are possible."""
     whole("n", n, least=1)
     whole("seed", seed, least=0)
     one_of("corruption", corruption, MRS_CORRUPTIONS)
@@ -1074,15 +1308,17 @@ def _in_order(template, order):
 
 @checked
 def ioi_task(
-    tokenizer, # a Hugging Face tokenizer with a BOS token
-    n:int=50, # prompts, all different
-    seed:int=0, # of the drawing; the same seed and settings give the same task
-    order:str="mixed", # "ABBA" (IO first), "BABA" (S first) or "mixed" (half each)
-    templates=None, # None or "all" (all shipped ones), a shipped template's name, a template, a list of these, or a dict name -> template
-    corruption:str="switch_s2", # one of IOI_CORRUPTIONS
-    names=None, # None (NAMES), a list of names, or a dict such as {"IO": "Mary", "S": "John"}
-    words:dict|None=None, # placeholder -> word or words, for placeholders of your own, PLACE or OBJECT
-)->Task:
+    tokenizer,            # a Hugging Face tokenizer with a BOS token
+    n: int = 50,          # prompts, all different
+    seed: int = 0,        # of the drawing; the same seed and settings give the same task
+    order: str = "mixed", # "ABBA" (IO first), "BABA" (S first) or "mixed" (half each)
+    # None or "all" (all shipped ones), a shipped template's name, a template, a list of these, or a dict name ->
+    # template
+    templates=None,
+    corruption: str = "switch_s2", # one of IOI_CORRUPTIONS
+    names=None,                    # None (NAMES), a list of names, or a dict such as {"IO": "Mary", "S": "John"}
+    words: dict | None = None,     # placeholder -> word or words, for placeholders of your own, PLACE or OBJECT
+) -> Task:
     """The indirect object identification task: two people are introduced, one acts again, the other is named.
 
     Named positions: `IO`, `S1`, `S1+1`, `S2`, `END`. Templates may be written in either order.
@@ -1110,13 +1346,21 @@ def ioi_task(
         literals, keys = _parse(template)
         row, slots = [values[k] for k in keys], [j for j, k in enumerate(keys) if k in ("IO", "S")]
         spoilt = list(row)
-        if corruption == "switch_s2": spoilt[slots[-1]] = values["IO"]
+        if corruption == "switch_s2":
+            spoilt[slots[-1]] = values["IO"]
         else:
             replaced = slots if corruption == "abc" else slots[-1:]
             starts = {j == 0 and literals[0] == "" for j in replaced}
             own = list(dict.fromkeys(pools["IO"] + pools["S"]))
-            new = _new_words([str(j) for j in replaced], [_whole(tokenizer, p, starts) for p in (own, NAMES)], set(row), corrupting, "names")
-            for j in replaced: spoilt[j] = new[str(j)]
+            new = _new_words(
+                [str(j) for j in replaced],
+                [_whole(tokenizer, p, starts) for p in (own, NAMES)],
+                set(row),
+                corrupting,
+                "names",
+            )
+            for j in replaced:
+                spoilt[j] = new[str(j)]
         records.append(dict(template=titles[i], literals=literals, keys=keys, values=row, spoilt=(literals, spoilt),
                             correct=values["IO"], wrong=values["S"], names=values))
     return _make_task(tokenizer, "ioi", records, corruption, seed, repeated="S", after=("S1",))
@@ -1126,21 +1370,32 @@ KINDS = ["latest", "another", "earliest", "none"] # of subjects, in a survey
 
 @checked
 def survey_template(
-    source:int=2, # subjects before the cue
-    target:int=2, # subjects after it
-    cue:str="present", # "present", "absent" (no cue sentence in the source) or "changed" (another word in the target)
-    descriptions:str="repeated", # "repeated" (the target's are the source's), "different" or "titles" (repeated, without an article)
-    subject:str="first", # "first" ("Alice is a teacher.") or "last" ("The teacher is Alice.")
-)->str: # a template
-    "The template of a family of prompts: source sentences, cue sentence, target sentences, and the beginning of a cue sentence."
-    for argument, value, known in (("cue", cue, ("present", "absent", "changed")), ("descriptions", descriptions, ("repeated", "different", "titles")), ("subject", subject, ("first", "last"))):
+    source: int = 2,      # subjects before the cue
+    target: int = 2,      # subjects after it
+    # "present", "absent" (no cue sentence in the source) or "changed" (another word in the target)
+    cue: str = "present",
+    # "repeated" (the target's are the source's), "different" or "titles" (repeated, without an article)
+    descriptions: str = "repeated",
+    subject: str = "first",  # "first" ("Alice is a teacher.") or "last" ("The teacher is Alice.")
+) -> str:  # a template
+    """The template of a family of prompts: source sentences, cue sentence, target sentences, and the beginning of a
+    cue sentence."""
+    for argument, value, known in (
+        ("cue", cue, ("present", "absent", "changed")),
+        ("descriptions", descriptions, ("repeated", "different", "titles")),
+        ("subject", subject, ("first", "last")),
+    ):
         if value not in known: raise ValueError(f"{argument}: {short(value)} is unknown; choose one of {list(known)}.")
     if source < 1 or target < 0:
         raise ValueError(f"source: {source} and target: {target} subjects are impossible; a source of at least 1 and a "
                          "target of at least 0 are needed.")
     letter, article = ("T", "") if descriptions == "titles" else ("D", "a ")
     def sentence(number, description):
-        return f"{{S{number}}} is {article}{{{letter}{description}}}." if subject == "first" else f"The {{{letter}{description}}} is {{S{number}}}."
+        return (
+            f"{{S{number}}} is {article}{{{letter}{description}}}."
+            if subject == "first"
+            else f"The {{{letter}{description}}} is {{S{number}}}."
+        )
     parts = [sentence(i, i) for i in range(1, source + 1)]
     if cue != "absent": parts.append("The {cue_word} is {cue_name}.")
     parts += [sentence(source + i, source + i if descriptions == "different" else i) for i in range(1, target + 1)]
@@ -1161,8 +1416,11 @@ SURVEY = {
     "one description for all": ("The {D1} is {S1}. The {D1} is {S2}. The {D1} is {S3}. The {D1} is", "last"),
     "names only": ("{S1}. {S2}. {cue_name}. {S3}. {S4}.", "last"),
     "names only, none twice": ("{S1}. {S2}. {S3}.", "last"),
-    **{f"{a + b} subject{'s' * (a + b > 1)}, {name}": (survey_template(a, b, cue=cue), "last")
-       for name, cue in (("cue", "present"), ("no cue", "absent")) for a, b in ((1, 0), (1, 1), (1, 2), (2, 3), (3, 3))},
+    **{
+        f"{a + b} subject{'s' * (a + b > 1)}, {name}": (survey_template(a, b, cue=cue), "last")
+        for name, cue in (("cue", "present"), ("no cue", "absent"))
+        for a, b in ((1, 0), (1, 1), (1, 2), (2, 3), (3, 3))
+    },
 }
 
 # %% ../nbs/00_data.ipynb #392d61af
@@ -1192,8 +1450,14 @@ def predictions(
     prompts = _texts(prompts, "prompts")
     whole("k", k, least=0, most=model.cfg.d_vocab)
     top = next_token(model, encode(model.tokenizer, prompts)).topk(k)
-    return pd.DataFrame([(prompt, r + 1, token_as_text(model.tokenizer, top.indices[i, r]), float(top.values[i, r]))
-                         for i, prompt in enumerate(prompts) for r in range(k)], columns=["prompt", "rank", "token", "probability"])
+    return pd.DataFrame(
+        [
+            (prompt, r + 1, token_as_text(model.tokenizer, top.indices[i, r]), float(top.values[i, r]))
+            for i, prompt in enumerate(prompts)
+            for r in range(k)
+        ],
+        columns=["prompt", "rank", "token", "probability"],
+    )
 
 def _kinds(k):
     "The kind of each of k subjects in their order; one alone is the latest."
@@ -1214,9 +1478,9 @@ def survey(
     """Which subject a model names: the latest, another, the earliest or none, over families of prompts.
 
     Per prompt: `top` [family, kind, prompt], 1 for the kind of the most probable next token and 0 for the others;
-    `probability` [family, kind, prompt], of all subjects of the kind, and for `none` what is left; NaN where a family has no such kind;
-    `text` and `token` [family, prompt]. Over prompts: `share` [family, kind] with `share_low` and `share_high`
-    (Wilson's 95 % interval), and `mean`, `low` and `high` of the probability (bootstrap)."""
+    `probability` [family, kind, prompt], of all subjects of the kind, and for `none` what is left; NaN where a family
+    has no such kind; `text` and `token` [family, prompt]. Over prompts: `share` [family, kind] with `share_low` and
+    `share_high` (Wilson's 95 % interval), and `mean`, `low` and `high` of the probability (bootstrap)."""
     whole("n", n, least=1)
     whole("seed", seed, least=0)
     tokenizer, families = model.tokenizer, SURVEY if families is None else families
@@ -1228,7 +1492,10 @@ def survey(
         template, cue_subject = (entry, "last") if isinstance(entry, str) else entry
         literals, keys = _parse(template)
         alias = _alias(template, keys, cue_subject)
-        pools = {**_name_pools(tokenizer, names, _forms(literals, keys, alias=alias)), **_word_pools(keys, descriptions, cue_words, None)}
+        pools = {
+            **_name_pools(tokenizer, names, _forms(literals, keys, alias=alias)),
+            **_word_pools(keys, descriptions, cue_words, None),
+        }
         drawn = _draw_prompts([(template, pools, alias)], n, np.random.default_rng([seed, f]))
         subjects = _subjects(keys)
         texts = [_fill(literals, [values[k] for k in keys]) for _, values in drawn]
@@ -1244,9 +1511,16 @@ def survey(
         top[f, [k for k in range(3) if k not in kinds]] = np.nan
         text.append(texts); token.append([token_as_text(tokenizer, b) for b in best]); count.append(len(subjects))
     attrs = provenance(model, n=n, seed=seed, unit="share of prompts")
-    ds = xr.Dataset({"top": (("family", "kind", "prompt"), top), "probability": (("family", "kind", "prompt"), probability),
-                     "text": (("family", "prompt"), np.array(text, dtype=object)), "token": (("family", "prompt"), np.array(token, dtype=object))},
-                    coords={"family": list(families), "kind": KINDS, "prompt": np.arange(n), "subjects": ("family", count)}, attrs=attrs)
+    ds = xr.Dataset(
+        {
+            "top": (("family", "kind", "prompt"), top),
+            "probability": (("family", "kind", "prompt"), probability),
+            "text": (("family", "prompt"), np.array(text, dtype=object)),
+            "token": (("family", "prompt"), np.array(token, dtype=object)),
+        },
+        coords={"family": list(families), "kind": KINDS, "prompt": np.arange(n), "subjects": ("family", count)},
+        attrs=attrs,
+    )
     shares = proportion(ds.top)
     ds["share"], ds["share_low"], ds["share_high"] = shares["mean"], shares.low, shares.high
     return ds.merge(summarise(ds.probability, n_resamples=2000)[["mean", "low", "high"]])
@@ -1255,13 +1529,26 @@ def survey(
 def survey_table(
     ds:xr.Dataset, # of `survey`
 )->pd.DataFrame: # a row a family
-    "A survey as a table: an example, the share of each kind with its interval, the mean probability of the latest subject."
+    """A survey as a table: an example, the share of each kind with its interval, the mean probability of the latest
+    subject."""
     rows = []
     for f in ds.family.values:
         one = ds.sel(family=f)
-        share = {k: "" if np.isnan(one.share.sel(kind=k)) else _interval(*(100 * float(one[v].sel(kind=k)) for v in ("share", "share_low", "share_high")), digits=0) for k in KINDS}
+        share = {
+            k: ""
+            if np.isnan(one.share.sel(kind=k))
+            else _interval(*(100 * float(one[v].sel(kind=k)) for v in ("share", "share_low", "share_high")), digits=0)
+            for k in KINDS
+        }
         p = _interval(*(float(one[v].sel(kind="latest")) for v in ("mean", "low", "high")), digits=2)
-        rows.append({"family": str(f), "for example": one.text.values[0], **{f"{k} (%)": v for k, v in share.items()}, "p(latest)": p})
+        rows.append(
+            {
+                "family": str(f),
+                "for example": one.text.values[0],
+                **{f"{k} (%)": v for k, v in share.items()},
+                "p(latest)": p,
+            }
+        )
     return pd.DataFrame(rows)
 
 def _interval(value, low, high, *, digits):
