@@ -45,7 +45,9 @@ Model = Annotated[Optional[str], typer.Option("--model", "-m", help=_MODEL, show
 N = Annotated[Optional[int], typer.Option("--n", "-n", help="Prompts.", show_default="50")]
 Seed = Annotated[Optional[int], typer.Option(help="Of the prompts and of every resampling.", show_default="0")]
 Corruption = Annotated[Optional[str], typer.Option(help=_CORRUPTION, show_default="the task's own")]
-_OF_MRS = "How the corrupted prompts of MRS differ, e.g. switch_subjects, new_subjects, no_cue; those of IOI have their own."
+_OF_MRS = (
+    "How the corrupted prompts of MRS differ, e.g. switch_subjects, new_subjects, no_cue; those of IOI have their own."
+)
 CorruptionOfMRS = Annotated[Optional[str], typer.Option("--corruption", help=_OF_MRS, show_default="switch_subjects")]
 Device = Annotated[Optional[str], typer.Option(help="cpu, cuda, ...", show_default="cuda where there is one")]
 Out = Annotated[Optional[Path], typer.Option("--out", "-o", help=_OUT)]

@@ -49,8 +49,8 @@ METRICS: dict[str, Callable] = {
 
 # %% ../nbs/02_activation_patching.ipynb #53fc48d1
 def _answers(model, tokens, at, metric, correct, wrong, clean=None, hooks=()):
-    """The metric at the positions `at` [prompt], and the logits that it was read from [prompt, token]: of two tokens where
-    it asks for no more, with what folding took from them where it is one of them."""
+    """The metric at the positions `at` [prompt], and the logits that it was read from [prompt, token]: of two tokens
+    where it asks for no more, with what folding took from them where it is one of them."""
     if metric not in ("logit_diff", "logit"):
         logits = run_at_end(model, tokens, at, hooks=hooks)[0]
         return METRICS[metric](logits, correct, wrong, logits if clean is None else clean), logits
@@ -92,8 +92,8 @@ def _overwrite(value, saved, cell, site, prompts):
 
 # %% ../nbs/02_activation_patching.ipynb #3887b6ff
 def _bytes_per_row(cfg, length, metric):
-    """A generous estimate of the activations of one prompt in one forward. Logits are of one position, and of two tokens
-    where the metric asks for no more."""
+    """A generous estimate of the activations of one prompt in one forward. Logits are of one position, and of two
+    tokens where the metric asks for no more."""
     stream = 16 * cfg.d_model + 2 * (cfg.d_mlp or 0)
     logits = 2 * cfg.d_model if metric in ("logit_diff", "logit") else 4 * cfg.d_vocab
     return 4 * (length * stream + logits + 3 * cfg.n_heads * length**2)
@@ -150,8 +150,11 @@ def _say_how_long(runs, each):
     "Warn of a long sweep, from what one prompt's run took [seconds]."
     if runs * each < LONG: return
     minutes = runs * each / 60
-    warnings.warn(f"Patching by hooks runs the model {runs} times, which will take about {minutes:.0f} min here: fewer prompts, "
-                  "layers or heads take less.", stacklevel=4)
+    warnings.warn(
+        f"Patching by hooks runs the model {runs} times, which will take about {minutes:.0f} min here: fewer prompts, "
+        "layers or heads take less.",
+        stacklevel=4,
+    )
 
 # %% ../nbs/02_activation_patching.ipynb #1f691270
 @guarded
@@ -195,7 +198,9 @@ def run_hooks(
                 copies = prompts.repeat(len(chunk))
                 answers = pairs.correct[copies], pairs.wrong[copies]
                 clean_copies = None if clean is None else clean.repeat(len(chunk), 1)
-                values, _ = _answers(model, pairs.base[copies], pairs.end[copies], metric, *answers, clean_copies, [(name, overwrite)])
+                values, _ = _answers(
+                    model, pairs.base[copies], pairs.end[copies], metric, *answers, clean_copies, [(name, overwrite)]
+                )
                 out[chunk[0]:chunk[-1] + 1, prompts.cpu()] = values.float().cpu().reshape(len(chunk), -1)
                 if progress: progress(len(copies))
     return out, *baselines(model, pairs, question)

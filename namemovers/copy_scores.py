@@ -55,8 +55,8 @@ LOGITS_AT_ONCE = 2**24 # bytes: few enough to stay in a processor's cache, enoug
 def _toward_tokens(model, W_O, out, normed):
     """What a head's values do to the logits before the final norm's scale, [d_head, token], and that scale [sample].
 
-    `out`, `normed` [sample, d_model]: what the head writes, and that behind the final norm, which takes the mean away or
-    not and then scales. None where it does anything else."""
+    `out`, `normed` [sample, d_model]: what the head writes, and that behind the final norm, which takes the mean away
+    or not and then scales. None where it does anything else."""
     for centred in (False, True):
         W, x = (t - t.mean(-1, keepdim=True) if centred else t for t in (W_O, out))
         size = (x * x).sum(-1)
@@ -163,22 +163,29 @@ def copy_scores(
 ) -> xr.Dataset: # scores between 0 and 1 for every head and name
     """The IOI paper's copy score and negative copy score of every head.
 
-    For each sample, a name at IO, S1 or S2 of an IOI prompt: residual stream there after the first block (its MLP included),
-    the head's LayerNorm, its OV circuit, the final LayerNorm and the unembedding with its bias;
-    copied when the name's token (with leading space) is among the `top` highest logits. Negative: the same for the negated OV output.
+    For each sample, a name at IO, S1 or S2 of an IOI prompt: residual stream there after the first block (its MLP
+    included), the head's LayerNorm, its OV circuit, the final LayerNorm and the unembedding with its bias; copied when
+    the name's token (with leading space) is among the `top` highest logits. Negative: the same for the negated OV
+    output.
 
-    - `copy_score`, `negative_copy_score` [layer, head, name]: share of that name's samples. Their mean over `name` is the paper's score
-    - `rank`, `rank_negative` [layer, head, sample]: tokens that score at least as high as the name (0: it is the top one);
-      coordinates of `sample`: `sample_name` and `place` (IO, S1 or S2)
+    - `copy_score`, `negative_copy_score` [layer, head, name]: share of that name's samples. Their mean over `name` is
+      the paper's score
+    - `rank`, `rank_negative` [layer, head, sample]: tokens that score at least as high as the name (0: it is the top
+      one); coordinates of `sample`: `sample_name` and `place` (IO, S1 or S2)
 
-    In compatibility mode value biases are folded into the layer's output bias, so the OV output here has none:
-    that vector is the same whatever a head looks at, and copies nothing.
-    Raises ValueError for a name that is not one token, or for fewer than two names.
-    Source: Wang et al. 2022 (arXiv 2211.00593), section 3.1 (N = 1000, top 5); the negative score is that of its negative name movers.
-    """
+    In compatibility mode value biases are folded into the layer's output bias, so the OV output here has none: that
+    vector is the same whatever a head looks at, and copies nothing. Raises ValueError for a name that is not one token,
+    or for fewer than two names. Source: Wang et al. 2022 (arXiv 2211.00593), section 3.1 (N = 1000, top 5); the
+    negative score is that of its negative name movers. """
     tokenizer = model.tokenizer
-    names = shipped_names(tokenizer) if names is None else list(dict.fromkeys([names] if isinstance(names, str) else names))
-    if len(names) < 2: raise ValueError(f"names must hold at least two different names, not {short(names)}, since an IOI prompt has two people; add one.")
+    names = (
+        shipped_names(tokenizer) if names is None else list(dict.fromkeys([names] if isinstance(names, str) else names))
+    )
+    if len(names) < 2:
+        raise ValueError(
+            f"names must hold at least two different names, not {short(names)}, since an IOI prompt has two "
+            f"people; add one."
+        )
     if n < 1 or top < 1: raise ValueError(f"n and top must be at least 1, not n={n} and top={top}; give more.")
     token = torch.tensor([name_token(tokenizer, name) for name in names])
     w = readable(model, ioi_task(tokenizer, n=2, seed=seed))
@@ -189,11 +196,21 @@ def copy_scores(
     which = who.flatten().numpy()
     by_name = lambda r: np.stack([(r[..., which == k] < top).mean(-1) for k in range(len(names))], axis=-1)
     return xr.Dataset(
-        dict(copy_score=(("layer", "head", "name"), by_name(rank)), negative_copy_score=(("layer", "head", "name"), by_name(negative)),
-             rank=(("layer", "head", "sample"), rank), rank_negative=(("layer", "head", "sample"), negative)),
-        coords=dict(layer=np.arange(model.cfg.n_layers), head=np.arange(model.cfg.n_heads), name=names,
-                    sample_name=("sample", np.array(names)[which]), place=("sample", np.tile(["IO", "S1", "S2"], len(who)))),
-        attrs=provenance(model, measurement="copy_scores", n=len(which), top=top, seed=seed))
+        dict(
+            copy_score=(("layer", "head", "name"), by_name(rank)),
+            negative_copy_score=(("layer", "head", "name"), by_name(negative)),
+            rank=(("layer", "head", "sample"), rank),
+            rank_negative=(("layer", "head", "sample"), negative),
+        ),
+        coords=dict(
+            layer=np.arange(model.cfg.n_layers),
+            head=np.arange(model.cfg.n_heads),
+            name=names,
+            sample_name=("sample", np.array(names)[which]),
+            place=("sample", np.tile(["IO", "S1", "S2"], len(who))),
+        ),
+        attrs=provenance(model, measurement="copy_scores", n=len(which), top=top, seed=seed),
+    )
 
 # %% ../nbs/04_copy_scores.ipynb #96377f05
 @checked
@@ -206,12 +223,13 @@ def task_copy_scores(
 ) -> xr.Dataset: # 0 or 1 for every head, named subject and prompt
     """Which of a task's subjects a head would copy, and which it does write at END. [layer, head, name, prompt] each:
 
-    - `copied`, `copied_negative`: the OV circuit's output for that subject, as in `copy_scores` (negative: its negation)
+    - `copied`, `copied_negative`: the OV circuit's output for that subject, as in `copy_scores` (negative: its
+      negation)
     - `written`, `written_negative`: the head's actual output at END, read in the same way
 
-    `name` runs over IO, S1, S2 (IOI), S1 to S4 (MRS), or the `subjects` of a task of one's own. Their mean over prompts is
-    the share of prompts. Raises ValueError for a task whose prompts hold no name, and for a name that is not one token.
-    """
+    `name` runs over IO, S1, S2 (IOI), S1 to S4 (MRS), or the `subjects` of a task of one's own. Their mean over prompts
+    is the share of prompts. Raises ValueError for a task whose prompts hold no name, and for a name that is not one
+    token. """
     names = subject_positions(task)
     w = readable(model, task)
     at = torch.stack([task.positions[p] for p in names], dim=1)
@@ -219,9 +237,20 @@ def task_copy_scores(
     ov = _ov_ranks(model, w, task.clean_tokens, at, ids, memory)
     end = _end_ranks(model, w, task, ids, memory)
     dims = ("layer", "head", "prompt", "name")
-    data = {k: (dims, (r < top).astype(np.int8)) for k, r in zip(("copied", "copied_negative", "written", "written_negative"), ov + end)}
-    return xr.Dataset(data, coords=dict(layer=np.arange(model.cfg.n_layers), head=np.arange(model.cfg.n_heads), prompt=np.arange(len(task)), name=names),
-                      attrs=provenance(model, task, measurement="task_copy_scores", top=top)).transpose("layer", "head", "name", "prompt")
+    data = {
+        k: (dims, (r < top).astype(np.int8))
+        for k, r in zip(("copied", "copied_negative", "written", "written_negative"), ov + end)
+    }
+    return xr.Dataset(
+        data,
+        coords=dict(
+            layer=np.arange(model.cfg.n_layers),
+            head=np.arange(model.cfg.n_heads),
+            prompt=np.arange(len(task)),
+            name=names,
+        ),
+        attrs=provenance(model, task, measurement="task_copy_scores", top=top),
+    ).transpose("layer", "head", "name", "prompt")
 
 # %% ../nbs/04_copy_scores.ipynb #c821fae2
 @torch.no_grad()
@@ -257,7 +286,17 @@ def names_table(
     "The subjects of one prompt that each head would copy, and those it writes at END."
     at = {n: task.clean_tokens[prompt, int(task.positions[n][prompt])].item() for n in result["name"].values}
     said = {n: task.tokenizer.decode([t]).strip() for n, t in at.items()}
-    columns = {"copied": "would copy", "written": "writes at END", "copied_negative": "would copy, negated", "written_negative": "writes at END, negated"}
+    columns = {
+        "copied": "would copy",
+        "written": "writes at END",
+        "copied_negative": "would copy, negated",
+        "written_negative": "writes at END, negated",
+    }
     names = lambda found: ", ".join(dict.fromkeys(said[n] for n in said if bool(found.sel(name=n)))) or "–"
     one = result.isel(prompt=prompt)
-    return pd.DataFrame([{"head": head_name(l, h), **{c: names(one[v].sel(layer=l, head=h)) for v, c in columns.items()}} for l, h in heads])
+    return pd.DataFrame(
+        [
+            {"head": head_name(l, h), **{c: names(one[v].sel(layer=l, head=h)) for v, c in columns.items()}}
+            for l, h in heads
+        ]
+    )

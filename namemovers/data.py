@@ -134,7 +134,9 @@ def _group(key):
 
 def _parse(template):
     "The literals (one more than placeholders) and the placeholders of a template."
-    if not isinstance(template, str): raise ValueError(f"templates: the template {short(template)} is no text; write one such as '{{S1}} met {{S2}}. So'.")
+    if not isinstance(template, str):
+        raise ValueError(f"templates: the template {short(template)} is no text; write one such as '{{S1}} met {{S2}}. "
+                         "So'.")
     said = f"template {short(template)}"
     try: parts = list(string.Formatter().parse(template))
     except ValueError as e: raise ValueError(f"{said}: {e}; write placeholders as {{S1}}.") from None
@@ -148,7 +150,8 @@ def _parse(template):
             raise ValueError(f"{said}: {{{written}}} asks for a format, and words stand as they are; write {{{key}}}.")
         keys.append(key)
         literals.append("")
-    if template != template.rstrip(): raise ValueError(f"{said} ends in a space; end it with a word, since the answer brings its own space.")
+    if template != template.rstrip():
+        raise ValueError(f"{said} ends in a space; end it with a word, since the answer brings its own space.")
     return literals, keys
 
 def _fill(literals, values): return "".join(itertools.chain(*zip(literals, values), literals[-1:]))
@@ -167,7 +170,8 @@ def name_token(
     "The one token of a name as it stands in a sentence; `ValueError` with the tokens it is split into if it is more."
     (ids,) = word_ids(_tokenizer(tokenizer), [word("names", name)], start)
     if not _is_one(tokenizer, ids):
-        raise ValueError(f"names: {short(name)} is not one token {_WHERE[start]} but {_split(tokenizer, ids)}; choose another name.")
+        raise ValueError(f"names: {short(name)} is not one token {_WHERE[start]} but {_split(tokenizer, ids)}; choose "
+                         "another name.")
     return ids[0]
 
 _WHERE = {True: "at the start of a text", False: "after a space"}
@@ -265,7 +269,8 @@ def _word_pools(keys, descriptions, cue_words, words):
     vary = {"D": descriptions, "T": descriptions if isinstance(descriptions, str) else None, "cue": cue_words}
     for argument, given in (("descriptions", descriptions), ("cue_words", cue_words)):
         if isinstance(given, str) and given != "vary":
-            raise ValueError(f"{argument}: got {short(given)}; give None (fixed words), 'vary' (the shipped list) or a list of words.")
+            raise ValueError(f"{argument}: got {short(given)}; give None (fixed words), 'vary' (the shipped list) or a "
+                             "list of words.")
     pools, words = {}, dict(words or {})
     for key in dict.fromkeys(keys):
         group = _group(key)
@@ -277,14 +282,17 @@ def _word_pools(keys, descriptions, cue_words, words):
         elif shipped and vary[group] is not None: pools[key] = _listed(vary[group], {"D": "descriptions", "cue": "cue_words"}[group])
         elif group == "cue": pools[key] = [CUES[key == "other_cue"]]
         elif shipped: pools[key] = [_numbered(shipped, key)]
-        else: raise ValueError(f"templates: no value for the placeholder {{{key}}}; give some with words={{{key!r}: [...]}}.")
+        else:
+            raise ValueError(f"templates: no value for the placeholder {{{key}}}; give some with "
+                             f"words={{{key!r}: [...]}}.")
     if unknown := sorted(set(words) - set(pools)):
         raise ValueError(f"words: the template has no placeholder {{{unknown[0]}}}; it has {sorted(pools)}.")
     return pools
 
 def _numbered(shipped, key):
     number = int(key[1:])
-    if not 1 <= number <= len(shipped): raise ValueError(f"templates: no value for the placeholder {{{key}}}; numbers go from 1 to {len(shipped)}.")
+    if not 1 <= number <= len(shipped):
+        raise ValueError(f"templates: no value for the placeholder {{{key}}}; numbers go from 1 to {len(shipped)}.")
     return shipped[number - 1]
 
 # %% ../nbs/00_data.ipynb #cdb986c8
@@ -364,7 +372,8 @@ def _check_enough(variants, n, unequal):
                                  f"need {len(keys)} different words and have {short(words)}; give more.")
     different = {(template, tuple((k, frozenset(pool)) for k, pool in pools.items()), tuple(alias.items())): pools for template, pools, alias in variants}
     possible = sum(_fillings(pools, unequal) for pools in different.values())
-    if possible < n: raise ValueError(f"n: {n} prompts were asked for but only {possible} different ones are possible; {_MORE}.")
+    if possible < n:
+        raise ValueError(f"n: {n} prompts were asked for but only {possible} different ones are possible; {_MORE}.")
 
 _MORE = "lower n or give more names, words or templates"
 _PATIENCE = 10_000 # draws in a row that bring nothing new
@@ -501,7 +510,8 @@ def _answer_ids(tokenizer, prompts, prompt_ids, names):
     for prompt, ids, name, both in zip(prompts, prompt_ids, names, encode(tokenizer, [f"{p} {n}" for p, n in zip(prompts, names)])):
         follows = _after(ids, both)
         if not _is_one(tokenizer, follows):
-            raise ValueError(f"names: {short(name)} is not one token after {short(prompt)} but {_split(tokenizer, follows)}; choose another name.")
+            raise ValueError(f"names: {short(name)} is not one token after {short(prompt)} but "
+                             f"{_split(tokenizer, follows)}; choose another name.")
         found += follows
     return found
 
@@ -516,17 +526,24 @@ def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=
     for r, text, other, ids, other_ids, ends, other_ends in zip(records, clean, corrupted, clean_ids, corrupted_ids, all_ends, spoilt_ends):
         same = r["spoilt"][0] != r["literals"] or ends == other_ends
         if len(ids) != len(other_ids) or not same:
-            raise ValueError(f"corruption {corruption!r}: clean and corrupted prompt must have the same words at the same positions, but {short(text)} ({len(ids)} tokens) and {short(other)} ({len(other_ids)}) have not; choose words of one token.")
-        if text == other: raise ValueError(f"corruption {corruption!r} changes nothing in {short(text)}; choose another corruption or template.")
+            raise ValueError(f"corruption {corruption!r}: clean and corrupted prompt must have the same words at the "
+                             f"same positions, but {short(text)} ({len(ids)} tokens) and {short(other)} "
+                             f"({len(other_ids)}) have not; choose words of one token.")
+        if text == other:
+            raise ValueError(f"corruption {corruption!r} changes nothing in {short(text)}; choose another corruption "
+                             "or template.")
         for key, value, end in zip(r["keys"], r["values"], ends):
             if _group(key) == "S" and tokenizer.decode([ids[end]]).strip() != value:
-                raise ValueError(f"names: {short(value)} is not one token where {short(text)} puts it; put a space before the placeholder, or choose another name.")
+                raise ValueError(f"names: {short(value)} is not one token where {short(text)} puts it; put a space "
+                                 "before the placeholder, or choose another name.")
         positions.append(_named_positions(r["keys"], ends, len(ids), repeated, after))
     answers = [_answer_ids(tokenizer, clean, clean_ids, [r[which] for r in records]) for which in ("correct", "wrong")]
     for r, text, right, other in zip(records, clean, *answers):
         correct.append(right)
         wrong.append(other)
-        if right == other: raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {short(text)}; give different names.")
+        if right == other:
+            raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {short(text)}; "
+                             "give different names.")
     return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions, corruption, seed,
                   [r["template"] for r in records], [r["names"] for r in records])
 
@@ -549,9 +566,11 @@ def _templates(given, shipped, default):
         chosen = {}
         for t in [given] if isinstance(given, str) else listed("templates", given, "templates"):
             if not isinstance(t, str) or "{" not in t and t not in shipped:
-                raise ValueError(f"templates: {short(t)} is neither a shipped template nor one with placeholders; shipped are {list(shipped)}.")
+                raise ValueError(f"templates: {short(t)} is neither a shipped template nor one with placeholders; "
+                                 f"shipped are {list(shipped)}.")
             chosen[t] = shipped.get(t, t)
-    if not chosen: raise ValueError("templates: none given; give a template, a list or dict of them, or None for the default.")
+    if not chosen:
+        raise ValueError("templates: none given; give a template, a list or dict of them, or None for the default.")
     return chosen
 
 # %% ../nbs/00_data.ipynb #58e597a0
@@ -598,12 +617,15 @@ def stretches(
 def _tokenizer(given):
     "The tokenizer itself, or a model's."
     found = getattr(given, "tokenizer", given)
-    if not hasattr(found, "encode"): raise ValueError(f"tokenizer: {type(given).__name__} has none; give a Hugging Face tokenizer, or a model from load_model.")
+    if not hasattr(found, "encode"):
+        raise ValueError(f"tokenizer: {type(given).__name__} has none; give a Hugging Face tokenizer, or a model from "
+                         "load_model.")
     return found
 
 def _check_pair(tokenizer, i, clean, corrupted, a, b):
     "Raise `ValueError`, showing where they part, unless two texts (with their ids) line up."
-    if clean == corrupted: raise ValueError(f"corrupted: prompt {i} is the same as the clean one, {short(clean)}; change something in it.")
+    if clean == corrupted:
+        raise ValueError(f"corrupted: prompt {i} is the same as the clean one, {short(clean)}; change something in it.")
     parting = next(((x, y) for x, y in stretches(a, b) if x[1] - x[0] != y[1] - y[0]), None)
     if parting is None: return
     (i1, i2), (j1, j2) = parting
@@ -618,8 +640,11 @@ def _texts(given, argument):
     given = [given] if isinstance(given, str) else listed(argument, given, "texts")
     if not given: raise ValueError(f"{argument}: no prompts given; give at least one text.")
     for i, text in enumerate(given):
-        if not isinstance(text, str) or not text.strip(): raise ValueError(f"{argument}: prompt {i} is {short(text)}; give a text with a word in it.")
-        if text != text.rstrip(): raise ValueError(f"{argument}: prompt {i}, {short(text)}, ends in a space; end it with a word, since the answer brings its own space.")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{argument}: prompt {i} is {short(text)}; give a text with a word in it.")
+        if text != text.rstrip():
+            raise ValueError(f"{argument}: prompt {i}, {short(text)}, ends in a space; end it with a word, since the "
+                             "answer brings its own space.")
     return given
 
 def _answer(tokenizer, answer, prompt, ids, i):
@@ -627,28 +652,39 @@ def _answer(tokenizer, answer, prompt, ids, i):
     if isinstance(answer, (int, np.integer)) and not isinstance(answer, bool):
         if 0 <= answer < len(tokenizer): return int(answer)
         raise ValueError(f"answers: prompt {i} has the token id {answer}, but ids go from 0 to {len(tokenizer) - 1}.")
-    if not isinstance(answer, str) or not answer.strip(): raise ValueError(f"answers: prompt {i} has the answer {short(answer)}; give a text such as ' Mary'.")
+    if not isinstance(answer, str) or not answer.strip():
+        raise ValueError(f"answers: prompt {i} has the answer {short(answer)}; give a text such as ' Mary'.")
     both, spaced = encode(tokenizer, [prompt + answer, f"{prompt} {answer.strip()}"])
     follows, own = _after(ids, both), tokenizer.encode(answer, add_special_tokens=False)
     lacks_space = answer[0] != " " and _is_one(tokenizer, _after(ids, spaced))
     hint = f"write {' ' + answer!r}, with the space that begins a new word" if lacks_space else "choose an answer of one token"
     if answer[0].isalpha() and prompt[-1].isalpha() and lacks_space:
-        raise ValueError(f"answers: {short(answer)} (prompt {i}) would go on with the word {short(prompt.split()[-1])} without a space; write {' ' + answer!r}, or give the token's id if that is meant.")
+        raise ValueError(f"answers: {short(answer)} (prompt {i}) would go on with the word {short(prompt.split()[-1])} "
+                         f"without a space; write {' ' + answer!r}, or give the token's id if that is meant.")
     if both[:len(ids)] == ids and _is_one(tokenizer, follows): return follows[0]
     if both[:len(ids)] != ids and _is_one(tokenizer, own):
         ending = [token_as_text(tokenizer, t) for t in both[-2:]]
-        raise ValueError(f"answers: {short(answer)} is one token, but not after prompt {i}: {(prompt + answer)[-24:]!r} ends in the tokens {ending}; end the prompt elsewhere, or choose another answer.")
-    raise ValueError(f"answers: {short(answer)} (prompt {i}) is not one token but {_split(tokenizer, follows if both[:len(ids)] == ids else own)}; {hint}.")
+        raise ValueError(f"answers: {short(answer)} is one token, but not after prompt {i}: "
+                         f"{(prompt + answer)[-24:]!r} ends in the tokens {ending}; end the prompt elsewhere, or "
+                         "choose another answer.")
+    raise ValueError(f"answers: {short(answer)} (prompt {i}) is not one token but "
+                     f"{_split(tokenizer, follows if both[:len(ids)] == ids else own)}; {hint}.")
 
 def _answers_of(tokenizer, answers, clean, clean_ids):
     "Two lists of token ids: right and wrong."
     answers = [answers] * len(clean) if isinstance(answers, tuple) and len(answers) == 2 and not any(isinstance(a, (tuple, list)) for a in answers) else listed("answers", answers, "(right, wrong) pairs")
-    if len(answers) != len(clean): raise ValueError(f"answers: {len(answers)} for {len(clean)} prompts; give one (right, wrong) pair a prompt, or one for all.")
+    if len(answers) != len(clean):
+        raise ValueError(f"answers: {len(answers)} for {len(clean)} prompts; give one (right, wrong) pair a prompt, or "
+                         "one for all.")
     pairs = []
     for i, (pair, prompt, ids) in enumerate(zip(answers, clean, clean_ids)):
-        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2: raise ValueError(f"answers: prompt {i} has {short(pair)}; give a (right, wrong) pair such as (' Mary', ' John').")
+        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
+            raise ValueError(f"answers: prompt {i} has {short(pair)}; give a (right, wrong) pair such as (' Mary', ' "
+                             "John').")
         right, wrong = (_answer(tokenizer, a, prompt, ids, i) for a in pair)
-        if right == wrong: raise ValueError(f"answers: right and wrong answer of prompt {i} are the same, {pair[0]!r}; give different ones.")
+        if right == wrong:
+            raise ValueError(f"answers: right and wrong answer of prompt {i} are the same, {pair[0]!r}; give different "
+                             "ones.")
         pairs.append((right, wrong))
     return map(list, zip(*pairs))
 
@@ -656,23 +692,36 @@ def _answers_of(tokenizer, answers, clean, clean_ids):
 def _place(tokenizer, wanted, text, ids, said, i):
     "The index of the token with which a piece of a text ends; `wanted` is the piece, or (piece, which occurrence, from 1)."
     piece, which = wanted if isinstance(wanted, tuple) and len(wanted) == 2 else (wanted, None)
-    if not isinstance(piece, str) or not piece.strip(): raise ValueError(f"{said}: {short(wanted)} is no piece of prompt {i}; give a text, or (text, which occurrence).")
+    if not isinstance(piece, str) or not piece.strip():
+        raise ValueError(f"{said}: {short(wanted)} is no piece of prompt {i}; give a text, or (text, which occurrence).")
     stops = [m.start() + len(piece) for m in re.finditer(f"(?={re.escape(piece)})", text)]
-    if not stops: raise ValueError(f"{said}: {short(piece)} is not in prompt {i}, {short(text)}; give a piece of the clean prompt, letter for letter.")
-    if which is None and len(stops) > 1: raise ValueError(f"{said}: {short(piece)} is {len(stops)} times in prompt {i}, {short(text)}; say which one, from ({short(piece)}, 1) to ({short(piece)}, {len(stops)}).")
-    if which is not None and not 1 <= which <= len(stops): raise ValueError(f"{said}: prompt {i} has {short(piece)} {len(stops)} times, so there is no occurrence {which!r}; they count from 1.")
+    if not stops:
+        raise ValueError(f"{said}: {short(piece)} is not in prompt {i}, {short(text)}; give a piece of the clean "
+                         "prompt, letter for letter.")
+    if which is None and len(stops) > 1:
+        raise ValueError(f"{said}: {short(piece)} is {len(stops)} times in prompt {i}, {short(text)}; say which one, "
+                         f"from ({short(piece)}, 1) to ({short(piece)}, {len(stops)}).")
+    if which is not None and not 1 <= which <= len(stops):
+        raise ValueError(f"{said}: prompt {i} has {short(piece)} {len(stops)} times, so there is no occurrence "
+                         f"{which!r}; they count from 1.")
     before = encode(tokenizer, [text[:stops[(which or 1) - 1]]])[0]
     parted = next((t for t, b in zip(ids, before) if t != b), None if len(before) <= len(ids) else ids[-1])
-    if parted is not None: raise ValueError(f"{said}: {short(piece)} ends within a token of prompt {i} ({token_as_text(tokenizer, parted)!r}); let it end where the token does.")
+    if parted is not None:
+        raise ValueError(f"{said}: {short(piece)} ends within a token of prompt {i} "
+                         f"({token_as_text(tokenizer, parted)!r}); let it end where the token does.")
     return len(before) - 1
 
 def _places(tokenizer, positions, clean, clean_ids):
     "For each prompt a dict name -> index, of what the user asked for."
-    if "END" in positions: raise ValueError("positions: 'END' is there by itself, the last token of each prompt; leave it out, or choose another name.")
+    if "END" in positions:
+        raise ValueError("positions: 'END' is there by itself, the last token of each prompt; leave it out, or choose "
+                         "another name.")
     found = [{} for _ in clean]
     for name, wanted in positions.items():
         each = wanted if isinstance(wanted, list) else [wanted] * len(clean)
-        if len(each) != len(clean): raise ValueError(f"positions[{name!r}]: {len(each)} pieces for {len(clean)} prompts; give one a prompt, or one text for all.")
+        if len(each) != len(clean):
+            raise ValueError(f"positions[{name!r}]: {len(each)} pieces for {len(clean)} prompts; give one a prompt, or "
+                             "one text for all.")
         for i, one in enumerate(each): found[i][name] = _place(tokenizer, one, clean[i], clean_ids[i], f"positions[{name!r}]", i)
     return found
 
@@ -709,10 +758,13 @@ def _from_pairs(
     that do not line up (saying at which token they part), answers that are not one token after their prompt, and pieces that
     are not in theirs."""
     tokenizer, clean, corrupted = _tokenizer(tokenizer), _texts(clean, "clean"), _texts(corrupted, "corrupted")
-    if len(clean) != len(corrupted): raise ValueError(f"corrupted: {len(corrupted)} prompts for {len(clean)} clean ones; give one for each.")
+    if len(clean) != len(corrupted):
+        raise ValueError(f"corrupted: {len(corrupted)} prompts for {len(clean)} clean ones; give one for each.")
     first = {}
     for i, text in enumerate(clean):
-        if first.setdefault(text, i) != i: raise ValueError(f"clean: prompts {first[text]} and {i} are the same, {short(text)}; leave one out, since an interval counts every prompt once.")
+        if first.setdefault(text, i) != i:
+            raise ValueError(f"clean: prompts {first[text]} and {i} are the same, {short(text)}; leave one out, since "
+                             "an interval counts every prompt once.")
     clean_ids, corrupted_ids = encode(tokenizer, clean), encode(tokenizer, corrupted)
     for i, pair in enumerate(zip(clean, corrupted, clean_ids, corrupted_ids)): _check_pair(tokenizer, i, *pair)
     right, wrong = _answers_of(tokenizer, answers, clean, clean_ids)
@@ -721,7 +773,8 @@ def _from_pairs(
     spoken = lambda t: tokenizer.decode([t]).strip()
     says = [[spoken(t) for t in row] for row in clean_ids]
     if subjects is None: subjects = [k for k in places[0] if k != "END" and all(s[p[k]] in (spoken(a), spoken(b)) for s, p, a, b in zip(says, places, right, wrong))]
-    if unknown := [s for s in subjects if s not in places[0]]: raise ValueError(f"subjects: there is no position {unknown[0]!r}; there are {list(places[0])}.")
+    if unknown := [s for s in subjects if s not in places[0]]:
+        raise ValueError(f"subjects: there is no position {unknown[0]!r}; there are {list(places[0])}.")
     return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places, corruption, 0, ["pairs"] * len(clean),
                   [{s: said[p[s]] for s in subjects} for said, p in zip(says, places)], tuple(subjects))
 
@@ -737,10 +790,15 @@ def _corruption(corrupt, placeholders, mentions):
     "What replaces what, as a dict place or placeholder -> placeholder, word, list of words or None; and in words."
     if isinstance(corrupt, (tuple, list)) and len(corrupt) == 2: rule, said = {corrupt[0]: corrupt[1], corrupt[1]: corrupt[0]}, f"{corrupt[0]} <-> {corrupt[1]}"
     elif isinstance(corrupt, dict) and corrupt: rule, said = corrupt, ", ".join(f"{k} <- {v if isinstance(v, str) else 'another'}" for k, v in corrupt.items())
-    else: raise ValueError(f"corrupt: {short(corrupt)} says no corruption; give two placeholders that change places, such as ('A', 'B'), or a dict such as {{'B.2': 'A'}}.")
+    else:
+        raise ValueError(f"corrupt: {short(corrupt)} says no corruption; give two placeholders that change places, "
+                         f"such as ('A', 'B'), or a dict such as {{'B.2': 'A'}}.")
     known = list(dict.fromkeys([*placeholders, *itertools.chain(*mentions)]))
-    if unknown := [k for k in rule if k not in known]: raise ValueError(f"corrupt: there is no placeholder or place {short(unknown[0])}; there are {known}.")
-    if rule is not corrupt and any(k not in placeholders for k in rule): raise ValueError(f"corrupt: {corrupt!r} must be two placeholders of {placeholders}; a single place can be given a word by a dict, such as {{{corrupt[0]!r}: ...}}.")
+    if unknown := [k for k in rule if k not in known]:
+        raise ValueError(f"corrupt: there is no placeholder or place {short(unknown[0])}; there are {known}.")
+    if rule is not corrupt and any(k not in placeholders for k in rule):
+        raise ValueError(f"corrupt: {corrupt!r} must be two placeholders of {placeholders}; a single place can be "
+                         f"given a word by a dict, such as {{{corrupt[0]!r}: ...}}.")
     return rule, said
 
 def _spoil(rule, keys, places, lookup, pools, rng):
@@ -760,7 +818,8 @@ def _check_words(tokenizer, key, words, starts, answer):
     for start in sorted(starts | ({False} if answer else set())):
         if bad := {w: ids for w, ids in zip(words, word_ids(tokenizer, words, start)) if not _is_one(tokenizer, ids)}:
             split = "; ".join(f"{short(w)} is {_split(tokenizer, ids)}" for w, ids in list(bad.items())[:3])
-            raise ValueError(f"words[{key!r}]: {len(bad)} of {len(words)} are not one token {_WHERE[start]} ({split}); leave them out: they could not be told from other words by one position.")
+            raise ValueError(f"words[{key!r}]: {len(bad)} of {len(words)} are not one token {_WHERE[start]} ({split}); "
+                             "leave them out: they could not be told from other words by one position.")
 
 @checked
 def _from_template(
@@ -787,19 +846,30 @@ def _from_template(
     chosen = dict(template) if isinstance(template, dict) and template else {t: t for t in _listed(template, "template")}
     parsed = [_parse(t) for t in chosen.values()]
     placeholders = list(dict.fromkeys(k for literals, keys in parsed for k in keys))
-    if not placeholders: raise ValueError(f"template: {short(next(iter(chosen)))} has no placeholder; write some, such as {{A}}, or use from_pairs.")
-    if odd := [k for k in placeholders if not k.isidentifier() or k == "END"]: raise ValueError(f"template: {{{odd[0]}}} cannot name a position; use a word of letters and digits that is not END.")
-    if missing := [k for k in placeholders if k not in words]: raise ValueError(f"words: none for the placeholder {{{missing[0]}}}; give some, as in words={{{missing[0]!r}: [...]}} (namemovers.data.NAMES is a list of first names).")
-    if unknown := [k for k in words if k not in placeholders]: raise ValueError(f"words: the template has no placeholder {{{unknown[0]}}}; it has {placeholders}.")
+    if not placeholders:
+        raise ValueError(f"template: {short(next(iter(chosen)))} has no placeholder; write some, such as {{A}}, or use "
+                         "from_pairs.")
+    if odd := [k for k in placeholders if not k.isidentifier() or k == "END"]:
+        raise ValueError(f"template: {{{odd[0]}}} cannot name a position; use a word of letters and digits that is not "
+                         "END.")
+    if missing := [k for k in placeholders if k not in words]:
+        raise ValueError(f"words: none for the placeholder {{{missing[0]}}}; give some, as in "
+                         f"words={{{missing[0]!r}: [...]}} (namemovers.data.NAMES is a list of first names).")
+    if unknown := [k for k in words if k not in placeholders]:
+        raise ValueError(f"words: the template has no placeholder {{{unknown[0]}}}; it has {placeholders}.")
     pools = {k: _listed(words[k], f"words[{k!r}]") for k in placeholders}
     answers = answers if isinstance(answers, str) else tuple(listed("answers", answers, "two"))
     if len(answers) != 2 or isinstance(answers, str) or not all(isinstance(a, (str, int, np.integer)) for a in answers):
-        raise ValueError(f"answers: {short(answers)} is no pair; give the placeholders of the right and of the wrong answer, such as ('A', 'B').")
+        raise ValueError(f"answers: {short(answers)} is no pair; give the placeholders of the right and of the wrong "
+                         "answer, such as ('A', 'B').")
     asked = [a for a in answers if a in pools]
     for a in answers:
-        if isinstance(a, str) and a not in pools and a.isidentifier(): raise ValueError(f"answers: {short(a)} is neither a placeholder ({', '.join(placeholders)}) nor a text with its leading space, such as {short(' ' + a)}.")
+        if isinstance(a, str) and a not in pools and a.isidentifier():
+            raise ValueError(f"answers: {short(a)} is neither a placeholder ({', '.join(placeholders)}) nor a text "
+                             f"with its leading space, such as {short(' ' + a)}.")
     if subjects is None: subjects = [k for k in placeholders if any(k in asked or set(pools[k]) & set(pools[a]) for a in asked)]
-    if unknown := [s for s in subjects if s not in pools]: raise ValueError(f"subjects: the template has no placeholder {{{unknown[0]}}}; it has {placeholders}.")
+    if unknown := [s for s in subjects if s not in pools]:
+        raise ValueError(f"subjects: the template has no placeholder {{{unknown[0]}}}; it has {placeholders}.")
     for k in subjects:
         starts = {i == 0 and literals[0] == "" for literals, keys in parsed for i, key in enumerate(keys) if key == k}
         _check_words(tokenizer, k, pools[k], starts, k in asked)
@@ -819,11 +889,13 @@ def _from_template(
     for (i, lookup), row, ids in zip(drawn, ends, clean_ids):
         found = dict(zip(mentions[i], row))
         for p in after:
-            if found.get(p, len(ids)) + 1 >= len(ids): raise ValueError(f"after: there is no place {p!r} with a token after it; the places are {list(found)}.")
+            if found.get(p, len(ids)) + 1 >= len(ids):
+                raise ValueError(f"after: there is no place {p!r} with a token after it; the places are {list(found)}.")
             found[f"{p}+1"] = found[p] + 1
         for p, key in zip(mentions[i], parsed[i][1]):
             if key in subjects and tokenizer.decode([ids[found[p]]]).strip() != lookup[key]:
-                raise ValueError(f"words[{key!r}]: {lookup[key]!r} is not one token where {list(chosen.values())[i]!r} puts it; put a space before the placeholder.")
+                raise ValueError(f"words[{key!r}]: {lookup[key]!r} is not one token where {list(chosen.values())[i]!r} "
+                                 "puts it; put a space before the placeholder.")
         places.append(found)
     places = _sorted(places, map(len, clean_ids))
     return _build(tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places, said, seed, [list(chosen)[i] for i, lookup in drawn],
@@ -847,7 +919,8 @@ def _new_words(old, pools, used, rng, what):
     old = list(dict.fromkeys(old))
     frees = [[w for w in pool if w not in used] for pool in pools]
     free = next((f for f in frees if len(f) >= len(old)), frees[-1])
-    if len(free) < len(old): raise ValueError(f"{what}: too few words are left for the corruption ({len(free)} of {len(old)}); give more.")
+    if len(free) < len(old):
+        raise ValueError(f"{what}: too few words are left for the corruption ({len(free)} of {len(old)}); give more.")
     return dict(zip(old, [free[i] for i in rng.permutation(len(free))[:len(old)]]))
 
 def _without_cue(tokenizer, literals, values, cue):
@@ -856,14 +929,17 @@ def _without_cue(tokenizer, literals, values, cue):
     whole = _fill(literals, values)
     start = texts[:len(texts) - len(values[cue])].rfind(". ")
     start, stop = start + 2 if start >= 0 else 0, whole.find(".", len(texts)) + 1
-    if not stop: raise ValueError("corruption 'no_cue': the template's {cue_name} is in no sentence that ends in a full stop; choose another corruption.")
+    if not stop:
+        raise ValueError("corruption 'no_cue': the template's {cue_name} is in no sentence that ends in a full stop; "
+                         "choose another corruption.")
     wanted, tail = len(encode(tokenizer, [whole])[0]), whole[stop:]
     after = len(encode(tokenizer, [tail])[0])
     for sentence in NEUTRAL_SENTENCES:
         text = whole[:start] + sentence + tail
         ids = encode(tokenizer, [text])[0]
         if len(ids) == wanted and ids[len(ids) - after + 1:] == encode(tokenizer, [whole])[0][wanted - after + 1:]: return [text], []
-    raise ValueError(f"corruption 'no_cue': no neutral sentence has as many tokens as {whole[start:stop]!r}; add one to NEUTRAL_SENTENCES.")
+    raise ValueError(f"corruption 'no_cue': no neutral sentence has as many tokens as {whole[start:stop]!r}; add one "
+                     "to NEUTRAL_SENTENCES.")
 
 # %% ../nbs/00_data.ipynb #dc2bf3be
 def _corrupt_mrs(tokenizer, corruption, literals, keys, values, right, wrong, pools, rng):
@@ -883,12 +959,16 @@ def _corrupt_mrs(tokenizer, corruption, literals, keys, values, right, wrong, po
         return literals, [new[v] if i in slots else v for i, v in enumerate(values)]
     described = [i for i, k in enumerate(keys) if _group(k) in ("D", "T")]
     if corruption == "switch_descriptions":
-        if len(described) < 2: raise ValueError("corruption 'switch_descriptions': the template needs two descriptions ({D1}, {T1}, ...); choose another corruption.")
+        if len(described) < 2:
+            raise ValueError("corruption 'switch_descriptions': the template needs two descriptions ({D1}, {T1}, ...); "
+                             "choose another corruption.")
         i, j = described[-2:]
         return literals, [values[{i: j, j: i}.get(k, k)] for k in range(len(values))]
     if corruption == "new_descriptions":
         slots = [i for i in described if i in target]
-        if not slots: raise ValueError("corruption 'new_descriptions': the template's target part has no description ({D1}, {T1}, ...); choose another corruption.")
+        if not slots:
+            raise ValueError("corruption 'new_descriptions': the template's target part has no description ({D1}, "
+                             "{T1}, ...); choose another corruption.")
         spoilt = list(values)
         for group in ("D", "T"):
             own = [i for i in slots if _group(keys[i]) == group]
@@ -896,9 +976,12 @@ def _corrupt_mrs(tokenizer, corruption, literals, keys, values, right, wrong, po
             for i in own: spoilt[i] = new[values[i]]
         return literals, spoilt
     if corruption == "no_cue":
-        if cue < 0: raise ValueError("corruption 'no_cue': the template has no cue sentence ({cue_name}); choose another corruption.")
+        if cue < 0:
+            raise ValueError("corruption 'no_cue': the template has no cue sentence ({cue_name}); choose another "
+                             "corruption.")
         return _without_cue(tokenizer, literals, values, cue)
-    if keys.count("cue_word") < 2: raise ValueError("corruption 'other_cue': the template needs {cue_word} twice; choose another corruption.")
+    if keys.count("cue_word") < 2:
+        raise ValueError("corruption 'other_cue': the template needs {cue_word} twice; choose another corruption.")
     first, spoilt = keys.index("cue_word"), list(values)
     spoilt[first] = _new_words([values[first]], [CUES], used, rng, "cue_words")[values[first]]
     return literals, spoilt
@@ -907,17 +990,22 @@ def _corrupt_mrs(tokenizer, corruption, literals, keys, values, right, wrong, po
 def _answers(template, keys):
     "The placeholders of the right and the wrong answer: the last two subjects."
     subjects = _subjects(keys)
-    if len(subjects) < 2: raise ValueError(f"templates: {short(template)} needs two subjects at least ({{S1}}, {{S2}}, ...) and has {len(subjects)}.")
+    if len(subjects) < 2:
+        raise ValueError(f"templates: {short(template)} needs two subjects at least ({{S1}}, {{S2}}, ...) and has "
+                         f"{len(subjects)}.")
     return subjects[-1], subjects[-2]
 
 def _alias(template, keys, cue_subject):
     "Which subject `{cue_name}` stands for."
     if "cue_name" not in keys: return {}
     source = _subjects(keys[:keys.index("cue_name")])
-    if not source: raise ValueError(f"templates: {short(template)} names a subject in its cue before there is one; put {{S1}} before {{cue_name}}.")
+    if not source:
+        raise ValueError(f"templates: {short(template)} names a subject in its cue before there is one; put {{S1}} "
+                         f"before {{cue_name}}.")
     if cue_subject in ("last", "first"): return {"cue_name": source[-(cue_subject == "last")]}
     if cue_subject in source: return {"cue_name": cue_subject}
-    raise ValueError(f"cue_subject: {short(cue_subject)} is no subject of the source part; choose 'last', 'first' or one of {source}.")
+    raise ValueError(f"cue_subject: {short(cue_subject)} is no subject of the source part; choose 'last', 'first' or "
+                     f"one of {source}.")
 
 @checked
 def mrs_task(
@@ -952,7 +1040,8 @@ def mrs_task(
         forms = _forms(literals, keys, (right, wrong) if corruption == "switch_subjects" else (), alias)
         pools = {**_name_pools(tokenizer, names, forms), **_word_pools(keys, descriptions, cue_words, words)}
         if len(pools[right]) == 1 and pools[right] == pools[wrong]:
-            raise ValueError(f"names: the right and the wrong answer are equal ({pools[right][0]!r}); give different names.")
+            raise ValueError(f"names: the right and the wrong answer are equal ({pools[right][0]!r}); give different "
+                             "names.")
         variants.append((template, pools, alias)); right_wrong.append((right, wrong))
     titles, records = list(chosen), []
     corrupting = np.random.default_rng([seed, 1])
@@ -977,7 +1066,8 @@ def _in_order(template, order):
     "An IOI template with its first two names in the order ABBA (IO first) or BABA (S first)."
     literals, keys = _parse(template)
     if keys.count("IO") != 1 or keys.count("S") != 2 or [k for k in keys if k in ("IO", "S")][-1] != "S":
-        raise ValueError(f"templates: {short(template)} is no IOI template; it needs {{IO}} once and {{S}} twice, the second {{S}} last of the three.")
+        raise ValueError(f"templates: {short(template)} is no IOI template; it needs {{IO}} once and {{S}} twice, the "
+                         f"second {{S}} last of the three.")
     io, s = keys.index("IO"), keys.index("S")
     if (order == "ABBA") != (io < s): keys[io], keys[s] = "S", "IO"
     return _fill(literals, [f"{{{k}}}" for k in keys])
@@ -1011,7 +1101,8 @@ def ioi_task(
             forms = _forms(literals, keys, ("IO", "S"))
             pools = {**_name_pools(tokenizer, names, forms), **_word_pools(keys, None, None, words)}
             if len(pools["IO"]) == 1 and pools["IO"] == pools["S"]:
-                raise ValueError(f"names: the right and the wrong answer are equal ({pools['IO'][0]!r}); give different names.")
+                raise ValueError(f"names: the right and the wrong answer are equal ({pools['IO'][0]!r}); give "
+                                 "different names.")
             variants.append((template, pools, {})); titles.append(title)
     records, corrupting = [], np.random.default_rng([seed, 1])
     for i, values in _draw_prompts(variants, n, rng):
@@ -1044,7 +1135,9 @@ def survey_template(
     "The template of a family of prompts: source sentences, cue sentence, target sentences, and the beginning of a cue sentence."
     for argument, value, known in (("cue", cue, ("present", "absent", "changed")), ("descriptions", descriptions, ("repeated", "different", "titles")), ("subject", subject, ("first", "last"))):
         if value not in known: raise ValueError(f"{argument}: {short(value)} is unknown; choose one of {list(known)}.")
-    if source < 1 or target < 0: raise ValueError(f"source: {source} and target: {target} subjects are impossible; a source of at least 1 and a target of at least 0 are needed.")
+    if source < 1 or target < 0:
+        raise ValueError(f"source: {source} and target: {target} subjects are impossible; a source of at least 1 and a "
+                         "target of at least 0 are needed.")
     letter, article = ("T", "") if descriptions == "titles" else ("D", "a ")
     def sentence(number, description):
         return f"{{S{number}}} is {article}{{{letter}{description}}}." if subject == "first" else f"The {{{letter}{description}}} is {{S{number}}}."
@@ -1077,7 +1170,8 @@ def next_token(model, rows, batch=16):
     "Probabilities [prompt, vocabulary] of the next token after each row of ids."
     longest = max(map(len, rows))
     if longest > model.cfg.n_ctx:
-        raise ValueError(f"prompts: one has {longest} tokens with BOS, and this model's context holds {model.cfg.n_ctx}; shorten it.")
+        raise ValueError(f"prompts: one has {longest} tokens with BOS, and this model's context holds "
+                         f"{model.cfg.n_ctx}; shorten it.")
     out = []
     for i in range(0, len(rows), batch):
         part = rows[i:i + batch]

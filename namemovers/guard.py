@@ -50,7 +50,9 @@ _PLAIN = bool, int, float, str, type(None)
 def _settings(model) -> list:
     """What the modules are, and the numbers, words and switches that they are set to: a scale of scores, an epsilon,
     a cap."""
-    def own(module): return {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k != "training"}
+    def own(module):
+        if type(module).__module__.startswith("transformer_lens"): return {} # keeps books of the last run
+        return {k: v for k, v in vars(module).items() if isinstance(v, _PLAIN) and k != "training" and k[0] != "_"}
     parts = [(type(module).__name__, own(module)) for module in model.original_model.modules()]
     return [parts, model.original_model.config.to_dict(), model.cfg.eps]
 

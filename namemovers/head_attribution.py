@@ -37,10 +37,14 @@ def readable(
     model, # as in `head_attribution`
     task,  # whose prompts are to be run
 ):         # its `Weights`
-    "For whoever reads what heads write: the parts of a model. Raises ValueError, with the reason, where they are not understood."
+    """For whoever reads what heads write: the parts of a model. Raises ValueError, with the reason, where they are
+    not understood."""
     length = task.clean_tokens.shape[1]
     if reason := why_not(model, length):
-        raise ValueError(f"model {model_name(model)!r} cannot be read part by part, for {reason}; use a decoder whose parts are understood.")
+        raise ValueError(
+            f"model {model_name(model)!r} cannot be read part by part, for {reason}; "
+            f"use a decoder whose parts are understood."
+        )
     return ready(model, length=length)
 
 # %% ../nbs/03_head_attribution.ipynb #b8212166
@@ -90,15 +94,16 @@ def head_attribution(
       there, while `logit_diff` is after it
     - `scale` [prompt]: the final norm's scale at END
 
-    Where a norm follows attention (Gemma 2 and 3, OLMo 2), a head's vector is what the stream receives with the norm's scale
-    frozen at the run's own, for then the parts add up; `norms_after` among the attributes says so.
-    In compatibility mode value biases are folded into `attn_bias`, so they belong to no head.
-    Raises ValueError for a model whose parts cannot be read, with the reason.
-    Method: Wang et al. 2022 (arXiv 2211.00593), section 3.1, who apply it to the name movers.
-    """
+    Where a norm follows attention (Gemma 2 and 3, OLMo 2), a head's vector is what the stream receives with the norm's
+    scale frozen at the run's own, for then the parts add up; `norms_after` among the attributes says so. In
+    compatibility mode value biases are folded into `attn_bias`, so they belong to no head. Raises ValueError for a
+    model whose parts cannot be read, with the reason. Method: Wang et al. 2022 (arXiv 2211.00593), section 3.1, who
+    apply it to the name movers. """
     w, parts = readable(model, task), []
     for i in _batches(len(task), batch_size):
-        tokens, end, good, bad = (t[i].to(w.W_U.device) for t in (task.clean_tokens, task.positions["END"], task.correct, task.wrong))
+        tokens, end, good, bad = (
+            t[i].to(w.W_U.device) for t in (task.clean_tokens, task.positions["END"], task.correct, task.wrong)
+        )
         parts.append({k: v.float().cpu().numpy() for k, v in _attributed(w, tokens, end, good, bad).items()})
     dims = dict(attribution=("layer", "head", "prompt"), mlp=("layer", "prompt"), attn_bias=("layer", "prompt"))
     found = {k: (dims.get(k, ("prompt",)), np.concatenate([p[k] for p in parts], axis=-1)) for k in parts[0]}
@@ -107,8 +112,11 @@ def head_attribution(
     ds = xr.Dataset(found, coords=_coords(model, task), attrs=attrs)
     total, own = components(ds).sum("component"), attributed(ds)
     if not np.allclose(total, own, rtol=1e-3, atol=1e-3 * max(1, float(abs(components(ds)).max()))):
-        raise ValueError(f"model {ds.attrs.get('model')!r}: the components sum to a logit difference of {float(total[0]):.4f} where the "
-                         f"model says {float(own[0]):.4f}; use a model loaded with load_model.")
+        raise ValueError(
+            f"model {ds.attrs.get('model')!r}: the components sum to a logit difference of {float(total[0]):.4f} "
+            f"where the "
+            f"model says {float(own[0]):.4f}; use a model loaded with load_model."
+        )
     return ds
 
 # %% ../nbs/03_head_attribution.ipynb #75e85125
@@ -123,12 +131,32 @@ def attributed(
 def components(
     result: xr.Dataset, # from `head_attribution`
 ) -> xr.DataArray: # [component, prompt], in logits
-    "All terms of the sum in one array, labelled `embed`, `pos_embed`, `L0H0`, ..., `bias 0`, `MLP 0`, ..., `unembed bias`; they sum to `logit_diff`, or `before_cap`."
+    """All terms of the sum in one array, labelled `embed`, `pos_embed`, `L0H0`, ..., `bias 0`, `MLP 0`, ...,
+    `unembed bias`; they sum to `logit_diff`, or `before_cap`."""
     heads = result.attribution.stack(component=("layer", "head")).transpose("component", "prompt")
     L = result.sizes["layer"]
-    rows = [result.embed.values[None], result.pos_embed.values[None], heads.values, result.attn_bias.values, result.mlp.values, result.unembed_bias.values[None]]
-    labels = ["embed", "pos_embed", *[f"L{l}H{h}" for l, h in heads.component.values], *[f"bias {l}" for l in range(L)], *[f"MLP {l}" for l in range(L)], "unembed bias"]
-    return xr.DataArray(np.concatenate(rows), dims=("component", "prompt"), coords=dict(component=labels, prompt=result.prompt), attrs=result.attrs)
+    rows = [
+        result.embed.values[None],
+        result.pos_embed.values[None],
+        heads.values,
+        result.attn_bias.values,
+        result.mlp.values,
+        result.unembed_bias.values[None],
+    ]
+    labels = [
+        "embed",
+        "pos_embed",
+        *[f"L{l}H{h}" for l, h in heads.component.values],
+        *[f"bias {l}" for l in range(L)],
+        *[f"MLP {l}" for l in range(L)],
+        "unembed bias",
+    ]
+    return xr.DataArray(
+        np.concatenate(rows),
+        dims=("component", "prompt"),
+        coords=dict(component=labels, prompt=result.prompt),
+        attrs=result.attrs,
+    )
 
 # %% ../nbs/03_head_attribution.ipynb #01ec35de
 def leading_heads(
@@ -148,19 +176,33 @@ def agreement(
 ) -> pd.DataFrame: # a row a head that either method marks, the largest first
     """Where direct attribution and patching agree about heads.
 
-    A method marks a head that is significant and not negligible (`least`: with many prompts the smallest mean is significant).
-    `verdict`: "both" (both mark it, same sign), "opposite" (both mark it, other sign),
-    "attribution only" (writes for or against the answer, but swapping it does little),
-    "patching only" (matters, but not by writing the answer itself). Heads that neither marks are left out.
-    Rows are ordered by the larger of the two absolute means, each relative to its method's largest.
-    """
+    A method marks a head that is significant and not negligible (`least`: with many prompts the smallest mean is
+    significant). `verdict`: "both" (both mark it, same sign), "opposite" (both mark it, other sign), "attribution only"
+    (writes for or against the answer, but swapping it does little), "patching only" (matters, but not by writing the
+    answer itself). Heads that neither marks are left out. Rows are ordered by the larger of the two absolute means,
+    each relative to its method's largest. """
     a, p = (s.stack(cell=("layer", "head")).transpose("cell", ...) for s in (attribution, patching))
     share = [abs(s["mean"].values) / max(float(abs(s["mean"]).max()), 1e-30) for s in (a, p)]
     sa, sp = (s.significant.values.astype(bool) & (sh >= least) for s, sh in zip((a, p), share))
     same = np.sign(a["mean"].values) == np.sign(p["mean"].values)
-    verdict = np.select([sa & sp & same, sa & sp, sa, sp], ["both", "opposite", "attribution only", "patching only"], "neither")
-    frame = pd.DataFrame(dict(head=[f"L{l}H{h}" for l, h in a.cell.values], attribution=a["mean"].values, patching=p["mean"].values, verdict=verdict, size=np.maximum(*share)))
-    return frame[frame.verdict != "neither"].sort_values("size", ascending=False).drop(columns="size").reset_index(drop=True)
+    verdict = np.select(
+        [sa & sp & same, sa & sp, sa, sp], ["both", "opposite", "attribution only", "patching only"], "neither"
+    )
+    frame = pd.DataFrame(
+        dict(
+            head=[f"L{l}H{h}" for l, h in a.cell.values],
+            attribution=a["mean"].values,
+            patching=p["mean"].values,
+            verdict=verdict,
+            size=np.maximum(*share),
+        )
+    )
+    return (
+        frame[frame.verdict != "neither"]
+        .sort_values("size", ascending=False)
+        .drop(columns="size")
+        .reset_index(drop=True)
+    )
 
 # %% ../nbs/03_head_attribution.ipynb #e4faea50
 def attention_rows(model, tokens, end, hooks):
@@ -194,14 +236,21 @@ def attention(
         rows = attention_rows(model, task.clean_tokens[i], named["END"][i], hooks)  # [layer, prompt, head, key]
         index = at.to(rows.device)[None, :, None, :].expand(L, -1, rows.shape[2], -1)
         parts.append(rows.gather(-1, index).permute(0, 2, 3, 1).float().cpu().numpy())
-    ds = xr.Dataset({"attention": (("layer", "head", "position", "prompt"), np.concatenate(parts, axis=-1))},
-                    coords=dict(**_coords(model, task), position=list(named)), attrs=provenance(model, task, measurement="attention"))
+    ds = xr.Dataset(
+        {"attention": (("layer", "head", "position", "prompt"), np.concatenate(parts, axis=-1))},
+        coords=dict(**_coords(model, task), position=list(named)),
+        attrs=provenance(model, task, measurement="attention"),
+    )
     return ds.merge(_pattern(model, task, hooks), combine_attrs="override") if len(task) == 1 else ds
 
 def _pattern(model, task, hooks):
     "The whole pattern of a task's only prompt."
     kept, tokens = [], task.clean_tokens[:1]
-    model.run_with_hooks(tokens.to(model.cfg.device), fwd_hooks=[(n, lambda x, hook: kept.append(x[0].float().cpu())) for n in hooks], return_type=None)
+    model.run_with_hooks(
+        tokens.to(model.cfg.device),
+        fwd_hooks=[(n, lambda x, hook: kept.append(x[0].float().cpu())) for n in hooks],
+        return_type=None,
+    )
     text = [model.tokenizer.decode([t]) for t in tokens[0].tolist()]
     at = np.arange(len(text))
     return xr.Dataset({"pattern": (("layer", "head", "query", "key"), torch.stack(kept).numpy())},
@@ -211,10 +260,15 @@ def _pattern(model, task, hooks):
 def subject_positions(
     task, # Task
 ) -> list: # names of positions: IO, S1, S2 (IOI), S1 to S4 (MRS), or the `subjects` of a task of one's own
-    "The named positions of a task that hold a name that could be the answer. Raises ValueError for a task that has none."
+    """The named positions of a task that hold a name that could be the answer. Raises ValueError for a task that has
+    none."""
     own = getattr(task, "subjects", None)
     found = [p for p in sorted(task.positions) if re.fullmatch(r"IO|S\d+", p)] if own is None else list(own)
-    if not found: raise ValueError(f"task {task.name!r} has no position that holds a name, which this measurement is about; its positions are {list(task.positions)}: name some with subjects= when you make the task.")
+    if not found:
+        raise ValueError(
+            f"task {task.name!r} has no position that holds a name, which this measurement is about; "
+            f"its positions are {list(task.positions)}: name some with subjects= when you make the task."
+        )
     return found
 
 
@@ -229,7 +283,9 @@ def name_ids(
     Raises ValueError for a name that is not one token with its space.
     """
     rows = torch.arange(len(task))
-    seen = torch.stack([task.clean_tokens[rows, task.positions[p]] for p in positions or subject_positions(task)], dim=1)
+    seen = torch.stack(
+        [task.clean_tokens[rows, task.positions[p]] for p in positions or subject_positions(task)], dim=1
+    )
     said = {t: name_token(tokenizer, tokenizer.decode([t]).strip()) for t in seen.unique().tolist()}
     return torch.tensor([[said[t] for t in row] for row in seen.tolist()])
 
@@ -247,10 +303,12 @@ def name_projection(
 
     - `attention` [layer, head, name, prompt]: probability, END to the name's position
     - `projection` [layer, head, name, prompt]: head output at END (no bias) times W_U[:, name], in logits before the
-      final norm's scale (as in the paper; divide by `scale` [prompt] for logits). Positive: the head writes the name. A norm
-      that follows attention is passed with its scale frozen, and logits are before any cap, as in `head_attribution`.
+      final norm's scale (as in the paper; divide by `scale` [prompt] for logits). Positive: the head writes the name. A
+      norm that follows attention is passed with its scale frozen, and logits are before any cap, as in
+      `head_attribution`.
     - `correlation`, `low`, `high` [layer, head]: Pearson over all points of a head, percentile bootstrap over prompts,
-      since the names of one prompt are no independent points. NaN where a head never varies, intervals NaN for one prompt.
+      since the names of one prompt are no independent points. NaN where a head never varies, intervals NaN for one
+      prompt.
 
     Raises ValueError as `head_attribution` does.
     Source: Wang et al. 2022 (arXiv 2211.00593), figure 3c.
@@ -267,10 +325,15 @@ def name_projection(
         parts.append([t.float().cpu().numpy() for t in (seen, wrote, w.final.scale(found.final)[:, 0])])
     x, y, scale = (np.concatenate(a, axis=-1) for a in zip(*parts))
     dims = ("layer", "head", "name", "prompt")
-    ds = xr.Dataset(dict(attention=(dims, x), projection=(dims, y), scale=("prompt", scale)), coords=dict(**_coords(model, task), name=names))
+    ds = xr.Dataset(
+        dict(attention=(dims, x), projection=(dims, y), scale=("prompt", scale)),
+        coords=dict(**_coords(model, task), name=names),
+    )
     found = correlation(ds.attention, ds.projection, over="name", confidence=confidence, n_resamples=n_resamples)
     ds = ds.assign({k: found[k] for k in ("correlation", "low", "high")})
-    return ds.assign_attrs(provenance(model, task, measurement="name_projection", **norms_after(w, frozen=True), **found.attrs))
+    return ds.assign_attrs(
+        provenance(model, task, measurement="name_projection", **norms_after(w, frozen=True), **found.attrs)
+    )
 
 # %% ../nbs/03_head_attribution.ipynb #6d11895c
 if TYPE_CHECKING:

@@ -22,7 +22,10 @@ def _check_model(model):
     "Refuse a model whose parts would not add up to its logits."
     bias = getattr(getattr(model, "ln_final", None), "bias", None)
     if not getattr(model, "compatibility_mode", False) or bias is not None and bool(bias.any()):
-        raise ValueError("model must be in compatibility mode with its LayerNorms folded, as load_model returns it; call load_model(name), or model.enable_compatibility_mode() on a fresh bridge.")
+        raise ValueError(
+            "model must be in compatibility mode with its LayerNorms folded, as load_model returns it; "
+            "call load_model(name), or model.enable_compatibility_mode() on a fresh bridge."
+        )
 
 def _logits(model, resid):
     "The model's reading of residual vectors [..., d_model]: last LayerNorm, unembedding."
@@ -35,7 +38,8 @@ def _logits(model, resid):
 def _stages(model):
     "Names of the lens's stages and the hook points they are read from."
     hooks, n = model.hook_dict, model.cfg.n_layers
-    mid = all(f"blocks.{l}.hook_resid_mid" in hooks for l in range(n))  # absent where attention and MLP run side by side
+    # absent where attention and MLP run side by side
+    mid = all(f"blocks.{l}.hook_resid_mid" in hooks for l in range(n))
     pairs = [("embed", "blocks.0.hook_resid_pre")]
     for l in range(n):
         if mid: pairs.append((f"{l} mid", f"blocks.{l}.hook_resid_mid"))
@@ -44,7 +48,9 @@ def _stages(model):
 
 def _parts(model):
     "Names of the parts of the final residual stream that layers write, and their hook points."
-    return [(f"{kind} {l}", f"blocks.{l}.hook_{kind}_out") for l in range(model.cfg.n_layers) for kind in ("attn", "mlp")]
+    return [
+        (f"{kind} {l}", f"blocks.{l}.hook_{kind}_out") for l in range(model.cfg.n_layers) for kind in ("attn", "mlp")
+    ]
 
 # %% ../nbs/01_logit_lens.ipynb #8b1a49b1
 def capped(model) -> bool:
@@ -81,12 +87,13 @@ def logit_lens(
       the run's own; the contributions of a prompt sum to `clean`, or, of a model that caps its logits (Gemma 2), to
       `before_cap`, the same difference before the cap.
 
-    And over `prompt`: `clean` and `corrupted`, the model's logit difference on the clean and the corrupted prompt
-    (same right and wrong answer), and `preferred`, whether the right answer is the first of all tokens on the clean one.
+    And over `prompt`: `clean` and `corrupted`, the model's logit difference on the clean and the corrupted prompt (same
+    right and wrong answer), and `preferred`, whether the right answer is the first of all tokens on the clean one.
 
     Raises ValueError for a model that is not in compatibility mode or whose parts do not sum to its logits."""
     _check_model(model)
-    if not 1 <= top <= model.cfg.d_vocab: raise ValueError(f"top must be from 1 to {model.cfg.d_vocab}, but it is {top}.")
+    if not 1 <= top <= model.cfg.d_vocab:
+        raise ValueError(f"top must be from 1 to {model.cfg.d_vocab}, but it is {top}.")
     device = model.W_U.device
     stages, parts = _stages(model), _parts(model)
     names = sorted({h for _, h in stages + parts} | {"hook_embed", "ln_final.hook_scale"} & set(model.hook_dict))
@@ -98,17 +105,36 @@ def logit_lens(
     got = {k: np.concatenate(v, axis=-1) for k, v in got.items()}
     before_cap = {"before_cap": ("prompt", got["before_cap"])} if "before_cap" in got else {}
     _check_sum(model, got["contribution"].sum(0), got.get("before_cap", got["clean"]))
-    token = np.vectorize(lambda i: task.tokenizer.decode([int(i)]), otypes=[object])(got.pop("top_id")) if getattr(task, "tokenizer", None) else got.pop("top_id")
+    token = (
+        np.vectorize(lambda i: task.tokenizer.decode([int(i)]), otypes=[object])(got.pop("top_id"))
+        if getattr(task, "tokenizer", None)
+        else got.pop("top_id")
+    )
     s = ("stage", "prompt")
     layers = [-1] + [int(n.split()[0]) for n, _ in stages[1:]]
     components = ["embed", "pos_embed"] + [n for n, _ in parts] + ["bias"]
     ds = xr.Dataset(
-        dict(logit_diff=(s, got["logit_diff"]), rank=(s, got["rank"]), probability=(s, got["probability"]),
-             top_token=(("stage", "top", "prompt"), token), top_probability=(("stage", "top", "prompt"), got["top_probability"]),
-             contribution=(("component", "prompt"), got["contribution"]),
-             clean=("prompt", got["clean"]), corrupted=("prompt", got["corrupted"]), preferred=("prompt", got["rank"][-1] == 1), **before_cap),
-        coords=dict(stage=[n for n, _ in stages], after_layer=("stage", layers), component=components, prompt=np.arange(len(task)), top=np.arange(1, top + 1)),
-        attrs=provenance(model, task, measurement="logit_lens", metric="logit_diff"))
+        dict(
+            logit_diff=(s, got["logit_diff"]),
+            rank=(s, got["rank"]),
+            probability=(s, got["probability"]),
+            top_token=(("stage", "top", "prompt"), token),
+            top_probability=(("stage", "top", "prompt"), got["top_probability"]),
+            contribution=(("component", "prompt"), got["contribution"]),
+            clean=("prompt", got["clean"]),
+            corrupted=("prompt", got["corrupted"]),
+            preferred=("prompt", got["rank"][-1] == 1),
+            **before_cap,
+        ),
+        coords=dict(
+            stage=[n for n, _ in stages],
+            after_layer=("stage", layers),
+            component=components,
+            prompt=np.arange(len(task)),
+            top=np.arange(1, top + 1),
+        ),
+        attrs=provenance(model, task, measurement="logit_lens", metric="logit_diff"),
+    )
     ds["stage"].attrs["long_name"] = "residual stream after this layer's attention (mid) or MLP (post)"
     ds["component"].attrs["long_name"] = "part of the model"
     return ds
@@ -150,7 +176,10 @@ def _measure(model, task, part, stages, parts, names, top, device):
 def _check_sum(model, total, clean):
     gap = float(np.abs(total - clean).max())
     if gap > 1e-2 + 1e-3 * float(np.abs(clean).max()):
-        raise ValueError(f"The parts of {model.cfg.model_name!r} sum to another logit difference than its own (by up to {gap:.3g}), so its layers cannot be read apart this way; use a model of GPT-2's kind.")
+        raise ValueError(
+            f"The parts of {model.cfg.model_name!r} sum to another logit difference than its own (by up to "
+            f"{gap:.3g}), so its layers cannot be read apart this way; use a model of GPT-2's kind."
+        )
 
 # %% ../nbs/01_logit_lens.ipynb #2d79287b
 @checked(ds=a_result("contribution"))
@@ -174,24 +203,51 @@ def top_tokens(
     "A table of the first tokens after each layer for one prompt: a row a stage, probabilities in brackets."
     import pandas as pd
     if prompt not in ds.prompt.values:
-        raise ValueError(f"prompt: {prompt} is none of the {ds.sizes['prompt']} prompts; give a number from 0 to {ds.prompt.values[-1]}.")
+        raise ValueError(
+            f"prompt: {prompt} is none of the {ds.sizes['prompt']} prompts; "
+            f"give a number from 0 to {ds.prompt.values[-1]}."
+        )
     one = ds[["top_token", "top_probability"]].sel(prompt=prompt)
-    rows = [[f"{str(t).replace(' ', '·', 1)} ({p:.2f})" for t, p in zip(ts, ps)] for ts, ps in zip(one["top_token"].values, one["top_probability"].values)]
-    return pd.DataFrame(rows, columns=[str(i) for i in ds["top"].values]).assign(stage=ds["stage"].values).set_index("stage").reset_index()
+    rows = [
+        [f"{str(t).replace(' ', '·', 1)} ({p:.2f})" for t, p in zip(ts, ps)]
+        for ts, ps in zip(one["top_token"].values, one["top_probability"].values)
+    ]
+    return (
+        pd.DataFrame(rows, columns=[str(i) for i in ds["top"].values])
+        .assign(stage=ds["stage"].values)
+        .set_index("stage")
+        .reset_index()
+    )
 
 # %% ../nbs/01_logit_lens.ipynb #045423c1
 @checked(ds=a_result(dims=("stage",)))
 def baseline(
     ds: xr.Dataset, # from `logit_lens`
 ) -> pd.DataFrame:
-    "Does the model do the task? A table of measure, value, interval (of `summarise` for means, Wilson's for shares) and n."
+    """Does the model do the task? A table of measure, value, interval (of `summarise` for means, Wilson's for
+    shares) and n."""
     import pandas as pd
     last = ds.isel(stage=-1)
-    rows = [("logit difference, clean prompts", summarise(ds["clean"])), ("logit difference, corrupted prompts", summarise(ds["corrupted"])),
-            ("share with the right answer above the wrong one", proportion(ds["clean"] > 0)), ("share with the right answer above all tokens", proportion(ds["preferred"])),
-            ("probability of the right answer", summarise(last["probability"]))]
-    table = [dict(measure=name, value=float(s["mean"]), low=float(s["low"]), high=float(s["high"]), n=int(s["n"])) for name, s in rows]
-    table.append(dict(measure="rank of the right answer, median", value=float(last["rank"].median()), low=np.nan, high=np.nan, n=ds.sizes["prompt"]))
+    rows = [
+        ("logit difference, clean prompts", summarise(ds["clean"])),
+        ("logit difference, corrupted prompts", summarise(ds["corrupted"])),
+        ("share with the right answer above the wrong one", proportion(ds["clean"] > 0)),
+        ("share with the right answer above all tokens", proportion(ds["preferred"])),
+        ("probability of the right answer", summarise(last["probability"])),
+    ]
+    table = [
+        dict(measure=name, value=float(s["mean"]), low=float(s["low"]), high=float(s["high"]), n=int(s["n"]))
+        for name, s in rows
+    ]
+    table.append(
+        dict(
+            measure="rank of the right answer, median",
+            value=float(last["rank"].median()),
+            low=np.nan,
+            high=np.nan,
+            n=ds.sizes["prompt"],
+        )
+    )
     return pd.DataFrame(table)
 
 # %% ../nbs/01_logit_lens.ipynb #0088a0ee
@@ -207,7 +263,8 @@ def reached(
     ds: xr.Dataset,      # from `logit_lens`
     share: float = 0.5,  # of the final mean logit difference
 ) -> str | None:
-    "The first stage from which the mean logit difference stays at or above a share of its final value; None if that is not positive."
+    """The first stage from which the mean logit difference stays at or above a share of its final value; None if
+    that is not positive."""
     mean = ds["logit_diff"].mean("prompt").values
     if mean[-1] <= 0: return None
     below = np.nonzero(mean < share * mean[-1])[0]
@@ -222,10 +279,20 @@ def read_baseline(
     say = lambda m: estimate(t, measure=m)
     n, above, first = ds.sizes["prompt"], int((ds["clean"] > 0).sum()), int(ds["preferred"].sum())
     if n == 1:
-        return (f"The right answer is {'above' if above else '**below**'} the wrong one: the logit difference is {say('logit difference, clean prompts')}, and {say('logit difference, corrupted prompts')} on the corrupted prompt. "
-                f"Among all tokens the right answer has rank {int(ds['rank'].isel(stage=-1, prompt=0))} and probability {say('probability of the right answer')}.")
-    return (f"Mean logit difference **{say('logit difference, clean prompts')}** over {n} prompts, {say('logit difference, corrupted prompts')} when corrupted. "
-            f"The right answer is above the wrong one in {above} of {n} prompts ({say('share with the right answer above the wrong one')}) and above all tokens in {first} of {n}; its mean probability is {say('probability of the right answer')}.")
+        return (
+            f"The right answer is {'above' if above else '**below**'} the wrong one: "
+            f"the logit difference is {say('logit difference, clean prompts')}, and "
+            f"{say('logit difference, corrupted prompts')} on the corrupted prompt. "
+            f"Among all tokens the right answer has rank {int(ds['rank'].isel(stage=-1, prompt=0))} and "
+            f"probability {say('probability of the right answer')}."
+        )
+    return (
+        f"Mean logit difference **{say('logit difference, clean prompts')}** over {n} prompts, "
+        f"{say('logit difference, corrupted prompts')} when corrupted. "
+        f"The right answer is above the wrong one in {above} of {n} prompts "
+        f"({say('share with the right answer above the wrong one')}) and above all tokens in {first} of {n}; "
+        f"its mean probability is {say('probability of the right answer')}."
+    )
 
 # %% ../nbs/01_logit_lens.ipynb #b11ec944
 def read_lens(
@@ -234,21 +301,50 @@ def read_lens(
     "Where along the layers the answer appears, as Markdown."
     half, nearly = reached(ds), reached(ds, 0.9)
     s = summarise(ds["logit_diff"])
-    if half is None or nearly is None: return f"The final logit difference is {estimate(s.isel(stage=-1))}: the model does not do this task, so there is no answer to see appear."
+    if half is None or nearly is None:
+        return (
+            f"The final logit difference is {estimate(s.isel(stage=-1))}: "
+            f"the model does not do this task, so there is no answer to see appear."
+        )
     stages = [str(v) for v in ds["stage"].values]
     i = stages.index(half)
     steps = s["mean"].diff("stage")
     jump = str(steps["stage"].values[steps.values.argmax()])
     first = (ds["rank"] == 1).mean("prompt") > 0.5
-    late = stages[len(stages) - list(first.values[::-1]).index(False):] if not first.values.all() else stages  # first of all tokens, and so to the end
+    # first of all tokens, and so to the end
+    late = stages[len(stages) - list(first.values[::-1]).index(False) :] if not first.values.all() else stages
     text = f"After the embedding the logit difference is {estimate(s.isel(stage=0))}. "
-    if i: text += f"After {stage_words(stages[i - 1])} it is {estimate(s.isel(stage=i - 1))}, and from {stage_words(half)} on at least {'nine tenths' if nearly == half else 'half'} of its final {estimate(s.isel(stage=-1))}"
-    else: text += f"It is at least {'nine tenths' if nearly == half else 'half'} of its final {estimate(s.isel(stage=-1))} from the start"
-    text += ("" if nearly == half else f"; from {stage_words(nearly)} on, at least nine tenths") + f". The largest single step is {stage_words(jump)}'s: {estimate(float(steps.max()))} logits. "
+    if i:
+        text += (
+            f"After {stage_words(stages[i - 1])} it is {estimate(s.isel(stage=i - 1))}, and from {stage_words(half)} "
+            f"on at least {'nine tenths' if nearly == half else 'half'} of its final {estimate(s.isel(stage=-1))}"
+        )
+    else:
+        text += (
+            f"It is at least {'nine tenths' if nearly == half else 'half'} of its final {estimate(s.isel(stage=-1))} "
+            f"from the start"
+        )
+    text += (
+        "" if nearly == half else f"; from {stage_words(nearly)} on, at least nine tenths"
+    ) + f". The largest single step is {stage_words(jump)}'s: {estimate(float(steps.max()))} logits. "
     peak = int(s["mean"].values.argmax())
-    if float(s["mean"][peak]) > 1.1 * float(s["mean"][-1]): text += f"It is highest after {stage_words(stages[peak])}, {estimate(s.isel(stage=peak))}, and falls from there: what follows is against the answer, or makes the stream longer with other things, and the LayerNorm divides by its length. "
-    if ds.sizes["prompt"] == 1: return text + (f"The right answer is first of all tokens as from {stage_words(late[0])}." if late else "The right answer is never first of all tokens.")
-    return text + (f"For most prompts the right answer is first of all tokens as from {stage_words(late[0])}." if late else "For most prompts the right answer is never first of all tokens.")
+    if float(s["mean"][peak]) > 1.1 * float(s["mean"][-1]):
+        text += (
+            f"It is highest after {stage_words(stages[peak])}, {estimate(s.isel(stage=peak))}, and falls from there: "
+            f"what follows is against the answer, or makes the stream longer with other things, and the LayerNorm "
+            f"divides by its length. "
+        )
+    if ds.sizes["prompt"] == 1:
+        return text + (
+            f"The right answer is first of all tokens as from {stage_words(late[0])}."
+            if late
+            else "The right answer is never first of all tokens."
+        )
+    return text + (
+        f"For most prompts the right answer is first of all tokens as from {stage_words(late[0])}."
+        if late
+        else "For most prompts the right answer is never first of all tokens."
+    )
 
 # %% ../nbs/01_logit_lens.ipynb #0e78567c
 def _part_words(component: str) -> str:
@@ -267,7 +363,8 @@ def read_contributions(
     name = lambda i: f"{_part_words(str(s['component'].values[i]))} {estimate(s.isel(component=i))}"
     up = [i for i in order if s["mean"].values[i] > 0][:k]
     many = ds.sizes["prompt"] > 1
-    least = 0 if many else 0.05 * abs(float(ds["clean"].mean()))  # one prompt has no test: name what is a twentieth of the whole
+    # one prompt has no test: name what is a twentieth of the whole
+    least = 0 if many else 0.05 * abs(float(ds["clean"].mean()))
     down = [i for i in order[::-1] if s["mean"].values[i] < -least and (s["significant"].values[i] or not many)][:k]
     parts = layer_contributions(ds)
     total = {n: float(v.mean("prompt").sum()) for n, v in parts.items()}
@@ -277,5 +374,8 @@ def read_contributions(
     elif many and (reason := untested(s)): text += f"Which parts are against it is {reason}. "
     else: text += "No part is significantly against it. " if many else "No part is much against it. "
     gap = float(np.abs(ds["contribution"].sum("component") - ds.get("before_cap", ds["clean"])).max())
-    return text + (f"All attention layers together add {estimate(total['attention'])}, all MLPs {estimate(total['MLP'])}, embeddings and bias {estimate(rest)}: in sum {estimate(sum(total.values()) + rest)}, "
-                   f"the model's own logit difference (largest gap on any prompt: {gap:.0e}).")
+    return text + (
+        f"All attention layers together add {estimate(total['attention'])}, all MLPs {estimate(total['MLP'])}, "
+        f"embeddings and bias {estimate(rest)}: in sum {estimate(sum(total.values()) + rest)}, "
+        f"the model's own logit difference (largest gap on any prompt: {gap:.0e})."
+    )

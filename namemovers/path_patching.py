@@ -41,7 +41,8 @@ def _by_head(w, layer, heads):
     return w.layers[layer].W_O.view(w.n_heads, w.d_head, -1)[heads]
 
 def _behind_attention(w, block, layer, prompts, written):
-    "What a change of attention's output [prompt, n, row, d_model] changes in the stream: the same, where no norm follows."
+    """What a change of attention's output [prompt, n, row, d_model] changes in the stream: the same, where no norm
+    follows."""
     norm = w.layers[layer].ln1_post
     if norm is None: return written
     raw = block.base["attn_raw"][layer][prompts, None, -written.shape[2]:]    # [prompt, 1, row, d_model]
@@ -49,8 +50,8 @@ def _behind_attention(w, block, layer, prompts, written):
 
 # %% ../nbs/05_path_patching.ipynb #351ad6b5
 def _changes(w, block, kind, layer, heads, prompts):
-    """What senders change in the stream [prompt, sender, row, d_model], rows from the first difference on. A norm behind
-    attention is on the path, and computed again."""
+    """What senders change in the stream [prompt, sender, row, d_model], rows from the first difference on. A norm
+    behind attention is on the path, and computed again."""
     name = {"head": "z", "mlp": "mlp_out", "embed": "resid_pre"}[kind]
     donor = block.donor[name][layer][prompts]
     base = block.base[name][layer][prompts]
@@ -89,8 +90,8 @@ def _received(w, block, layer, component, prompts, change, at=None):
 
 # %% ../nbs/05_path_patching.ipynb #295bc66b
 def _entering(w, block, layer, heads, component, prompts, change, cells, at=None):
-    """The group of all pairs of a sender and one of the `heads` of a layer. Keys and values are those of the head's group:
-    whoever shares them is reached with it."""
+    """The group of all pairs of a sender and one of the `heads` of a layer. Keys and values are those of the head's
+    group: whoever shares them is reached with it."""
     L, base, first, S = w.layers[layer], block.base, block.first, change.shape[1]
     late = layer == w.n_layers - 1 # where only END counts
     stream, below, mid = ("resid_pre", layer + 1, False) if w.parallel else ("resid_mid", layer, True)
@@ -107,7 +108,8 @@ def _entering(w, block, layer, heads, component, prompts, change, cells, at=None
         z = z - kept("z")[:, :, None, first:]                                 # [prompt, head, sender, row, d_head]
         if late: z = z[..., -1:, :]
         z, W_O = (t.unflatten(i, (len(heads), -1)) for i, t in ((1, z), (0, _by_head(w, layer, flat))))
-        write = torch.einsum("pugsrc,ugcd->psurd", z, W_O).flatten(1, 2)      # [prompt, sender * receiver, row, d_model]
+        # [prompt, sender * receiver, row, d_model]
+        write = torch.einsum("pugsrc,ugcd->psurd", z, W_O).flatten(1, 2)
         write = _behind_attention(w, block, layer, prompts, write)
         return base[stream][below][prompts, None, -z.shape[-2]:] + write
 
@@ -159,7 +161,8 @@ class Paths:
     "Which paths: from whom, to whom, through which input."
     senders: str | list = "head"      # one of `SENDERS`, or a list of (layer, head)
     receivers: str | list = "logits"  # "logits", "heads" (every later head for itself), or a list of (layer, head)
-    component: str | tuple | list = "q" # what of the receiving heads: one of `COMPONENTS`, or several, one after the other
+    # what of the receiving heads: one of `COMPONENTS`, or several, one after the other
+    component: str | tuple | list = "q"
     through_mlps: bool = False        # compute MLPs on the way again, instead of freezing them
     together: bool = True             # whether the heads of a list are reached all at once, or each for itself
     sender_at: torch.Tensor | None = None   # the position whose change is sent [prompt]; None: all
@@ -228,7 +231,17 @@ class _Sweep:
         for i, (layer, head) in enumerate(listed): targets[layer].append((head, i))
         out = w.W_E.new_full((len(paths.parts), len(places), len(listed) if paths.apart else 1, len(pairs)), torch.nan)
         sender_at, receiver_at = (None if t is None else t.to(out.device) for t in (paths.sender_at, paths.receiver_at))
-        return cls(w, paths, places, targets, sender_at, receiver_at, Reader(w, pairs, question.metric), Buffers(w, max_rows), out)
+        return cls(
+            w,
+            paths,
+            places,
+            targets,
+            sender_at,
+            receiver_at,
+            Reader(w, pairs, question.metric),
+            Buffers(w, max_rows),
+            out,
+        )
 
     def layer_of(self, sender): return sender // self.w.n_heads if self.paths.kind == "head" else sender
 
@@ -378,7 +391,9 @@ def _where(name, position, task):
     if position is None: return None
     if isinstance(position, str):
         if position in task.positions: return task.positions[position]
-        raise ValueError(f"{name}={short(position)} is no position of this task: give one of {', '.join(task.positions)}")
+        raise ValueError(
+            f"{name}={short(position)} is no position of this task: give one of {', '.join(task.positions)}"
+        )
     try: at = torch.as_tensor(position)
     except (TypeError, ValueError, RuntimeError): at = torch.tensor(0.5)
     whole = not (at.is_floating_point() or at.is_complex() or at.dtype == torch.bool)
@@ -430,42 +445,46 @@ def _in_blocks(model, task, pairs, paths, question, store, client, n_senders, pr
 @checked
 @guarded
 def path_patch(
-    model,                          # a `TransformerBridge` in evaluation mode
-    task,                           # a `Task`
-    senders = "head",               # whose change is sent: every "head", every "mlp", the "embed"ding, or a list of (layer, head)
-    receivers = "logits",           # where it arrives: "logits"; "heads", every later head for itself; or a list of (layer, head)
-    component = "q",                # which input of the receiving heads: "q", "k" or "v"; or several, a dimension of the result
-    through_mlps: bool = False,     # False: everything between is frozen; True: the MLPs on the way are computed again, as in the paper
-    together: bool = True,          # whether a list of receivers is reached all at once, as in the paper, or each for itself
-    direction: str = "denoise",     # "denoise": the clean run's change into the corrupted run; "noise": the reverse
-    metric: str = "logit_diff",     # as in `patch`
-    memory_budget: int = 2**30,     # bytes of activations, about
-    progress: bool | None = None,   # a progress bar: True, False, or None for only on a terminal
-    sender_position = None,         # send only from here: the name of a position, or indices [prompt]; None: from all
-    receiver_position = None,       # change the receivers' input only here, likewise; None: everywhere
+    model, # a `TransformerBridge` in evaluation mode
+    task,  # a `Task`
+    # whose change is sent: every "head", every "mlp", the "embed"ding, or a list of (layer, head)
+    senders="head",
+    # where it arrives: "logits"; "heads", every later head for itself; or a list of (layer, head)
+    receivers="logits",
+    # which input of the receiving heads: "q", "k" or "v"; or several, a dimension of the result
+    component="q",
+    # False: everything between is frozen; True: the MLPs on the way are computed again, as in the paper
+    through_mlps: bool = False,
+    # whether a list of receivers is reached all at once, as in the paper, or each for itself
+    together: bool = True,
+    direction: str = "denoise",      # "denoise": the clean run's change into the corrupted run; "noise": the reverse
+    metric: str = "logit_diff",      # as in `patch`
+    memory_budget: int = 2**30,      # bytes of activations, about
+    progress: bool | None = None,    # a progress bar: True, False, or None for only on a terminal
+    sender_position=None,            # send only from here: the name of a position, or indices [prompt]; None: from all
+    receiver_position=None,          # change the receivers' input only here, likewise; None: everywhere
     store: str | Path | None = None, # where finished blocks are kept, so that an interrupted run goes on
-    client = None,                  # a `dask.distributed.Client`, whose workers compute the blocks
+    client=None,                     # a `dask.distributed.Client`, whose workers compute the blocks
 ) -> xr.Dataset:
     """Path patching (Wang et al. 2022): send one component's change along one path and measure the answer.
 
     Returns the patched metric and `effect` over the senders, the receivers, and `prompt`. Where all of a kind send, the
-    senders are `layer` and `head`; a list of heads is one dimension `sender` with names such as "L9H6", and `sender_layer`
-    and `sender_head` along it. Receivers reached each for itself are dimensions too: with receivers="heads" `layer` and
-    `head` (the senders of a kind are then `sender_layer` and `sender_head`), for a list `receiver`, labelled as `sender` is.
-    Several inputs, such as component=COMPONENTS, are a first dimension `component`, and cost little more than one.
-    Where heads share keys and values, a path into a head's keys or values goes through its group: it reaches all who share
-    them. A norm behind attention is on the path, and computed again.
-    A list computes only what it names, and the same numbers as the full sweep, to rounding. NaN where there is no path,
-    for a receiver must be in a later layer. `clean`, `corrupted` [prompt] and `effect` are as in `patch`. Paths into the
-    logits need no run: the change is added to the final residual stream, and the final LayerNorm applied. They start
-    where the logits are read, so from another `sender_position` than END nothing arrives, and the effect is 0.
+    senders are `layer` and `head`; a list of heads is one dimension `sender` with names such as "L9H6", and
+    `sender_layer` and `sender_head` along it. Receivers reached each for itself are dimensions too: with
+    receivers="heads" `layer` and `head` (the senders of a kind are then `sender_layer` and `sender_head`), for a list
+    `receiver`, labelled as `sender` is. Several inputs, such as component=COMPONENTS, are a first dimension
+    `component`, and cost little more than one. Where heads share keys and values, a path into a head's keys or values
+    goes through its group: it reaches all who share them. A norm behind attention is on the path, and computed again. A
+    list computes only what it names, and the same numbers as the full sweep, to rounding. NaN where there is no path,
+    for a receiver must be in a later layer. `clean`, `corrupted` [prompt] and `effect` are as in `patch`. Paths into
+    the logits need no run: the change is added to the final residual stream, and the final LayerNorm applied. They
+    start where the logits are read, so from another `sender_position` than END nothing arrives, and the effect is 0.
 
     Unless positions are given, all positions send and receive; the paper's code patches chosen ones. MLPs are frozen
     unless `through_mlps`; the paper computes them again.
 
-    Raises ValueError for an unknown argument or position, a head that does not exist or is named twice, an empty list, a
-    model that the engine is not right about, and a budget too small for one path.
-    """
+    Raises ValueError for an unknown argument or position, a head that does not exist or is named twice, an empty list,
+    a model that the engine is not right about, and a budget too small for one path. """
     senders, receivers = _check(model, senders, receivers, component, direction)
     sender_at = _where("sender_position", sender_position, task)
     receiver_at = _where("receiver_position", receiver_position, task)
@@ -479,8 +498,12 @@ def path_patch(
     paths = Paths(senders, receivers, component, through_mlps, together, sender_at, receiver_at)
     with progress_bar(n_senders * N, "path patching", progress) as bar:
         pairs, question = Pairs.of(task, direction), Question(metric, memory_budget)
-        if store is None and client is None: values, clean, corrupted = run_paths(model, pairs, paths, question, bar.update)
-        else: values, clean, corrupted = _in_blocks(model, task, pairs, paths, question, store, client, n_senders, bar.update)
+        if store is None and client is None:
+            values, clean, corrupted = run_paths(model, pairs, paths, question, bar.update)
+        else:
+            values, clean, corrupted = _in_blocks(
+                model, task, pairs, paths, question, store, client, n_senders, bar.update
+            )
     inputs = {} if isinstance(component, str) or receivers == "logits" else {"component": list(component)}
     axes = inputs | mine | theirs | {"prompt": list(range(N))}
     values = values.numpy().reshape([len(v) for v in axes.values()])
@@ -505,36 +528,39 @@ def _said_position(position): # for the attributes of a result
 @checked
 @guarded
 def trace(
-    model,                          # a `TransformerBridge` that the fast engine knows
-    task,                           # a `Task`
-    depth: int = 4,                 # levels of receivers: 1 asks who writes to the logits, 2 also who feeds those, ...
-    k: int = 4,                     # heads followed a level: significant ones, those with the largest edges
-    component = COMPONENTS,         # which inputs of the heads that are followed
-    senders: list | None = None,    # (layer, head) that may send, all by default; the embedding always may
-    least: float = 0.01,            # an edge whose mean effect is smaller (either sign) is not kept
-    through_mlps: bool = True,      # as for `path_patch`; in a circuit of heads the MLPs belong to the paths, as in the paper
-    direction: str = "denoise",     # as for `path_patch`
-    metric: str = "logit_diff",     # as for `path_patch`
-    memory_budget: int = 2**30,     # bytes of activations, about
-    progress: bool | None = None,   # a progress bar: True, False, or None for only on a terminal
+    model,                       # a `TransformerBridge` that the fast engine knows
+    task,                        # a `Task`
+    depth: int = 4,              # levels of receivers: 1 asks who writes to the logits, 2 also who feeds those, ...
+    k: int = 4,                  # heads followed a level: significant ones, those with the largest edges
+    component=COMPONENTS,        # which inputs of the heads that are followed
+    senders: list | None = None, # (layer, head) that may send, all by default; the embedding always may
+    least: float = 0.01,         # an edge whose mean effect is smaller (either sign) is not kept
+    # as for `path_patch`; in a circuit of heads the MLPs belong to the paths, as in the paper
+    through_mlps: bool = True,
+    direction: str = "denoise",   # as for `path_patch`
+    metric: str = "logit_diff",   # as for `path_patch`
+    memory_budget: int = 2**30,   # bytes of activations, about
+    progress: bool | None = None, # a progress bar: True, False, or None for only on a terminal
 ) -> xr.Dataset:
     """Trace a circuit backwards from the logits by path patching, exactly, edge by edge.
 
-    Level 0 tests the path of every sender into the logits. The next level tests the paths into each input of the `k` heads
-    found there, each receiver for itself, and so on, until `depth` levels are done or no new head is found.
+    Level 0 tests the path of every sender into the logits. The next level tests the paths into each input of the `k`
+    heads found there, each receiver for itself, and so on, until `depth` levels are done or no new head is found.
 
-    Returns, over `edge` (such as "L0H1 → L2H3 q", with `sender`, `receiver`, `component` and `level` along it): the patched
-    metric and `effect` per prompt; `mean`, `low`, `high`, `p`, `n` as `summarise` gives them; `q` and `significant` after
-    Benjamini-Hochberg over all edges of all levels; and `kept`: significant, of at least the size `least`, from a
-    followed head or the embedding, and on a way to the logits over other kept edges. `clean`, `corrupted` [prompt]. The heads followed are
-    in `attrs["followed"]`, a list a level. An edge is a sender's change passed on along this one path, with all else as in
-    the run patched into; edges do not add up, for what follows the receiver is not linear.
+    Returns, over `edge` (such as "L0H1 → L2H3 q", with `sender`, `receiver`, `component` and `level` along it): the
+    patched metric and `effect` per prompt; `mean`, `low`, `high`, `p`, `n` as `summarise` gives them; `q` and
+    `significant` after Benjamini-Hochberg over all edges of all levels; and `kept`: significant, of at least the size
+    `least`, from a followed head or the embedding, and on a way to the logits over other kept edges. `clean`,
+    `corrupted` [prompt]. The heads followed are in `attrs["followed"]`, a list a level. An edge is a sender's change
+    passed on along this one path, with all else as in the run patched into; edges do not add up, for what follows the
+    receiver is not linear.
 
-    Costs about (heads of the model) * (depth - 1) runs a prompt through the MLPs below, and as many runs from there on as edges are tested. Raises ValueError as
-    `path_patch` does, and for a depth or k below 1, and a negative `least`.
+    Costs about (heads of the model) * (depth - 1) runs a prompt through the MLPs below, and as many runs from there on
+    as edges are tested. Raises ValueError as `path_patch` does, and for a depth or k below 1, and a negative `least`.
     """
     for name, value in (("depth", depth), ("k", k)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1: raise ValueError(f"{name}={value!r} is impossible: give a whole number of at least 1")
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise ValueError(f"{name}={value!r} is impossible: give a whole number of at least 1")
     if not least >= 0: raise ValueError(f"least={least!r} is impossible: give an effect of at least 0")
     component = [component] if isinstance(component, str) else list(component)
     L, H = model.cfg.n_layers, model.cfg.n_heads
@@ -558,10 +584,22 @@ def trace(
                 got.append(v[there])
             got = torch.cat(got).numpy()
             here = xr.DataArray(got, dims=("edge", "prompt"), name="effect")
-            here = effect(here, xr.DataArray(clean.numpy(), dims="prompt"), xr.DataArray(corrupted.numpy(), dims="prompt"), direction)
-            edges, levels, values, parts = edges + new, levels + [level] * len(new), values + [got], parts + [summarise(here)]
+            here = effect(
+                here,
+                xr.DataArray(clean.numpy(), dims="prompt"),
+                xr.DataArray(corrupted.numpy(), dims="prompt"),
+                direction,
+            )
+            edges, levels, values, parts = (
+                edges + new,
+                levels + [level] * len(new),
+                values + [got],
+                parts + [summarise(here)],
+            )
             q = _corrected(parts)[len(edges) - len(new):]
-            size = np.where((q <= 0.05) & (abs(parts[-1]["mean"].values) >= least), abs(parts[-1]["mean"].values), np.nan)
+            size = np.where(
+                (q <= 0.05) & (abs(parts[-1]["mean"].values) >= least), abs(parts[-1]["mean"].values), np.nan
+            )
             best = {}
             for e, s in zip(new, size):
                 if e.sender not in nodes and not np.isnan(s): best[e.sender] = max(s, best.get(e.sender, 0))
@@ -570,22 +608,56 @@ def trace(
             followed.append(chosen)
             nodes |= set(chosen)
             receivers = [s for s in senders if head_name(*s) in chosen]
-    ds = xr.Dataset({metric: (("edge", "prompt"), np.concatenate(values)), "clean": ("prompt", clean.numpy()), "corrupted": ("prompt", corrupted.numpy())},
-                    coords={"edge": [str(e) for e in edges], **{c: ("edge", [getattr(e, c) for e in edges]) for c in Edge._fields}, "level": ("edge", levels), "prompt": range(N)})
+    ds = xr.Dataset(
+        {
+            metric: (("edge", "prompt"), np.concatenate(values)),
+            "clean": ("prompt", clean.numpy()),
+            "corrupted": ("prompt", corrupted.numpy()),
+        },
+        coords={
+            "edge": [str(e) for e in edges],
+            **{c: ("edge", [getattr(e, c) for e in edges]) for c in Edge._fields},
+            "level": ("edge", levels),
+            "prompt": range(N),
+        },
+    )
     ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
     whole = xr.concat(parts, "edge", data_vars="all", combine_attrs="override")
     q = _corrected(parts)
-    ds = ds.assign({v: ("edge", whole[v].values) for v in ("mean", "low", "high", "p", "n")} | {"q": ("edge", q), "significant": ("edge", q <= 0.05)})
+    ds = ds.assign(
+        {v: ("edge", whole[v].values) for v in ("mean", "low", "high", "p", "n")}
+        | {"q": ("edge", q), "significant": ("edge", q <= 0.05)}
+    )
     ds["kept"] = ("edge", _connected(edges, (q <= 0.05) & (abs(ds["mean"].values) >= least), nodes))
-    ds.attrs = provenance(model, task, measurement="trace of paths", depth=depth, k=k, component=component, least=least, senders=len(senders), through_mlps=through_mlps,
-                          direction=direction, metric=metric, engine="fast", followed=followed, **which_logit(model, metric), **{a: whole.attrs[a] for a in ("confidence", "null", "n_resamples")},
-                          variable="effect", n_tests=int((~np.isnan(ds.p.values)).sum()))
+    ds.attrs = provenance(
+        model,
+        task,
+        measurement="trace of paths",
+        depth=depth,
+        k=k,
+        component=component,
+        least=least,
+        senders=len(senders),
+        through_mlps=through_mlps,
+        direction=direction,
+        metric=metric,
+        engine="fast",
+        followed=followed,
+        **which_logit(model, metric),
+        **{a: whole.attrs[a] for a in ("confidence", "null", "n_resamples")},
+        variable="effect",
+        n_tests=int((~np.isnan(ds.p.values)).sum()),
+    )
     return stamp(ds)
 
 def _corrected(parts): # q values over all levels, NaN where there was no test
     return q_values(xr.DataArray(np.concatenate([s.p.values for s in parts]), dims="edge")).values
 
-def _connected(edges, good, nodes): # bool [edge]: the good edges from `nodes` that lie on a way to the logits over such edges
+def _connected(
+    edges,
+    good,
+    nodes,
+):  # bool [edge]: the good edges from `nodes` that lie on a way to the logits over such edges
     good, reached = [bool(g) and e.sender in nodes for e, g in zip(edges, good)], {"logits"}
     while new := {e.sender for e, g in zip(edges, good) if g and e.receiver in reached} - reached: reached |= new
     return np.array([g and e.receiver in reached for e, g in zip(edges, good)], bool)
@@ -600,10 +672,27 @@ def path_table(
     kept = found.isel(edge=np.flatnonzero(found.kept.values))
     order = np.argsort(-abs(kept["mean"].values), kind="stable")[:k]
     kept = kept.isel(edge=order[np.argsort(kept.level.values[order], kind="stable")])
-    called = lambda n: n if role is None or n in ("embed", "logits") else f"{n} ({r})" if (r := role(*map(int, n[1:].split("H")))) else n
-    return pd.DataFrame([{"level": int(e.level), "from": called(str(e.sender.item())), "to": called(str(e.receiver.item())), "through": {"q": "query", "k": "key", "v": "value"}.get(str(e.component.item()), ""),
-                          "effect [95 %]": estimate(e, 3), "q": f"{float(e.q):.2g}"} for e in (kept.isel(edge=i) for i in range(kept.sizes["edge"]))],
-                        columns=["level", "from", "to", "through", "effect [95 %]", "q"])
+    called = lambda n: (
+        n
+        if role is None or n in ("embed", "logits")
+        else f"{n} ({r})"
+        if (r := role(*map(int, n[1:].split("H"))))
+        else n
+    )
+    return pd.DataFrame(
+        [
+            {
+                "level": int(e.level),
+                "from": called(str(e.sender.item())),
+                "to": called(str(e.receiver.item())),
+                "through": {"q": "query", "k": "key", "v": "value"}.get(str(e.component.item()), ""),
+                "effect [95 %]": estimate(e, 3),
+                "q": f"{float(e.q):.2g}",
+            }
+            for e in (kept.isel(edge=i) for i in range(kept.sizes["edge"]))
+        ],
+        columns=["level", "from", "to", "through", "effect [95 %]", "q"],
+    )
 
 def say_paths(
     found: xr.Dataset,  # from `trace`
@@ -640,9 +729,14 @@ def say_inputs(
     words, said = {"q": "queries", "k": "keys", "v": "values"}, []
     for c in into.component.values:
         one = into.sel(component=c)
-        loud = one.assign(significant=one.significant.astype(bool) & (abs(one["mean"]) >= 0.1 * abs(into["mean"]).max()))
+        loud = one.assign(
+            significant=one.significant.astype(bool) & (abs(one["mean"]) >= 0.1 * abs(into["mean"]).max())
+        )
         heads = {word: leading_senders(loud, k, sign, 0) for word, sign in (("for the answer", 1), ("against it", -1))}
-        said.append(f"through {words[str(c)]} " + (", and ".join(f"{heads_in_words(one, h)} {word}" for word, h in heads.items() if h) or "none"))
+        said.append(
+            f"through {words[str(c)]} "
+            + (", and ".join(f"{heads_in_words(one, h)} {word}" for word, h in heads.items() if h) or "none")
+        )
     return "; ".join(said)
 
 def trace_roles(
@@ -652,13 +746,18 @@ def trace_roles(
     ends = found.isel(edge=np.flatnonzero(found.level.values == 0))
     effect = dict(zip(ends.sender.values, ends["mean"].values))
     first, *rest = found.attrs["followed"] or [[]]
-    return {"writes the answer": [h for h in first if effect[h] > 0], "writes against it": [h for h in first if effect[h] < 0],
-            **{f"found at level {i}": heads for i, heads in enumerate(rest, 1)}}
+    return {
+        "writes the answer": [h for h in first if effect[h] > 0],
+        "writes against it": [h for h in first if effect[h] < 0],
+        **{f"found at level {i}": heads for i, heads in enumerate(rest, 1)},
+    }
 
 def against_truth(
-    found: xr.Dataset, # from `trace`
-    edges: list,       # of dicts with sender and receiver ((layer, head), "embed" or "logits") and component, as `planted.Truth.paths` gives them
-) -> dict:             # numbers of edges: `kept`, `right` (kept and true), `true` (among those tested)
+    found: xr.Dataset,  # from `trace`
+    # of dicts with sender and receiver ((layer, head), "embed" or "logits") and component, as `planted.Truth.paths`
+    # gives them
+    edges: list,
+) -> dict:  # numbers of edges: `kept`, `right` (kept and true), `true` (among those tested)
     "A traced circuit beside the truth about a model that was made with one."
     name = lambda n: n if isinstance(n, str) else head_name(*n)
     true = {str(Edge(name(e["sender"]), name(e["receiver"]), e["component"])) for e in edges}

@@ -21,7 +21,8 @@ from namemovers.stats import rank_correlation, summarise, top_heads, untested
 # %% ../nbs/core/reading.ipynb #e8899780
 #: why an effect is NaN: `stats.normalise` gives none then
 NO_DISTANCE = (
-    "not measured: clean and corrupted run are not shown to differ over these prompts, so that there is nothing to take a "
+    "not measured: clean and corrupted run are not shown to differ over these prompts, so that there is nothing "
+    "to take a "
     "share of"
 )
 
@@ -259,7 +260,9 @@ def say_signs(
     if reason := untold(by_head):
         return f"which heads of {model} write for or against the answer is {reason}"
     for_it, against = (int((by_head.significant.astype(bool) & (sign * by_head["mean"] > 0)).sum()) for sign in (1, -1))
-    return f"{model} has {for_it} significant heads for the answer and {against} against it, of {by_head.attrs['n_tests']}"
+    return (
+        f"{model} has {for_it} significant heads for the answer and {against} against it, of {by_head.attrs['n_tests']}"
+    )
 
 # %% ../nbs/core/reading.ipynb #c8a12e58
 def say_looks(
@@ -370,7 +373,8 @@ INPUTS = {"q": "queries", "k": "keys", "v": "values"}
 def followed_heads(
     by_head: xr.Dataset, # paths into the logits, [layer, head], from `summarise`
 ) -> list:               # of (layer, head)
-    "The heads that are followed backwards: those for the answer, and where none is significant one, the highest if any is."
+    """The heads that are followed backwards: those for the answer, and where none is significant one, the highest if
+    any is."""
     some = int(by_head["layer"].max()), int(by_head["head"].max())
     return leading_senders(by_head, sign=1) or top_heads(by_head, 1) or [some]
 
@@ -481,7 +485,8 @@ def say_planted(
     known = against_truth(circuit, truth(seed=int(f"{model}-0".split("-")[1])).paths(task))
     return (
         f"The truth about `{model}` is known: of {known['kept']} edges kept, {known['right']} are in the circuit that "
-        f"was planted; {known['true']} of its edges were tested. An edge of the truth need not show, where this corruption "
+        f"was planted; {known['true']} of its edges were tested. "
+        f"An edge of the truth need not show, where this corruption "
         "does not change what it passes on."
     )
 
@@ -501,7 +506,8 @@ def say_search(
     return (
         f"Pruning keeps {len(pruned)} of {n_nodes} nodes: **{nodes_in_words(pruned)}**. Growing keeps {len(grown)}: "
         f"{nodes_in_words(grown)}. Both searches end within {tolerance:.0%} of the model on their own prompts; on "
-        f"others the pruned circuit has {estimate(f, circuit='pruned')} and the grown one {estimate(f, circuit='grown')} of "
+        f"others the pruned circuit has {estimate(f, circuit='pruned')} and the grown one "
+        f"{estimate(f, circuit='grown')} of "
         f"the distance from empty to model, so {still}. The {len(drawn)} random circuits of as many nodes reach "
         f"{estimate(f.value.sel(circuit=drawn).max())} at most."
     )
@@ -541,7 +547,8 @@ def say_drawn(
 #: behind what `incomplete_in_words` says
 ABOUT_COMPLETENESS = (
     " A point above the diagonal is a K that hurts the model more than the circuit; below it, the model has something "
-    "to put in place of K that the circuit lacks. Greedy sets were found on the search prompts. Intervals are 95 % over "
+    "to put in place of K that the circuit lacks. Greedy sets were found on the search prompts. "
+    "Intervals are 95 % over "
     "prompts."
 )
 

@@ -1029,3 +1029,52 @@ def test_the_search_finds_the_planted_heads(make):
     assert movers <= found and len(found) >= 0.6 * len(true)
     f = faithfulness(run_circuits(model, report, {"c": circuit}, reference=other), n_resamples=200)
     assert abs(1 - float(f.value.sel(circuit="c", measure="normalised"))) < 0.2  # on prompts without a common name
+
+
+# ---- what is not run again
+
+
+@pytest.mark.parametrize("mlps", [False, True])
+@pytest.mark.parametrize("metric", ["logit_diff", "logit"])
+def test_circuits_together_and_each_alone(tiny, mlps, metric):
+    "Shared layers, shared positions and what is remembered change no value, on prompts of several lengths."
+    from namemovers.circuits import Ablated
+
+    task = ioi_task(tiny.tokenizer, n=6, seed=3)
+    how = dict(mlps=mlps, metric=metric)
+    run = Ablated(tiny, task, **how)
+    rng, every = np.random.default_rng(0), frozenset(run.universe)
+    halves = [frozenset(n for n in run.universe if rng.random() < 0.5) for _ in range(3)]
+    circuits = [every, (), *halves, *(every - {n} for n in run.universe[::9]), *({n} for n in run.universe[::19])]
+    other = Ablated(tiny, task, **how)
+
+    def by_itself(circuit):
+        other._known, other._base = {}, ()  # nothing is shared or remembered
+        return other([circuit])[0]
+
+    alone = np.stack([by_itself(c) for c in circuits])
+    assert np.abs(run(circuits) - alone).max() < 1e-4
+    others = [halves[0], halves[0] | {run.universe[-1]}, halves[1], halves[0] - halves[1]]
+    fresh = np.stack([by_itself(c) for c in others])
+    assert np.abs(run(others) - fresh).max() < 1e-4 and np.abs(fresh[0] - fresh[2]).max() > 1e-3
+
+
+def test_what_has_run_is_not_run_again(tiny, monkeypatch):
+    from namemovers.circuits import Ablated, node_runs
+
+    run = Ablated(tiny, ioi_task(tiny.tokenizer, n=6, seed=3))
+    every, begun = frozenset(run.universe), []
+    forward = node_runs.forward
+
+    def spy(w, x, layer=0, *rest, **more):
+        begun.append(layer)
+        return forward(w, x, layer, *rest, **more)
+
+    monkeypatch.setattr(node_runs, "forward", spy)
+    last = tiny.cfg.n_layers - 1
+    end = [n for n in run.universe if n.layer == last and n.position == "END"]
+    before = run([every, *(every - {n} for n in end)])
+    assert begun == [0], "a node of the last layer takes no layer: what it adds at END is swapped"
+    run([every, every - {run.universe[0]}])
+    assert begun == [0, 1], "what leaves the first layer is put together, not computed"
+    assert (run([every, every - {end[0]}]) == before[:2]).all() and begun == [0, 1]

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from press import processes, runner
+from press import processes, records, runner
 from press.plan import Plan
 
 ROOT = Path(__file__).parents[1]
@@ -216,3 +216,10 @@ def test_the_study_is_all_that_depends_on_the_model():
     study = {p.with_suffix("").as_posix() for p in plan.study}
     steps = {p.with_suffix("").as_posix() for p in plan.notebooks if p.stem[:2].isdigit()}
     assert study == steps | {f"nbs/{n}" for n in ("stability", "claims", "writeup", "index")} | {"ioi_nbs/comparison"}
+
+
+def test_what_is_kept_is_committed():
+    plan = Plan(ROOT)
+    kept = {f"{name}.nc" for names in plan.keeps.values() for name in names}
+    there = {p.name for p in (ROOT / records._KEPT).iterdir()}
+    assert kept == there and kept

@@ -50,12 +50,12 @@ class _Question:
 
     def apart(self, sets): # -> [set]
         "How far circuit and model are apart without each K, on the prompts of the search."
-        gap = self.find([self.circuit - k for k in sets]) - self.find([self.everything - k for k in sets])
+        gap = self.find.measure([self.circuit - k for k in sets]) - self.find.measure([self.everything - k for k in sets])
         return np.abs(gap.mean(1))
 
     def effects(self, v, sets): # -> [set]
         "What node v does in the circuit without each K, on the prompts of the search."
-        gap = self.find([self.circuit - k for k in sets]) - self.find([self.circuit - k - {v} for k in sets])
+        gap = self.find.measure([self.circuit - k for k in sets]) - self.find.measure([self.circuit - k - {v} for k in sets])
         return np.abs(gap.mean(1))
 
 # %% ../../nbs/core/circuits/criteria.ipynb #c6c9e1ad
@@ -92,8 +92,8 @@ def completeness(
     with progress_bar(greedy * steps, "greedy sets", progress, "node") as bar:
         for i in range(greedy): sets.append(("greedy", f"greedy {i}", _greedy_set(q, steps, width, bar)))
     kinds, names, ks = zip(*sets)
-    circuit_without = q.run([q.circuit - k for k in ks])    # [subset, prompt]
-    model_without = q.run([q.everything - k for k in ks])
+    circuit_without = q.run.measure([q.circuit - k for k in ks])    # [subset, prompt]
+    model_without = q.run.measure([q.everything - k for k in ks])
     at = ("subset", "prompt")
     data = {"without": (at, circuit_without), "model_without": (at, model_without),
             "difference": (at, circuit_without - model_without),
@@ -144,8 +144,8 @@ def minimality(
             mates = frozenset().union(*(k for k in by_role if v in k)) - {v}
             best.append(_best_set(q, v, mates, steps, width))
             bar.update()
-    kept = q.run([q.circuit - k for k in best])             # [node, prompt]
-    without = q.run([q.circuit - k - {v} for v, k in zip(q.members, best)])
+    kept = q.run.measure([q.circuit - k for k in best])             # [node, prompt]
+    without = q.run.measure([q.circuit - k - {v} for v, k in zip(q.members, best)])
     names, at = [str(n) for n in q.members], ("node", "prompt")
     data = {"kept": (at, kept), "without": (at, without), "score": (at, kept - without),
             "member": (("node", "other"), np.array([[n in k for n in q.members] for k in best]))}

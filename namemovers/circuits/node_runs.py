@@ -14,7 +14,7 @@ from ..arguments import checked
 from ..activation_patching import which_logit
 from .ablation import ABLATIONS, Replacement, in_words, reference_task, say_foreign
 from .parts import masks_of, node, nodes, owners, positions_of
-from ..engine.forward import Run, embed, exactly, forward
+from ..engine.forward import Run, attention_writes, embed, exactly, forward, mlp
 from ..engine.ready import Reader, ready
 from ..engine.sweep import MAX_ROWS, row_bytes
 from ..guard import guarded
@@ -63,6 +63,7 @@ class Ablated:
         self.owner, self.end = owners(task).to(w.W_E.device), task.positions["END"].to(w.W_E.device)
         self.universe = nodes(model, task, mlps)
         self._base: tuple = () # what `_base_run` keeps
+        self._known: dict[bytes, np.ndarray] = {} # circuits that have run, and the metric [prompt]
         self.ends: np.ndarray  # for a search: the metric of the model and of the empty circuit [2, prompt]
         read = self.owner[torch.arange(len(task)), self.end].cpu() # past the last attention only END's token counts
         self.unread = ~torch.isin(torch.arange(len(positions_of(task))), read)
@@ -89,7 +90,7 @@ class Ablated:
     def _plan(self, question):
         "How many prompts, and how many rows of circuits, fit into half of the budget each."
         w, length = self.w, self.task.clean_tokens.shape[1]
-        per_prompt = 4 * length * (3 * w.n_layers * max(w.d_model, w.n_heads * w.d_head) + 4 * w.d_mlp)
+        per_prompt = 4 * length * (4 * w.n_layers * max(w.d_model, w.n_heads * w.d_head) + 4 * w.d_mlp)
         per_row = row_bytes(w, length)
         question.needs(2 * max(per_prompt, per_row * length), f"one prompt of {length} tokens")
         half = question.memory_budget // 2
@@ -105,6 +106,7 @@ class Ablated:
         return torch.arange(len(self.tokens), device=self.tokens.device).split(self.n_prompts)
 
     def _final(self, run, prompts, copies=1): # the stream at END [prompt * copy, d_model]
+        if run.final.shape[1] == 1: return run.final[:, 0]
         at = (self.end[prompts] - run.start).repeat_interleave(copies)
         return run.final[torch.arange(len(at), device=at.device), at]
 
@@ -113,6 +115,7 @@ class Ablated:
         stop = start + owner.shape[1]
         def edit(l, name, t): # t [prompt * circuit, (head,) row, d]
             if name != "z" and not (name == "mlp_out" and self.mlps): return t
+            if name == "mlp_out" and l == self.w.n_layers - 1: return self._edit_of_last_mlp(masks, prompts, t)
             keep = masks[:, l][..., owner]                                   # [circuit, head, prompt, row]
             if name == "z": keep = keep[:, :H].permute(2, 0, 1, 3)           # [prompt, circuit, head, row]
             else: keep = keep[:, H].transpose(0, 1)                          # [prompt, circuit, row]
@@ -121,6 +124,12 @@ class Ablated:
             return torch.where(keep[..., None], here, there[:, None]).flatten(0, 1)
         return edit
 
+    def _edit_of_last_mlp(self, masks, prompts, t): # t [prompt * circuit, 1, d_model]: of END alone
+        end = self.end[prompts]
+        keep = masks[:, -1, self.w.n_heads, self.owner[prompts, end]].T      # [prompt, circuit]
+        there = self.values["mlp_out"][-1][self.rows[prompts], end][:, None] # [prompt, 1, d_model]
+        return torch.where(keep[..., None], t.view(len(prompts), len(masks), -1), there).flatten(0, 1)[:, None]
+
     @guarded
     def __call__(self,
         circuits, # sets of nodes
@@ -128,42 +137,92 @@ class Ablated:
         "The metric when all but the circuit is ablated. Raises ValueError for a node that does not exist."
         if ready(self.model) is not self.w:
             raise ValueError("model: its weights were changed since this was made; make it again.")
+        return self.measure(circuits)
+
+    @exactly
+    def measure(self,
+        circuits, # sets of nodes
+    ) -> np.ndarray: # the metric [circuit, prompt]
+        "A call without a look at the model, for a search that has looked at it. What has run is not run again."
         w, circuits = self.w, list(circuits)
         masks = masks_of(circuits, self.task, w.n_layers, w.n_heads, self.mlps)
         masks[:, -1, :, self.unread] = True
-        masks = masks.to(w.W_E.device)
         unique, which = masks.flatten(1).unique(dim=0, return_inverse=True)
-        unique = unique.view(-1, *masks.shape[1:])
-        out = w.W_E.new_empty(len(unique), len(self.tokens)) # [circuit, prompt]
-        first = int(which[0]) if len(circuits) else 0
+        keys = [mask.numpy().tobytes() for mask in unique]
+        new = [i for i, key in enumerate(keys) if key not in self._known]
+        if new:
+            first = int(which[0])
+            there = first in new or len(new) > 1 or (self._base and self._base[0] == keys[first])
+            self._run(unique.view(-1, *masks.shape[1:]).to(w.W_E.device), keys, new, first if there else new[0])
+        values = np.array([self._known[key] for key in keys]).reshape(len(keys), len(self.tokens))
+        return values[which.numpy()]
+
+    def _run(self, masks, keys, new, first):
+        "Run the circuits `new` from where they differ from the circuit `first`, and note what comes out."
+        out = self.w.W_E.new_empty(len(masks), len(self.tokens)) # [circuit, prompt]
         for prompts in self._prompts():
-            base = self._base_run(unique[first], prompts)
+            base = self._base_run(masks[first], keys[first], prompts)
             out[first, prompts] = self.read(self._final(base, prompts), prompts)
             together: dict = {}
-            for i, mask in enumerate(unique):
-                if i == first: continue
-                together.setdefault(self._entry(mask ^ unique[first], prompts), []).append(i)
+            for i in new:
+                if i != first: together.setdefault(self._entry(masks[i] ^ masks[first], prompts), []).append(i)
             for (layer, start), some in together.items():
                 size = max(1, self.max_rows // (len(prompts) * (self.tokens.shape[1] - start)))
                 for part in (some[j:j + size] for j in range(0, len(some), size)):
                     numbers = torch.tensor(part, device=out.device)
-                    out[numbers[:, None], prompts] = self._from(base, unique[part], prompts, layer, start)
-        return out[which].cpu().numpy()
+                    values = self._from(base, masks[part], masks[first], prompts, layer, start)
+                    out[numbers[:, None], prompts] = values
+        for i in {first, *new}: self._known.setdefault(keys[i], out[i].cpu().numpy())
 
-    def _from(self, base, masks, prompts, layer, start): # -> the metric [circuit, prompt]
+    def _from(self, base, masks, first, prompts, layer, start): # -> the metric [circuit, prompt]
         "Circuits that are as the first one below a layer and before a position."
-        copies = len(masks)
-        x = base["resid_pre"][layer][:, start:].repeat_interleave(copies, 0) # [prompt * circuit, row, d_model]
-        run = forward(self.w, x, layer, _Repeated(base, copies), start, edit=self._edit(masks, prompts, start))
-        values = self.read(self._final(run, prompts, copies), prompts.repeat_interleave(copies))
+        copies, last = len(masks), self.w.n_layers - 1
+        at, x = self._entered(base, masks, first, prompts, layer, start)
+        if layer == last: # of which END's row alone was computed
+            final = self._final(base, prompts).repeat_interleave(copies, 0).view(len(prompts), copies, -1)
+            final[at[:2]] = x
+            final = final.flatten(0, 1)
+        else:
+            stream = base["resid_pre"][layer + 1][:, start:]
+            stream = stream.repeat_interleave(copies, 0).view(len(prompts), copies, *stream.shape[1:])
+            stream[at] = x
+            end, edit = (self.end[prompts] - start).repeat_interleave(copies), self._edit(masks, prompts, start)
+            run = forward(self.w, stream.flatten(0, 1), layer + 1, _Repeated(base, copies), start, edit=edit, end=end)
+            final = self._final(run, prompts, copies)
+        values = self.read(final, prompts.repeat_interleave(copies))
         return values.view(-1, copies).T
 
-    def _base_run(self, mask, prompts):
+    def _entered(self, base, masks, first, prompts, layer, start): # -> (prompt, circuit, row) indices; their rows
+        """What leaves the layer where circuits begin to differ from the first one, in the rows where they do.
+
+        Nothing before the layer differs, so its heads' outputs are the first circuit's, before it was ablated."""
+        w, L, H = self.w, self.w.layers[layer], self.w.n_heads
+        owner = self.owner[prompts, start:]                                  # [prompt, row]
+        keep = masks[:, layer][..., owner]                                   # [circuit, head, prompt, row]
+        moved = (keep != first[layer][..., owner]).any(1).transpose(0, 1)    # [prompt, circuit, row]
+        if layer == w.n_layers - 1:
+            row = torch.arange(start, start + moved.shape[-1], device=moved.device)
+            moved = moved & (row == self.end[prompts, None])[:, None]
+        p, c, r = moved.nonzero(as_tuple=True)
+        row, given = start + r, self.rows[prompts][p]
+        z, there = base["raw"][layer][p, :, row], self.values["z"][layer][given, :, row] # [moved, head, d_head]
+        z = torch.where(keep[c, :H, p, r][..., None], z, there)
+        x = base["resid_pre"][layer][p, row]                                 # [moved, d_model]
+        mid = x + attention_writes(L, z.flatten(1))
+        out = mlp(L, x if w.parallel else mid)
+        if self.mlps: out = torch.where(keep[c, H, p, r][:, None], out, self.values["mlp_out"][layer][given, row])
+        return (p, c, r), mid + out
+
+    def _base_run(self, mask, key, prompts):
         "The first circuit's run, with what the others share; kept while it stays the same and all prompts fit at once."
-        key = mask.cpu().numpy().tobytes()
         if self._base and self._base[0] == key and len(prompts) == len(self.tokens): return self._base[1]
+        raw, edit = [], self._edit(mask[None], prompts, 0)
+        def noting(l, name, t):
+            if name == "z": raw.append(t) # before anything is ablated
+            return edit(l, name, t)
         x = embed(self.w, self.tokens[prompts])
-        run = forward(self.w, x, keep=("resid_pre", "k", "v"), edit=self._edit(mask[None], prompts, 0))
+        run = forward(self.w, x, keep=("resid_pre", "k", "v"), edit=noting, end=self.end[prompts])
+        run.kept["raw"] = raw
         self._base = key, run
         return run
 

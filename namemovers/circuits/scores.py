@@ -97,7 +97,7 @@ def _by_patching(run, steps): # -> [node, prompt]
 # %% ../../nbs/core/circuits/scores.ipynb #04b53226
 def _by_knockout(run, steps): # -> [node, prompt]
     everything = frozenset(run.universe)
-    values = run([everything, *(everything - {n} for n in run.universe)])
+    values = run.measure([everything, *(everything - {n} for n in run.universe)])
     return values[0] - values[1:]
 
 # %% ../../nbs/core/circuits/scores.ipynb #ae499711

@@ -27,7 +27,7 @@ def _begin(model, task, scores, tolerance, how):
     if set(order) != set(run.universe):
         raise ValueError("scores are of other nodes than the task has: make them with score_nodes for this task, "
                          "with the same mlps")
-    run.ends = run([run.universe, ()])
+    run.ends = run.measure([run.universe, ()])
     distance = float(run.ends[0].mean() - run.ends[1].mean())
     if abs(distance) < 1e-6:
         raise ValueError("task: the model and the empty circuit give the same metric, so there is nothing to find; "
@@ -61,7 +61,7 @@ def prune(
     there = frozenset(order if start is None else start)
     kept = [n for n in order[::-1] if n in there] # the least important first
     removed: list = []
-    value = run([kept])[0]
+    value = run.measure([kept])[0]
     path = [(len(kept), value)]
     if far(value) > tolerance:
         raise ValueError(f"start: it is {far(value):.2f} away from full faithfulness, more than tolerance={tolerance}; "
@@ -75,7 +75,7 @@ def prune(
             while i < len(kept):
                 block = kept[i:i + size]
                 together = len(block) == 1 or sum(weight[n] for n in block) <= budget
-                if together: value = run([kept, kept[:i] + kept[i + size:]])[1]
+                if together: value = run.measure([kept, kept[:i] + kept[i + size:]])[1]
                 if together and far(value) <= tolerance:
                     del kept[i:i + size]
                     removed += block
@@ -111,11 +111,11 @@ def grow(
     and then by score."""
     if width < 1: raise ValueError(f"width={width}: give at least 1")
     run, _, order, far = _begin(model, task, scores, tolerance, how)
-    kept, rest, value = [], order, run([()])[0]
+    kept, rest, value = [], order, run.measure([()])[0]
     path, limit = [(0, value)], len(order) if limit is None else limit
     with progress_bar(limit, "growing", progress, "node") as bar:
         while rest and len(kept) < limit and far(value) > tolerance:
-            values = run([kept, *(kept + [n] for n in rest[:width])])[1:]
+            values = run.measure([kept, *(kept + [n] for n in rest[:width])])[1:]
             apart = [far(v) for v in values]
             best = int(np.argmin(apart)) if min(apart) < far(value) else 0 # no way is closer: the ranking says
             value, kept, rest = values[best], kept + [rest[best]], rest[:best] + rest[best + 1:]

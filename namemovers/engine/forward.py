@@ -168,6 +168,7 @@ def forward(
     start: int = 0,             # the position of row 0
     keep: tuple = (),           # activations to keep, see below
     edit: Callable | None = None, # edit(layer, name, activation) -> activation, before it is used
+    end: torch.Tensor | None = None, # a row each [prompt]: behind the last attention only it goes on; all by default
 ) -> Run:
     """Run the model from `layer` on.
 
@@ -192,6 +193,9 @@ def forward(
         def pattern_seen(p): return seen("pattern", p[:, :, 0])[:, :, None]
         z, _ = attention(L, q[:, :, None], k[:, :, None], v[:, :, None], k_before, v_before, pattern_seen)
         z = seen("z", z[:, :, 0])                                    # [prompt, head, row, d_head]
+        if end is not None and l == w.n_layers - 1:
+            at, R = torch.arange(P, device=x.device), 1
+            x, z = x[at, end][:, None], z[at, :, end][:, :, None]
         rows = z.transpose(1, 2).reshape(P * R, -1)                  # [prompt * row, head * d_head]
         raw = seen("attn_raw", torch.addmm(L.b_O, rows, L.W_O).view(P, R, d))
         attn_out = seen("attn_out", raw if L.ln1_post is None else L.ln1_post(raw))

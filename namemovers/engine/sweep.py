@@ -491,7 +491,7 @@ def sweep(
     model,        # a `TransformerBridge` that `why_not` has nothing against
     pairs: Pairs, # what is run
     site: str,    # what is patched: one of `STREAM_SITES`, `HEAD_SITES`, or "neurons"
-    # where: objects with `layer`, `head` (for "neurons" the neuron) and `position` ([prompt] or None)
+    # the cells, where: objects with `layer`, `head` (for "neurons" the neuron) and `position` ([prompt] or None)
     cells: list,
     question: Question = Question(),  # what is read, and the memory it may take
     progress: Callable | None = None, # called with the number of patched prompts just done
