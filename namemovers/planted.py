@@ -293,7 +293,7 @@ def model_of(parameters):
     "A variant as transformers has it. It leaves the state of random numbers as it was."
     from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
     w = weights_of(**parameters)
-    special = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    special: dict = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
     config = GPT2Config(
         vocab_size=len(w["transformer.wte.weight"]),
         n_positions=N_CTX,

@@ -349,7 +349,8 @@ def weights_of(seed, noise, n_layers, negative, distractors) -> dict: # name -> 
     writer.put("ln_f", np.ones(D_MODEL), np.zeros(D_MODEL))
     layout = layout_of(seed, n_layers, distractors)
     for l in range(n_layers):
-        heads = [writer.head(*layout[l, h], negative) for h in range(N_HEADS)]
+        parts = [layout[l, h] for h in range(N_HEADS)]
+        heads = [writer.head(part, weight, negative) for part, weight in parts]
         q, k, v, o = zip(*heads)
         behind = writer.norm(f"h.{l}.ln_1")
         writer.put(f"h.{l}.attn.c_attn", *behind(np.concatenate([*q, *k, *v], 1)))

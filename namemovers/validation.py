@@ -222,7 +222,7 @@ def random_checkpoint(
     "A model of planted's shape and tokenizer with weights as GPT-2 draws them at initialisation."
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
     tokenizer = AutoTokenizer.from_pretrained(planted.build(0))
-    shape = dict(n_positions=N_CTX, n_embd=D_MODEL, n_layer=N_LAYERS, n_head=N_HEADS)
+    shape: dict = dict(n_positions=N_CTX, n_embd=D_MODEL, n_layer=N_LAYERS, n_head=N_HEADS)
     rng = torch.random.get_rng_state()
     torch.manual_seed(seed)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **shape, bos_token_id=0, eos_token_id=0))
