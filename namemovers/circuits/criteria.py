@@ -50,12 +50,16 @@ class _Question:
 
     def apart(self, sets): # -> [set]
         "How far circuit and model are apart without each K, on the prompts of the search."
-        gap = self.find.measure([self.circuit - k for k in sets]) - self.find.measure([self.everything - k for k in sets])
+        gap = self.find.measure([self.circuit - k for k in sets]) - self.find.measure(
+            [self.everything - k for k in sets]
+        )
         return np.abs(gap.mean(1))
 
     def effects(self, v, sets): # -> [set]
         "What node v does in the circuit without each K, on the prompts of the search."
-        gap = self.find.measure([self.circuit - k for k in sets]) - self.find.measure([self.circuit - k - {v} for k in sets])
+        gap = self.find.measure([self.circuit - k for k in sets]) - self.find.measure(
+            [self.circuit - k - {v} for k in sets]
+        )
         return np.abs(gap.mean(1))
 
 # %% ../../nbs/core/circuits/criteria.ipynb #c6c9e1ad

@@ -81,7 +81,8 @@ def of_heads(
 
 # %% ../../nbs/core/engine/forward.ipynb #abb7673f
 def _masked(scores, L, first_key, queries, keys):
-    "Scores of the last `queries` of `keys` positions, for the keys from `first_key` on: what a query may not see is minus infinity."
+    """Scores of the last `queries` of `keys` positions, for the keys from `first_key` on: what a query may not see
+    is minus infinity."""
     if queries == 1 and L.window is None: return scores
     at = torch.arange(keys - queries, keys, device=scores.device)[:, None]               # [query, 1]
     key = torch.arange(first_key, first_key + scores.shape[-1], device=scores.device)    # [key]
@@ -155,7 +156,7 @@ class Run:
     "The activations kept of one run. Rows are the positions from `start` on."
     start: int = 0
     kept: dict = field(default_factory=lambda: defaultdict(list)) # name -> a tensor a layer
-    final: torch.Tensor = None # type: ignore[assignment] # when the run is over: the stream after the last layer [prompt, row, d_model]
+    final: torch.Tensor = None  # type: ignore[assignment] # when the run is over: the stream after the last layer [prompt, row, d_model]
 
     def __getitem__(self, name): return self.kept[name]
 
@@ -172,9 +173,10 @@ def forward(
 ) -> Run:
     """Run the model from `layer` on.
 
-    Activations are resid_pre, resid_mid, resid_post, attn_out, mlp_out [prompt, row, d_model]; q, z [prompt, head, row, d_head];
-    k, v [prompt, kv_head, row, d_head]; pattern [prompt, head, query, position]; neurons [prompt, row, neuron]; and attn_raw,
-    mlp_raw [prompt, row, d_model], what attention and MLP write before a norm that may follow."""
+    Activations are resid_pre, resid_mid, resid_post, attn_out, mlp_out [prompt, row, d_model]; q, z [prompt, head, row,
+    d_head]; k, v [prompt, kv_head, row, d_head]; pattern [prompt, head, query, position]; neurons [prompt, row,
+    neuron]; and attn_raw, mlp_raw [prompt, row, d_model], what attention and MLP write before a norm that may
+    follow."""
     run, (P, R, d) = Run(start), x.shape
     for L in w.layers[layer:]:
         if L.rotary is not None: L.rotary.cover(start + R)
