@@ -220,13 +220,14 @@ def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     """What the mean logit over the vocabulary reads in the standardised final stream: a direction [d_model], a
     constant []."""
     final = model.ln_final
-    scale = final_weight(model).double()
+    scale = final_weight(model)
     mean = model.W_U.detach().double().mean(1)     # [d_model]
     constant = model.b_U.detach().double().mean()
     bias = getattr(final, "bias", None)
     if bias is not None: constant = constant + bias.detach().double() @ mean
     factor = _logit_factor(model)
-    return factor * scale * mean, factor * constant
+    read = mean if scale is None else scale.double() * mean
+    return factor * read, factor * constant
 
 # %% ../nbs/core/model.ipynb #94fd9b0d
 def _no_decoder(config) -> str | None:
