@@ -374,9 +374,7 @@ def load_model(
     # "mini", "planted", a hub id such as "gpt2", a folder in Hugging Face format, a GGUF file, or "gemma-3-270m-q4"
     name: str | Path,
     device: str | torch.device | None = None,  # "cpu", "cuda", ...; None: cuda where there is one, else cpu
-    # True: never ask the hub; False: ask it even if the model is cached; None: ask if it is not cached and
-    # HF_HUB_OFFLINE is not set
-    offline: bool | None = None,
+    offline: bool | None = None, # True: never ask the hub; False: always; None: if not cached, nor HF_HUB_OFFLINE set
 ) -> TransformerBridge:
     """Load a model as a TransformerBridge in compatibility mode, ready to be measured.
 
