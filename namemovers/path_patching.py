@@ -453,8 +453,8 @@ def path_patch(
     receivers="logits",
     # which input of the receiving heads: "q", "k" or "v"; or several, a dimension of the result
     component="q",
-    through_mlps: bool = False, # compute MLPs on the way again, as in the paper; False: everything between is frozen
-    together: bool = True,      # whether a list of receivers is reached all at once, as in the paper, or each for itself
+    through_mlps: bool = False, # compute MLPs on the way again, as in the paper; False: all between is frozen
+    together: bool = True, # whether a list of receivers is reached all at once, as in the paper, or each for itself
     direction: str = "denoise",      # "denoise": the clean run's change into the corrupted run; "noise": the reverse
     metric: str = "logit_diff",      # as in `patch`
     memory_budget: int = 2**30,      # bytes of activations, about
