@@ -1248,8 +1248,7 @@ def mrs_task(
     templates=None,
     corruption: str = "switch_subjects", # one of MRS_CORRUPTIONS
     names=None, # None (NAMES), a list of names, or a dict placeholder -> name or names, such as PILOT_NAMES
-    # None: the same in every prompt; "vary": drawn from the shipped lists; or a list to draw {D1}, {D2}, ... from
-    descriptions=None,
+    descriptions=None, # None: the same in every prompt; "vary": drawn from the shipped lists; or a list to draw from
     cue_words=None,            # None: the same in every prompt; "vary"; or a list
     cue_subject: str = "last", # which source subject the cue names: "last", "first" or a placeholder
     words: dict | None = None, # placeholder -> word or words, for placeholders of your own or to fix one such as D1
@@ -1372,10 +1371,8 @@ KINDS = ["latest", "another", "earliest", "none"] # of subjects, in a survey
 def survey_template(
     source: int = 2,      # subjects before the cue
     target: int = 2,      # subjects after it
-    # "present", "absent" (no cue sentence in the source) or "changed" (another word in the target)
-    cue: str = "present",
-    # "repeated" (the target's are the source's), "different" or "titles" (repeated, without an article)
-    descriptions: str = "repeated",
+    cue: str = "present", # or "absent" (no cue sentence in the source), or "changed" (another word in the target)
+    descriptions: str = "repeated", # by the target; or "different", or "titles" (repeated, without an article)
     subject: str = "first",  # "first" ("Alice is a teacher.") or "last" ("The teacher is Alice.")
 ) -> str:  # a template
     """The template of a family of prompts: source sentences, cue sentence, target sentences, and the beginning of a

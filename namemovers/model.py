@@ -220,13 +220,14 @@ def _mean_logit(model) -> tuple[torch.Tensor, torch.Tensor]:
     """What the mean logit over the vocabulary reads in the standardised final stream: a direction [d_model], a
     constant []."""
     final = model.ln_final
-    scale = final_weight(model).double()
+    scale = final_weight(model)
     mean = model.W_U.detach().double().mean(1)     # [d_model]
     constant = model.b_U.detach().double().mean()
     bias = getattr(final, "bias", None)
     if bias is not None: constant = constant + bias.detach().double() @ mean
     factor = _logit_factor(model)
-    return factor * scale * mean, factor * constant
+    read = mean if scale is None else scale.double() * mean
+    return factor * read, factor * constant
 
 # %% ../nbs/core/model.ipynb #94fd9b0d
 def _no_decoder(config) -> str | None:
@@ -373,9 +374,7 @@ def load_model(
     # "mini", "planted", a hub id such as "gpt2", a folder in Hugging Face format, a GGUF file, or "gemma-3-270m-q4"
     name: str | Path,
     device: str | torch.device | None = None,  # "cpu", "cuda", ...; None: cuda where there is one, else cpu
-    # True: never ask the hub; False: ask it even if the model is cached; None: ask if it is not cached and
-    # HF_HUB_OFFLINE is not set
-    offline: bool | None = None,
+    offline: bool | None = None, # True: never ask the hub; False: always; None: if not cached, nor HF_HUB_OFFLINE set
 ) -> TransformerBridge:
     """Load a model as a TransformerBridge in compatibility mode, ready to be measured.
 

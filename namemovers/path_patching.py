@@ -453,10 +453,8 @@ def path_patch(
     receivers="logits",
     # which input of the receiving heads: "q", "k" or "v"; or several, a dimension of the result
     component="q",
-    # False: everything between is frozen; True: the MLPs on the way are computed again, as in the paper
-    through_mlps: bool = False,
-    # whether a list of receivers is reached all at once, as in the paper, or each for itself
-    together: bool = True,
+    through_mlps: bool = False, # compute MLPs on the way again, as in the paper; False: all between is frozen
+    together: bool = True, # whether a list of receivers is reached all at once, as in the paper, or each for itself
     direction: str = "denoise",      # "denoise": the clean run's change into the corrupted run; "noise": the reverse
     metric: str = "logit_diff",      # as in `patch`
     memory_budget: int = 2**30,      # bytes of activations, about
@@ -535,8 +533,7 @@ def trace(
     component=COMPONENTS,        # which inputs of the heads that are followed
     senders: list | None = None, # (layer, head) that may send, all by default; the embedding always may
     least: float = 0.01,         # an edge whose mean effect is smaller (either sign) is not kept
-    # as for `path_patch`; in a circuit of heads the MLPs belong to the paths, as in the paper
-    through_mlps: bool = True,
+    through_mlps: bool = True,    # as for `path_patch`; in a circuit of heads MLPs belong to the paths, as in the paper
     direction: str = "denoise",   # as for `path_patch`
     metric: str = "logit_diff",   # as for `path_patch`
     memory_budget: int = 2**30,   # bytes of activations, about

@@ -468,7 +468,7 @@ def test_a_model_that_was_changed_gets_nothing_old_from_a_store(tiny_folder, tmp
         (dict(site="z", direction="both"), ["direction='both'", "denoise", "noise"]),
         (dict(site="z", metric="loss"), ["metric='loss'", "logit_diff", "kl"]),
         (dict(site="z", engine="slow"), ["engine='slow'", "hooks"]),
-        (dict(site=["z"]), ["site=['z']"]),
+        (dict(site=["z"]), ["site: ['z']"]),
     ],
 )
 def test_bad_arguments(tiny, bad, names):

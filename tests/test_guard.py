@@ -106,10 +106,12 @@ NO_MEASUREMENT = {
     "ExplorerState",
     "Settings",
     "answer_direction",
+    "belongs_to",
     "cells",
     "fingerprint",
     "guard",
     "head_axis",
+    "in_blocks",
     "label",
     "minimal_in_words",
     "model_name",
@@ -378,7 +380,7 @@ def test_the_longest_prompt_and_the_last_token_are_allowed(model):
 
 def test_what_is_no_model(task):
     for wrong in (None, 3, torch.nn.Linear(2, 2)):
-        with pytest.raises(TypeError, match="load_model"):
+        with pytest.raises(ValueError, match="model: .*load_model"):
             logit_lens.logit_lens(wrong, task)
 
 
