@@ -11,8 +11,7 @@ import pytest
 import xarray as xr
 from test_claims import MISSES, World
 
-from namemovers import claims
-from namemovers.claims import CLAIMS, evaluate
+from namemovers.claims import CLAIMS, evaluate, forms, pilot
 from namemovers.published import IOI_HEADS, MRS_HEADS, published_grid
 from namemovers.results import load, save
 from namemovers.stats import top_heads
@@ -433,13 +432,13 @@ def test_a_rank_correlation_on_either_side(world, tmp_path, monkeypatch, identit
     ]
     for (rho, low, high), status in cases:
         made = xr.Dataset({"rho": rho, "low": low, "high": high, "n": 144})
-        monkeypatch.setattr(claims, "rank_correlation", lambda a, b, made=made, **how: made)
+        monkeypatch.setattr(forms, "rank_correlation", lambda a, b, made=made, **how: made)
         assert evaluate(tmp_path, [one(identity)]).iloc[0].status == status, (rho, low, high)
 
 
 def test_the_pilots_two_grids_on_either_side(tmp_path, monkeypatch):
     "Eight of the top ten heads in common, or seven: one head of one grid pushed down."
-    real = claims.published_grid
+    real = pilot.published_grid
     common = [h for h in top_heads(abs(real("mrs", "z", 1)), 10) if h in top_heads(abs(real("mrs", "z", 50)), 10)]
     for kept, status in ((8, HOLDS), (7, FAILS)):
 
@@ -450,7 +449,7 @@ def test_the_pilots_two_grids_on_either_side(tmp_path, monkeypatch):
                     grid.loc[at_head(head)] = 0.0
             return grid
 
-        monkeypatch.setattr(claims, "published_grid", quoted)
+        monkeypatch.setattr(pilot, "published_grid", quoted)
         row = evaluate(tmp_path, [one("pilot-n1-quoted")]).iloc[0]
         assert (row.status, row.value) == (status, kept / 10)
 
