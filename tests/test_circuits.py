@@ -463,7 +463,7 @@ def test_random_circuits():
     counts = np.bincount([i for c in some.values() for i in c], minlength=20)
     assert counts.min() > 3
     assert some == random_circuits(range(20), 5, n=50, seed=1) != random_circuits(range(20), 5, n=50, seed=2)
-    with pytest.raises(ValueError, match="size=21"):
+    with pytest.raises(ValueError, match="size: 21"):
         random_circuits(range(20), 21)
 
 

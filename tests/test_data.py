@@ -594,7 +594,7 @@ class Oracle:
     "A model that names one of the subjects of its prompt: their first mentions, in order."
 
     def __init__(self, tokenizer, choose):
-        self.tokenizer, self.choose, self.cfg = tokenizer, choose, SimpleNamespace(device="cpu")
+        self.tokenizer, self.choose, self.cfg = tokenizer, choose, SimpleNamespace(device="cpu", n_ctx=1024)
         self.names = {i for n in NAMES for i in (ids(tokenizer, " " + n)[0], ids(tokenizer, n)[0])}
         self.spaced = {ids(tokenizer, n)[0]: ids(tokenizer, " " + n)[0] for n in NAMES}
 
