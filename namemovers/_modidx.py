@@ -73,6 +73,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'namemovers.arguments._table': ('core/arguments.html#_table', 'namemovers/arguments.py'),
                                       'namemovers.arguments._texts': ('core/arguments.html#_texts', 'namemovers/arguments.py'),
                                       'namemovers.arguments._words': ('core/arguments.html#_words', 'namemovers/arguments.py'),
+                                      'namemovers.arguments.a_client': ('core/arguments.html#a_client', 'namemovers/arguments.py'),
                                       'namemovers.arguments.a_model': ('core/arguments.html#a_model', 'namemovers/arguments.py'),
                                       'namemovers.arguments.a_path': ('core/arguments.html#a_path', 'namemovers/arguments.py'),
                                       'namemovers.arguments.a_result': ('core/arguments.html#a_result', 'namemovers/arguments.py'),

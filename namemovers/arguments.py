@@ -17,7 +17,8 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['short', 'whole', 'number', 'one_of', 'word', 'yes_or_no', 'listed', 'mapping', 'selected', 'thing', 'a_model',
-           'a_task', 'a_tokenizer', 'a_result', 'a_path', 'head_pairs', 'members', 'numbers', 'truths', 'checked']
+           'a_task', 'a_tokenizer', 'a_result', 'a_path', 'head_pairs', 'members', 'a_client', 'numbers', 'truths',
+           'checked']
 
 # %% ../nbs/core/arguments.ipynb #dd868dcd
 def short(
@@ -371,6 +372,15 @@ def members(
             raise ValueError(f"{name}: {short(one)} is no node, head or edge; give a list of these.") from None
     return found
 
+# %% ../nbs/core/arguments.ipynb #c11e4701
+def a_client(
+    name: str,  # of the argument
+    value: Any, # what was given
+) -> Any: # the same
+    "A `dask.distributed.Client`, known by what is asked of it."
+    if all(callable(getattr(value, method, None)) for method in ("submit", "cancel")): return value
+    raise ValueError(f"{name}: {short(value)} is no client; give a distributed.Client.")
+
 # %% ../nbs/core/arguments.ipynb #2bb4cfd2
 def numbers(
     name: str,  # of the argument
@@ -453,6 +463,7 @@ _NAMES: list = [
     ("names", {""}, _names),
     ("prompts", {""}, _texts),
     ("universe", {""}, members),
+    ("client", {""}, a_client),
 ]
 
 # %% ../nbs/core/arguments.ipynb #14da24fa

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from .arguments import checked
+from .arguments import checked, listed, short, whole
 
 # %% ../nbs/core/sites.ipynb #d31b442f
 STREAM_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out") # [prompt, position, d_model]
@@ -71,9 +71,9 @@ def _neuron_cells(model, neurons) -> tuple[list[Cell], dict[str, list]]:
 def _chosen(name, some, count) -> list[int]:
     "Some of `count` layers or heads, in order."
     if some is None: return list(range(count))
-    found = [int(i) for i in some]
+    found = [whole(name, i) for i in listed(name, some, "whole numbers")]
     if not found or len(set(found)) < len(found) or not all(0 <= i < count for i in found):
-        raise ValueError(f"{name}={some!r}: give at least one of 0 to {count - 1}, and each once")
+        raise ValueError(f"{name}={short(found)}: give at least one of 0 to {count - 1}, and each once")
     return sorted(found)
 
 # %% ../nbs/core/sites.ipynb #12974429
