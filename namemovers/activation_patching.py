@@ -23,7 +23,7 @@ from .arguments import checked
 from .engine.ready import DTYPES, why_not
 from .engine.sweep import sweep
 from .guard import guarded
-from .model import columns_at_end, logit_difference, run_at_end, taken_from_logits
+from .model import columns_at_end, final_weight, logit_difference, run_at_end, taken_from_logits
 from .pairs import DIRECTIONS, Pairs, Question, progress_bar
 from .results import provenance, stamp
 from .sites import BY, HEAD_SITES, STREAM_SITES, Cell, cells
@@ -57,7 +57,11 @@ def _answers(model, tokens, at, metric, correct, wrong, clean=None, hooks=()):
     final, taken = "ln_final.hook_out", taken_from_logits(model) if metric == "logit" else None
     names = [] if taken is None else [final]
     logits, kept = columns_at_end(model, tokens, at, torch.stack([correct, wrong], 1), names, hooks)
-    if taken is not None: logits = logits + (kept[final] @ taken[0] + taken[1])[:, None]
+    if taken is not None:
+        along, constant = taken # of the standardised stream, and what is kept here has the norm's weight in it
+        weight = final_weight(model)
+        if weight is not None: along = along / weight.to(along)
+        logits = logits + (kept[final] @ along.to(logits) + constant)[:, None]
     first = torch.zeros_like(correct, device=logits.device)
     return METRICS[metric](logits, first, first + 1, None), logits
 

@@ -13,7 +13,7 @@ from namemovers.data import NAMES, Task
 from press.kernels import execute
 
 FOLDER = Path(__file__).parents[1] / "nbs" / "tutorials"
-PAGES = ["first_patch", "own_task", "gpt2_task", "from_transformer_lens", "pitfalls", "paper_figure"]
+PAGES = ["first_patch", "own_task", "gpt2_task", "from_transformer_lens", "pitfalls", "paper_figure", "clusters"]
 
 
 def cells(page, kind="code"):
@@ -73,7 +73,7 @@ def test_it_teaches_and_tests(page):
     assert any(re.search(r"^\s*assert |assert_close", s, re.M) for s in cells(page)), "no inline test"
     assert any(s.startswith("#| echo: false") and "Markdown(" in s for s in cells(page)), "no figure is read in words"
     assert (
-        page in ("gpt2_task", "paper_figure")
+        page in ("gpt2_task", "paper_figure", "clusters")
         or sum("application/vnd.plotly.v1+json" in o.get("data", {}) for o in outputs) >= 3
     )
     assert not any(re.search(r"^#\|\s*(export|default_exp)", s, re.M) for s in cells(page)), "tutorials export nothing"

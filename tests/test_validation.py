@@ -51,8 +51,10 @@ def test_precision_and_recall():
     assert np.isnan(precision_recall([0, 0], [1, 0])[0]) and precision_recall([0, 0], [1, 0])[1] == 0
     assert np.isnan(precision_recall([1, 0], [0, 0])[1])
     for function in (auroc, precision_recall):
-        with pytest.raises(ValueError, match="same things"):
+        with pytest.raises(ValueError, match="True and False|same things"):
             function([1, 2], [1])
+        with pytest.raises(ValueError, match="same things"):
+            function([1, 0], [1])
 
 
 def test_a_perfect_and_a_hopeless_method(case):
