@@ -526,7 +526,8 @@ def checked(
     @functools.wraps(function)
     def inner(*arguments: Any, **more: Any) -> Any:
         given = signature.bind(*arguments, **more)
-        for name in given.arguments.keys() & checks: given.arguments[name] = checks[name](name, given.arguments[name])
+        for name in [n for n in given.arguments if n in checks]: # in their order, so that the first mistake is named
+            given.arguments[name] = checks[name](name, given.arguments[name])
         return function(*given.args, **given.kwargs)
     inner.checked = True # type: ignore[attr-defined]
     return inner

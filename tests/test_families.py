@@ -41,7 +41,11 @@ def parts(plain, layer):
     attention = first(block, "attention", "self_attn", "attn")
     attention = getattr(attention, "attention", attention)
     out = first(attention, "dense", "o_proj", "out_proj")
-    last = block.fc2 if hasattr(block, "fc2") else first(block.mlp, "dense_4h_to_h", "fc_out", "c_proj", "down_proj")
+    last = (
+        block.fc2
+        if hasattr(block, "fc2")
+        else first(block.mlp, "dense_4h_to_h", "fc_out", "c_proj", "down_proj", "fc2")
+    )
     return block, attention, out, last
 
 
