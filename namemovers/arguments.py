@@ -33,7 +33,7 @@ def short(
     if isinstance(value, str) and len(value) > 4 * limit: value = value[:limit] + value[-limit:]
     if isinstance(value, bytes) and len(value) > 4 * limit: value = value[:limit] + value[-limit:]
     try:
-        text = repr(value)
+        text = re.sub(r" at 0x[0-9a-f]+", "", repr(value))
     except Exception:
         return f"<{kind}>"
     if "\n" in text or len(text) > limit and not plain: return f"<{kind}>"
