@@ -625,36 +625,13 @@ def _make_task(tokenizer, name, records, corruption, seed, repeated=None, after=
             raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {short(text)}; "
                              "give different names.")
     return _build(
-        tokenizer,
-        name,
-        clean,
-        corrupted,
-        clean_ids,
-        corrupted_ids,
-        correct,
-        wrong,
-        positions,
-        corruption,
-        seed,
-        [r["template"] for r in records],
-        [r["names"] for r in records],
+        tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions,
+        corruption, seed, [r["template"] for r in records], [r["names"] for r in records],
     )
 
 def _build(
-    tokenizer,
-    name,
-    clean,
-    corrupted,
-    clean_ids,
-    corrupted_ids,
-    correct,
-    wrong,
-    positions,
-    corruption,
-    seed,
-    templates,
-    names,
-    subjects=None,
+    tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions,
+    corruption, seed, templates, names, subjects=None,
 ):
     "The `Task` of lists; `positions` are dicts name -> index, of which the names that all have are kept."
     shared = [k for k in positions[0] if all(k in p for p in positions)]
@@ -944,21 +921,10 @@ def _from_pairs(
         ]
     if unknown := [s for s in subjects if s not in places[0]]:
         raise ValueError(f"subjects: there is no position {unknown[0]!r}; there are {list(places[0])}.")
+    names = [{s: said[p[s]] for s in subjects} for said, p in zip(says, places)]
     return _build(
-        tokenizer,
-        name,
-        clean,
-        corrupted,
-        clean_ids,
-        corrupted_ids,
-        right,
-        wrong,
-        places,
-        corruption,
-        0,
-        ["pairs"] * len(clean),
-        [{s: said[p[s]] for s in subjects} for said, p in zip(says, places)],
-        tuple(subjects),
+        tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places,
+        corruption, 0, ["pairs"] * len(clean), names, tuple(subjects),
     )
 
 Task.from_pairs = classmethod(_from_pairs) # type: ignore[assignment]
@@ -1113,21 +1079,11 @@ def _from_template(
                                  "puts it; put a space before the placeholder.")
         places.append(found)
     places = _sorted(places, map(len, clean_ids))
+    templates, named = [list(chosen)[i] for i, _ in drawn], [lookup for _, lookup in drawn]
+    mentions = tuple(p for p in places[0] if p.split(".")[0] in subjects and not p.endswith("+1"))
     return _build(
-        tokenizer,
-        name,
-        clean,
-        corrupted,
-        clean_ids,
-        corrupted_ids,
-        right,
-        wrong,
-        places,
-        said,
-        seed,
-        [list(chosen)[i] for i, lookup in drawn],
-        [lookup for i, lookup in drawn],
-        tuple(p for p in places[0] if p.split(".")[0] in subjects and not p.endswith("+1")),
+        tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, right, wrong, places,
+        said, seed, templates, named, mentions,
     )
 
 Task.from_template = classmethod(_from_template) # type: ignore[assignment]

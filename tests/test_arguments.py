@@ -1,5 +1,6 @@
 """The checks of arguments: what they take, what they refuse, what they say."""
 
+import re
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +22,11 @@ from namemovers.arguments import (
 )
 
 MASK = [True, False, False, True]
+
+
+def named(value):
+    "A test's name, the same in every process: without places in memory."
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,7 @@ def test_a_mask_selects(mask):
         (xr.DataArray([1, 0], dims="prompt"), [1, 0]),
         (pd.Index([2]), [2]),
     ],
-    ids=str,
+    ids=named,
 )
 def test_an_index_selects(index, expected):
     assert selected("index", index, 4) == expected
@@ -101,7 +107,7 @@ def test_an_index_selects(index, expected):
         (xr.DataArray(MASK, dims="layer"), "other prompts"),
         (xr.DataArray(MASK, dims="prompt", coords={"prompt": [1, 0, 2, 3]}), "other prompts"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_is_no_index_is_refused(wrong, says):
     with pytest.raises(ValueError, match=rf"^index: .*{says}") as caught:

@@ -16,7 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from press import quarto
 from press import website as site
-from press.website import links, outputs, render, text
+from press.website import links, outputs, render, staging, text
 
 ROOT = Path(__file__).parents[1]
 PLOTLY = "application/vnd.plotly.v1+json"
@@ -395,6 +395,33 @@ def test_colab_where_the_repository_has_an_address():
         "https://colab.research.google.com/github/someone/namemovers/blob/main/nbs/00_data.ipynb"
         in render.page_actions(site.Page("nbs/00_data.ipynb"), config)
     )
+
+
+def test_what_stands_below_a_description_is_shown():
+    "nbdev shows nothing of a notebook's first cell; the site shows all of it, whatever the page."
+    nb = new_notebook(
+        cells=[new_markdown_cell("# A page\n\n> What it is.\n\n- order: 3\n\nAn *introduction*.\n\nTwo.")]
+    )
+    apart = staging._title_apart(json.loads(nbformat.writes(nb)))
+    assert [c["source"] for c in apart["cells"]] == [
+        "# A page\n\n> What it is.\n\n- order: 3\n\n",
+        "An *introduction*.\n\nTwo.",
+    ]
+    assert staging._title_apart(apart) == apart and nbformat.validate(nbformat.from_dict(apart)) is None
+    bare = new_notebook(cells=[new_markdown_cell("# A page\n\n> What it is.")])
+    assert len(staging._title_apart(json.loads(nbformat.writes(bare)))["cells"]) == 1
+
+
+def test_introductions_are_on_the_projects_pages(whole):
+    for page in own_pages():
+        if page.staged == site.GENERATED:
+            continue
+        first = staging.source_of(staging.read_notebook(ROOT / page.source)["cells"][0])
+        told = first.splitlines()[-1].strip()
+        if told and not re.match(r"[#>|-]", told):
+            plain = re.sub(r"\[([^]]*)\]\([^)]*\)|[`*]", r"\1", told)
+            beginning = re.split(r"[^\w ,;]", plain)[0].strip()
+            assert beginning in re.sub(r"\s+", " ", words(whole / page.url)), page.source
 
 
 # --- mistakes -------------------------------------------------------------------------------------------------------

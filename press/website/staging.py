@@ -16,6 +16,7 @@ from pathlib import Path
 from .pages import Page
 
 _CONFIG = '[project]\nname = "namemovers"\n[tool.nbdev]\nnbs_path = "."\nexec_profile = false\n'
+_TITLE = re.compile(r"\s*# .*\n*(?:>.*\n*)*(?:- [\w-]+: .*\n*)*")
 _RUNS = {"export", "exports", "exporti", "exec_doc"}
 
 
@@ -60,6 +61,16 @@ def _keep_outputs(nb: dict) -> dict:
     return nb
 
 
+def _title_apart(nb: dict) -> dict:
+    """What follows title, description and keys in the first cell as a cell of its own, for nbdev shows none of it."""
+    first = nb["cells"][0] if nb["cells"] else {"cell_type": ""}
+    head = _TITLE.match(source_of(first)) if first["cell_type"] == "markdown" else None
+    if head and (text := source_of(first)[head.end() :].strip()):
+        first["source"] = head[0]
+        nb["cells"].insert(1, {**first, "id": f"{first.get('id', 'title')}-text"[-64:], "source": text})
+    return nb
+
+
 def _process(stage: str) -> None:
     """Run nbdev's processing over both folders below `stage` (in a process of its own)."""
     from nbdev.serve import proc_nbs
@@ -83,7 +94,8 @@ def process_notebooks(
         path.parent.mkdir(parents=True, exist_ok=True)
         # A configuration beside each folder gives each its own cache: nbdev clears a shared one between the folders.
         (stage / page.source.split("/")[0] / "pyproject.toml").write_text(_CONFIG)
-        path.write_text(json.dumps(_keep_outputs(read_notebook(notebooks / page.source))), encoding="utf-8")
+        nb = _title_apart(_keep_outputs(read_notebook(notebooks / page.source)))
+        path.write_text(json.dumps(nb), encoding="utf-8")
     method = "fork" if sys.platform == "linux" else "spawn"  # a fork has the imports of this process behind it
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
         pool.submit(_process, str(stage)).result()
