@@ -1414,7 +1414,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'namemovers.figures.theme.template': ( 'core/figures/theme.html#template',
                                                                                  'namemovers/figures/theme.py')},
             'namemovers.files': { 'namemovers.files._alive': ('core/files.html#_alive', 'namemovers/files.py'),
-                                  'namemovers.files._reason': ('core/files.html#_reason', 'namemovers/files.py'),
+                                  'namemovers.files.disk_reason': ('core/files.html#disk_reason', 'namemovers/files.py'),
                                   'namemovers.files.remove_leftovers': ('core/files.html#remove_leftovers', 'namemovers/files.py'),
                                   'namemovers.files.whole': ('core/files.html#whole', 'namemovers/files.py')},
             'namemovers.guard': { 'namemovers.guard._check_finite': ('core/guard.html#_check_finite', 'namemovers/guard.py'),

@@ -24,6 +24,8 @@ import zarr
 from filelock import FileLock, Timeout
 from zarr.codecs import Crc32cCodec
 
+from .files import disk_reason
+
 # %% ../nbs/core/store.ipynb #8fe3b0dd
 @dataclass(frozen=True)
 class Grid:
@@ -75,8 +77,8 @@ def _writing(path):
     "Errors of the disk in one sentence."
     try: yield
     except OSError as e:
-        remedy = "give a path in a folder that can be written and has room; the blocks that are finished stay"
-        raise OSError(f"store={str(path)!r} cannot be written ({e.strerror or e}): {remedy}") from None
+        reason = disk_reason(e) or f"{e.strerror or e}; give another path"
+        raise OSError(f"store={str(path)!r} cannot be written: {reason}; the blocks that are finished stay") from None
 
 # %% ../nbs/core/store.ipynb #fcf84a19
 def _opened(path: Path) -> Any:
