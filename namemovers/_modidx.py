@@ -91,6 +91,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'namemovers.arguments.short': ('core/arguments.html#short', 'namemovers/arguments.py'),
                                       'namemovers.arguments.thing': ('core/arguments.html#thing', 'namemovers/arguments.py'),
                                       'namemovers.arguments.truths': ('core/arguments.html#truths', 'namemovers/arguments.py'),
+                                      'namemovers.arguments.warn': ('core/arguments.html#warn', 'namemovers/arguments.py'),
                                       'namemovers.arguments.whole': ('core/arguments.html#whole', 'namemovers/arguments.py'),
                                       'namemovers.arguments.word': ('core/arguments.html#word', 'namemovers/arguments.py'),
                                       'namemovers.arguments.yes_or_no': ('core/arguments.html#yes_or_no', 'namemovers/arguments.py')},
