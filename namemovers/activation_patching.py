@@ -7,7 +7,6 @@ __all__ = ['METRICS', 'hook_point', 'unreached', 'run_hooks', 'effect', 'pick_en
 
 # %% ../nbs/02_activation_patching.ipynb #d98c3c9e
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from itertools import groupby
@@ -19,7 +18,7 @@ import torch
 import xarray as xr
 from transformer_lens.utilities import get_act_name
 
-from .arguments import checked
+from .arguments import checked, warn
 from .engine.ready import DTYPES, why_not
 from .engine.sweep import sweep
 from .guard import guarded
@@ -154,10 +153,9 @@ def _say_how_long(runs, each):
     "Warn of a long sweep, from what one prompt's run took [seconds]."
     if runs * each < LONG: return
     minutes = runs * each / 60
-    warnings.warn(
+    warn(
         f"Patching by hooks runs the model {runs} times, which will take about {minutes:.0f} min here: fewer prompts, "
-        "layers or heads take less.",
-        stacklevel=4,
+        "layers or heads take less."
     )
 
 # %% ../nbs/02_activation_patching.ipynb #1f691270
@@ -301,7 +299,7 @@ def pick_engine(
 
 @cache
 def _fell_back(reason): # cached: Python's own memory of what it warned of is cleared by TransformerLens
-    warnings.warn(f"Patching runs on the slower hooks engine, because for the fast one {reason}.", stacklevel=4)
+    warn(f"Patching runs on the slower hooks engine, because for the fast one {reason}.")
 
 # %% ../nbs/02_activation_patching.ipynb #b10c4b10
 def _block(model, pairs, site, some, question, engine, dtype):

@@ -5,11 +5,14 @@
 # %% ../nbs/core/arguments.ipynb #de314c59
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import re
+import sys
 import typing
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 # %% auto #0
 __all__ = ['short', 'whole', 'number', 'one_of', 'word', 'yes_or_no', 'listed', 'mapping', 'selected', 'thing', 'a_model',
            'a_task', 'a_tokenizer', 'a_result', 'a_path', 'head_pairs', 'members', 'a_client', 'numbers', 'truths',
-           'checked']
+           'checked', 'warn']
 
 # %% ../nbs/core/arguments.ipynb #dd868dcd
 def short(
@@ -531,3 +534,16 @@ def checked(
         return function(*given.args, **given.kwargs)
     inner.checked = True # type: ignore[attr-defined]
     return inner
+
+# %% ../nbs/core/arguments.ipynb #1686645f
+_HERE = os.path.dirname(globals().get("__file__", "")) # in a notebook there is none
+_WITHIN = (_HERE + os.sep, functools.__file__, contextlib.__file__)
+
+def warn(
+    message: str, # what the caller should know
+) -> None:
+    "Warn, at the line that called into the library, however many of its functions lie between."
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_WITHIN):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)

@@ -13,7 +13,6 @@ import itertools
 import math
 import re
 import string
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +23,7 @@ import torch
 import xarray as xr
 from tqdm.auto import tqdm
 
-from .arguments import a_result, checked, listed, one_of, selected, short, whole, word
+from .arguments import a_result, checked, listed, one_of, selected, short, warn, whole, word
 from .guard import guarded
 from .results import provenance
 from .stats import proportion, summarise
@@ -297,12 +296,9 @@ def _say_dropped(tokenizer, pools, dropped, forms):
             f"stands ({shown}); "
             f"give names that are, with names=[...]."
         )
-    warnings.warn(
-        (
-            f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out "
-            f"({shown})."
-        ),
-        stacklevel=5,
+    warn(
+        f"{len(dropped)} of the {len(NAMES)} shipped names are not one token for this tokenizer and are left out "
+        f"({shown})."
     )
 
 # %% ../nbs/00_data.ipynb #904f00e7

@@ -21,6 +21,8 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock
 
+from .arguments import warn
+
 # %% ../nbs/core/quantised.ipynb #ffca4139
 def cache_folder() -> Path:
     "The user's cache for models that were dequantised; `NAMEMOVERS_CACHE` in the environment names another."
@@ -32,8 +34,8 @@ ABOUT = "quantised.json" # beside an unpacked model: where it is from
 
 def about(
     folder: str | Path, # of a model
-) -> dict: # file, sha256, quantisation, note; empty for what was never quantised
-    "What is known of the file that a folder's model was unpacked from."
+) -> dict: # file, sha256, quantisation, note, files; empty for what was never quantised
+    "What is known of the file that a folder's model was unpacked from, and the checksums of what was written."
     path = Path(folder) / ABOUT
     return json.loads(path.read_text()) if path.is_file() else {}
 
@@ -41,6 +43,19 @@ def about(
 def _sha256(file: Path) -> str:
     "The checksum of a file."
     with open(file, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+
+# %% ../nbs/core/quantised.ipynb #350a562d
+def _checksums(folder: Path) -> dict[str, str]:
+    "File -> checksum, for all but the note about them."
+    return {f.name: _sha256(f) for f in sorted(folder.iterdir()) if f.name != ABOUT}
+
+# %% ../nbs/core/quantised.ipynb #a01d32d9
+def _intact(folder: Path) -> bool:
+    "Whether an unpacked model is there as it was written."
+    try: known = about(folder).get("files", {})
+    except ValueError: return False
+    same = lambda name: (folder / name).is_file() and _sha256(folder / name) == known[name]
+    return bool(known) and all(map(same, known))
 
 # %% ../nbs/core/quantised.ipynb #59b3e968
 def _quantisation(file: Path) -> str:
@@ -73,6 +88,13 @@ def _dequantise(file: Path, folder: Path) -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
+# %% ../nbs/core/quantised.ipynb #045cd0df
+def _moved(part: Path, target: Path) -> None:
+    "Move a folder into place, in the place of a damaged one."
+    if not part.exists(): return
+    if target.exists(): shutil.rmtree(target)
+    os.replace(part, target)
+
 # %% ../nbs/core/quantised.ipynb #acd48c03
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
@@ -82,7 +104,7 @@ def _beside(target: Path) -> Iterator[Path]:
         part = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
         try:
             yield part
-            if part.exists() and not target.exists(): os.replace(part, target)
+            if not _intact(target): _moved(part, target)
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
@@ -101,10 +123,11 @@ def unpacked(
     _needs_gguf()
     digest = _sha256(file)
     folder = cache_folder() / f"{file.stem}-{digest[:12]}"
-    if folder.is_dir(): return folder
+    if _intact(folder): return folder
+    if folder.is_dir(): warn(f"{str(folder)!r} was damaged or not whole, and is written again")
     facts = {"file": name or file.name, "sha256": digest, "quantisation": _quantisation(file), "note": note}
     with _beside(folder) as part:
-        if folder.is_dir(): return folder # another process was first
+        if _intact(folder): return folder # another process was first
         try:
             _dequantise(file, part)
         except OSError as e:
@@ -116,7 +139,7 @@ def unpacked(
             raise ValueError(
                 f"{str(file)!r} cannot be read as a model ({str(e)[:120]}); give a decoder that transformers reads"
             ) from None
-        (part / ABOUT).write_text(json.dumps(facts, indent=1))
+        (part / ABOUT).write_text(json.dumps(facts | {"files": _checksums(part)}, indent=1))
     return folder
 
 # %% ../nbs/core/quantised.ipynb #c4c7192f
@@ -171,7 +194,7 @@ def packed_folder(
     Raises ValueError where a package is missing, or the parts are not those of the file that is meant."""
     packed = PACKED[name]
     folder = cache_folder() / f"{Path(packed.file).stem}-{packed.sha256[:12]}"
-    if folder.is_dir(): return folder
+    if _intact(folder): return folder
     parts = [_part(package, packed.file) for package in packed.packages]
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=f".{name}-") as scratch:

@@ -15,7 +15,7 @@ import xarray as xr
 from scipy import stats
 from scipy.optimize import elementwise
 
-from .arguments import a_result, checked, head_pairs, numbers, short
+from .arguments import a_result, checked, head_pairs, numbers, short, warn
 
 # %% ../nbs/core/stats.ipynb #702d1b91
 @checked
@@ -213,7 +213,7 @@ def normalise(
     mean = float(apart.mean())
     low, high = _mean_interval(apart[None], 0.95)[:, 0]
     if mean == 0 or low <= 0 <= high:
-        warnings.warn(_no_distance(mean, low, high, apart), stacklevel=3)
+        warn(_no_distance(mean, low, high, apart))
         mean = np.nan
     share = moved / mean
     if not isinstance(share, xr.DataArray):

@@ -6,7 +6,6 @@
 __all__ = ['MEASURES', 'METHODS', 'Study', 'study']
 
 # %% ../nbs/core/task_study.ipynb #c7fe397b
-import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 
 from . import plots
-from .arguments import checked
+from .arguments import checked, warn
 from .engine.ready import why_not
 from .activation_patching import patch, say_positions
 from .copy_scores import task_copy_scores
@@ -243,12 +242,9 @@ def _warn_of_few(task, model):
     heads = model.cfg.n_layers * model.cfg.n_heads
     needed = prompts_needed(heads)
     if len(task) < needed:
-        warnings.warn(
+        warn(
             f"task has {len(task)} prompt{'s' * (len(task) != 1)}: too few for any of {heads} heads to be significant, "
-            # of who called `study`, which is wrapped
-            f"so every head stays untested; {needed} is the least.",
-            UserWarning,
-            stacklevel=4,
+            f"so every head stays untested; {needed} is the least."
         )
 
 # %% ../nbs/core/task_study.ipynb #07ac15e4

@@ -2,8 +2,11 @@
 
 import json
 import os
+import re
 import shutil
+import sys
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub
@@ -217,3 +220,13 @@ def told_apart(model, task):
     ]
     moved = (runs[0] - runs[1]).cpu()
     return dataclasses.replace(task, correct=moved.argmax(1), wrong=moved.argmin(1))
+
+
+@contextmanager
+def warned(match=""):
+    """A warning that says what it should, and names the line of the test: whatever lies between it and the library."""
+    with pytest.warns(UserWarning, match=match) as caught:
+        yield caught
+    caller = sys._getframe(2).f_code.co_filename  # past contextlib
+    said = [w for w in caught if re.search(match, str(w.message))]
+    assert {w.filename for w in said} == {caller}

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformer_lens.patching as tlp
 import xarray as xr
-from conftest import told_apart, with_mean
+from conftest import told_apart, warned, with_mean
 
 from namemovers import results
 from namemovers.activation_patching import METRICS, effect, patch, run_hooks
@@ -590,7 +590,7 @@ def test_a_long_sweep_by_hooks_says_how_long_it_will_take(tiny, monkeypatch):
         warnings.simplefilter("error")
         patch(tiny, task, "z", engine="hooks")
     monkeypatch.setattr(activation_patching, "LONG", 0)
-    with pytest.warns(UserWarning, match=r"runs the model 48 times, which will take about \d+ min here"):
+    with warned(r"runs the model 48 times, which will take about \d+ min here"):
         patch(tiny, task, "z", engine="hooks")  # 3 layers x 4 heads x 4 prompts
 
 

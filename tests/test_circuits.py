@@ -9,7 +9,7 @@ import pytest
 import torch
 import xarray as xr
 from scipy.stats import binom
-from conftest import with_mean
+from conftest import warned, with_mean
 from test_activation_patching import made_task
 
 from namemovers import results
@@ -311,7 +311,7 @@ def test_faithfulness_by_hand():
     assert float(g.value.sel(circuit="a", measure="ratio")) == 0.75
     for k in ("low", "high"):
         assert np.isnan(g[k]).all()  # two prompts have no interval
-    with pytest.warns(UserWarning, match="nothing to take a share of"):
+    with warned("nothing to take a share of"):
         nothing = faithfulness(of_values([1, 1], [1, 1], a=[1, 1]))
     assert np.isnan(nothing.value.sel(circuit="a", measure="normalised"))
     assert float(nothing.value.sel(circuit="a", measure="gap")) == 0
@@ -341,7 +341,7 @@ def test_no_share_of_what_may_be_nothing():
     """Where model and empty circuit may do the same, a share of their distance says nothing: NaN and a reason, in
     every measure of it."""
     ds = of_values([3, -2, 2.5, -3.1, 0.3], [0, 0, 0, 0, 0], a=[1, 1, 1, 1, 1])
-    with pytest.warns(UserWarning, match="which may be zero"):
+    with warned("which may be zero"):
         f = faithfulness(ds)
     assert np.isnan(f.sel(measure="normalised").value).all()
     assert np.isnan(f.sel(measure="normalised").high).all()
@@ -356,9 +356,9 @@ def test_no_share_of_what_may_be_nothing():
         coords={"ranking": ["r"], "share": [0.1, 1.0]},
         attrs={"metric": "logit_diff"},
     )
-    with pytest.warns(UserWarning, match="which may be zero"):
+    with warned("which may be zero"):
         assert np.isnan(area(shares).value).all()
-    with pytest.warns(UserWarning, match="which may be zero"):
+    with warned("which may be zero"):
         assert np.isnan(trade_off(shares)["r"]["mean"]).all()
 
 
@@ -755,7 +755,7 @@ def test_a_reference_out_of_distribution_is_noticed(mini):
     task = mrs_task(mini.tokenizer, n=4)
     neutral = mrs_task(mini.tokenizer, n=20, seed=1, corruption="no_cue")
     for ablation in ("mean", "random"):
-        with pytest.warns(UserWarning, match="at cue_name, other it holds words of another kind"):
+        with warned("at cue_name, other it holds words of another kind"):
             ds = run_circuits(mini, task, {}, ablation, neutral)
         assert ds.attrs["out_of_distribution"] == "cue_name, other"
         with warnings.catch_warnings():

@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
-from conftest import gpt2_tokenizer, small_tokenizer
+from conftest import gpt2_tokenizer, small_tokenizer, warned
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -580,7 +580,7 @@ def test_shipped_names_that_do_not_fit_are_left_out_aloud():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         mrs_task(fast, n=2, names=kept)
-    with pytest.warns(UserWarning, match=f"{len(NAMES) - 10} of the {len(NAMES)} shipped names .* left out"):
+    with warned(f"{len(NAMES) - 10} of the {len(NAMES)} shipped names .* left out"):
         task = mrs_task(fast, n=5)
     assert {n for names in task.names for k, n in names.items() if k[0] == "S"} <= set(kept)
     with pytest.raises(ValueError, match="'Zoe' is not one token"):  # one unknown token is no token of its own

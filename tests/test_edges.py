@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import told_apart, with_mean
+from conftest import told_apart, warned, with_mean
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from dataclasses import replace
@@ -607,7 +607,7 @@ def test_acdc_goes_on_where_it_was_interrupted(tiny, monkeypatch, tmp_path):
         return real(self, e, cut)
 
     monkeypatch.setattr(Search, "decide", decide)
-    with pytest.warns(UserWarning, match="interrupted"):
+    with warned("interrupted"):
         part = acdc(tiny, task, 0.02)
     monkeypatch.setattr(Search, "decide", real)
     assert part.attrs["complete"] == 0 and 0 < part.decided.sum() < len(part.edge)

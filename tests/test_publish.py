@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from conftest import warned
 import xarray as xr
 from PIL import Image
 
@@ -202,7 +203,7 @@ def test_layout():
     assert look.laid_out(level, 3.25)[0].layout.xaxis.tickangle == -60
     assert look.laid_out(level, 6.75)[0].layout.xaxis.tickangle == 0
     graph = plots.graph(pd.DataFrame({"sender": ["L0H0", "L1H11"], "receiver": ["L1H11", "logits"]}))
-    with pytest.warns(UserWarning, match="columns=2"):
+    with warned("columns=2"):
         laid, scale = look.laid_out(graph, 3.25)
     assert laid.layout.width == graph.layout.width and laid.layout.width * scale == pytest.approx(3.25 * 96)
 

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from conftest import warned
 
 from namemovers import quantised
 from namemovers.quantised import PACKED, Packed, about, installed, packed_folder, unpacked
@@ -50,8 +51,33 @@ def test_parts_are_put_together_checked_and_named(cache, tmp_path, monkeypatch):
         "sha256": hashlib.sha256(b"0123456789").hexdigest(),
         "quantisation": "Q4_K_M",
         "note": "made up",
+        "files": {"config.json": hashlib.sha256(b"{}").hexdigest()},
     }
     # nothing left beside
+    assert sorted(p.name for p in cache.iterdir() if not p.name.endswith(".lock")) == [folder.name]
+
+
+@pytest.mark.parametrize("harm", ["changed", "lost", "note lost", "note cut", "of an older version"])
+def test_a_cache_that_changed_is_written_again_and_not_measured(cache, tmp_path, monkeypatch, harm):
+    parts_of(monkeypatch, tmp_path / "parts", b"0123456789")
+    monkeypatch.setattr(quantised, "_dequantise", lambda file, folder: (folder / "config.json").write_text("{}"))
+    monkeypatch.setattr(quantised, "_quantisation", lambda file: "Q4_K_M")
+    folder = packed_folder("small")
+    note = folder / quantised.ABOUT
+    whole = note.read_text()
+    if harm == "changed":
+        (folder / "config.json").write_text('{"a": 1}')
+    if harm == "lost":
+        (folder / "config.json").unlink()
+    if harm == "note lost":
+        note.unlink()
+    if harm == "note cut":
+        note.write_text(whole[:20])
+    if harm == "of an older version":
+        note.write_text(json.dumps({k: v for k, v in json.loads(whole).items() if k != "files"}))
+    with warned("was damaged or not whole, and is written again"):
+        assert packed_folder("small") == folder
+    assert (folder / "config.json").read_text() == "{}" and note.read_text() == whole
     assert sorted(p.name for p in cache.iterdir() if not p.name.endswith(".lock")) == [folder.name]
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 import transformers as hf
-from conftest import small_tokenizer
+from conftest import small_tokenizer, warned
 
 from namemovers.data import Task, ioi_task, mrs_task
 from namemovers.model import load_model
@@ -99,7 +99,7 @@ def test_a_mixture_of_experts_says_what_cannot_be_done(experts):
 
     model = load_model(experts, device="cpu")
     task = ioi_task(model.tokenizer, n=2)
-    with pytest.warns(UserWarning, match="slower hooks engine, because for the fast one its MLP is a Mixtral"):
+    with warned("slower hooks engine, because for the fast one its MLP is a Mixtral"):
         assert patch(model, task, "z").attrs["engine"] == "hooks"
     for measure in (head_attribution, path_patch):
         with pytest.raises(ValueError, match="its MLP is a MixtralSparseMoeBlock") as e:

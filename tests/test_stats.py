@@ -4,6 +4,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import warned
 import xarray as xr
 from scipy import stats as sp
 
@@ -579,10 +580,10 @@ def test_no_share_of_what_may_be_nothing():
         (unsure, r"\[-[\d.]+, [\d.]+\], which may be zero, over 12 prompts"),
         (np.zeros(1), "over 1 prompt,"),
     ):
-        with pytest.warns(UserWarning, match=said) as caught:
+        with warned(said) as caught:
             share = normalise(moved[:, : len(apart)], apart)
         assert len(caught) == 1 and share.isnull().all() and summarise(share, n_resamples=9)["mean"].isnull().all()
-    with pytest.warns(UserWarning):
+    with warned():
         assert np.isnan(normalise(np.ones(3), np.zeros(3))).all()
 
 
@@ -597,7 +598,7 @@ def test_a_distance_that_is_sure_of_many_prompts_and_not_of_few():
     """The rule asks for the interval of the mean, which narrows with prompts, and not for the scatter."""
     apart = np.random.default_rng(7).normal(1, 2, 200)
     assert normalise(xr.DataArray(np.ones(200), dims="prompt"), apart).notnull().all()
-    with pytest.warns(UserWarning, match="may be zero"):
+    with warned("may be zero"):
         assert normalise(xr.DataArray(np.ones(8), dims="prompt"), apart[:8]).isnull().all()
 
 

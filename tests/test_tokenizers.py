@@ -5,6 +5,7 @@ import re
 import conftest
 import numpy as np
 import pytest
+from conftest import warned
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -202,7 +203,7 @@ def test_advice_does_not_go_in_a_circle():
 
 def test_a_name_of_two_tokens_is_named():
     tok = llama([w for w in WORDS if w not in ("Mary", "John")])
-    with pytest.warns(UserWarning, match=r"2 of the 136 shipped names .*'John' is 5: \[.*'Mary' is 5: \["):
+    with warned(r"2 of the 136 shipped names .*'John' is 5: \[.*'Mary' is 5: \["):
         assert len(mrs_task(tok, n=4)) == 4
     with pytest.raises(ValueError, match=r"names: 'Mary' is not one token .* but 5: \["):
         mrs_task(tok, n=1, names=["Mary", "Bob", "Paul", "Adam"])

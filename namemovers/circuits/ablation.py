@@ -9,14 +9,13 @@ __all__ = ['ABLATIONS', 'REFERENCE', 'reference_task', 'foreign_positions']
 import functools
 import itertools
 import re
-import warnings
 import weakref
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..arguments import checked
+from ..arguments import checked, warn
 from .parts import owners, positions_of
 from ..data import (CUES, DESCRIPTIONS, IOI_TEMPLATES, MRS_TEMPLATES, NAMES, OBJECTS, PLACES, TITLES, Task,
                              ioi_task, mrs_task)
@@ -168,15 +167,17 @@ def _written(task, template):
     return set(re.findall(r"\w+|[^\w\s]", re.sub(r"\{.*?\}", " ", text)))
 
 # %% ../../nbs/core/circuits/ablation.ipynb #8f240821
-def say_foreign(task, reference, ablation, stacklevel=3) -> dict: # for the attributes of a result
+def say_foreign(task, reference, ablation) -> dict: # for the attributes of a result
     "Where ablation is out of distribution; with a warning where reference prompts can be chosen."
     if ablation == "zero": return {}
     foreign = foreign_positions(task, task if reference is None else reference)
     if not foreign: return {}
     if ablation != "resample":
-        warnings.warn(f"reference: at {', '.join(foreign)} it holds words of another kind than the task does, so that "
-                      "what is ablated there is out of distribution, and a circuit may hold nodes that only repair it; "
-                      "give prompts of the task's own kind, as reference_task makes them", stacklevel=stacklevel)
+        warn(
+            f"reference: at {', '.join(foreign)} it holds words of another kind than the task does, so that what is "
+            "ablated there is out of distribution, and a circuit may hold nodes that only repair it; give prompts of "
+            "the task's own kind, as reference_task makes them"
+        )
     return {"out_of_distribution": ", ".join(foreign)}
 
 # %% ../../nbs/core/circuits/ablation.ipynb #2f2bd96e

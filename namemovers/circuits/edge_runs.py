@@ -95,7 +95,7 @@ class Job:
         self.w, self.g = (w := ready(model, length=pairs.length)), graph(model)
         self.ablation = ablation
         self.pairs = pairs = pairs.to(w.W_E.device)
-        self.foreign = say_foreign(task, reference, ablation, stacklevel=4)
+        self.foreign = say_foreign(task, reference, ablation)
         self.given: Any = None
         if ablation != "resample":
             reference = task if reference is None else reference

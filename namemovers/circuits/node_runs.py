@@ -53,7 +53,7 @@ class Ablated:
     ):
         question = Question(metric, memory_budget)
         reference = self._reference(task, ablation, reference)
-        foreign = say_foreign(task, reference, ablation, stacklevel=4)
+        foreign = say_foreign(task, reference, ablation)
         self.w = w = ready(model, length=task.clean_tokens.shape[1])
         self.model, self.task, self.mlps, self.metric, self.memory_budget = model, task, mlps, metric, memory_budget
         self._plan(question)

@@ -10,12 +10,13 @@ import base64
 import html
 import re
 import textwrap
-import warnings
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import plotly.graph_objects as go
+
+from ..arguments import warn
 
 # %% ../../nbs/core/publish/look.ipynb #37262b02
 #: inches: one column of a paper, and the whole page (ICML's; ACL's differ by less than half an inch)
@@ -165,7 +166,7 @@ def laid_out(
     if scale < 0.7 * SCALE:
         points = f"{13 * scale * 0.75:.1f}"
         told = f"Scaled to {inches:g} inches, the text of this figure is {points} points high"
-        warnings.warn(f"{told}; use columns=2, or draw fewer heads.", stacklevel=3)
+        warn(f"{told}; use columns=2, or draw fewer heads.")
     tall = fig.layout.height or 450
     tall += _fit_title(fig, canvas, title)
     tall += _fit_x_axis(fig, canvas)
