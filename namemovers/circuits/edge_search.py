@@ -6,12 +6,10 @@
 __all__ = ['RISES', 'acdc']
 
 # %% ../../nbs/core/circuits/edge_search.ipynb #223069b3
-import warnings
-
 import numpy as np
 import xarray as xr
 
-from ..arguments import checked
+from ..arguments import checked, warn
 from .edge_graph import connected, graph, heard
 from .edge_runs import Job, run_from, state_of_all
 from .edges import as_dataset, run_masks
@@ -174,8 +172,10 @@ def acdc(
         try: search.go()
         except KeyboardInterrupt:
             complete = False
-            warnings.warn(f"acdc was interrupted after {int(search.decided.sum())} of {len(g)} edges; the result holds "
-                          "what is decided: pass it as resume=", stacklevel=2)
+            warn(
+                f"acdc was interrupted after {int(search.decided.sum())} of {len(g)} edges; the result holds what is "
+                "decided: pass it as resume="
+            )
     circuit = connected(g, search.mask) if ablation == "resample" else g.label(search.mask)
     near_all = np.array([2 * circuit.sum() > len(g)])
     values, _ = run_masks(job, lambda i: circuit.values[None], near_all, lambda n: None)
