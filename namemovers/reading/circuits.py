@@ -19,6 +19,7 @@ from namemovers.circuits import (
     edge_ranking, faithfulness, graph, heads_of, larger, least_faithful, nodes_in_words, ranking,
     score_nodes, trade_off,
 )
+from namemovers.circuits.edge_graph import readings
 from namemovers.circuits.figures import NO_WAY
 from namemovers.stats import estimate, head_name
 from namemovers.reading.words import NO_DISTANCE
@@ -290,9 +291,10 @@ def say_drawn(
     if effects is None:
         return ""
     heads = [head_name(*h) for h in heads_of(chosen)]
-    ends = list(zip(effects.sender.values, effects.receiver.values))
+    g, ends = graph(effects), list(zip(effects.sender.values, effects.receiver.values))
+    reads = readings(g, heads)
     mean = effects.effect.mean("prompt")
-    inner = mean.isel(edge=[i for i, (a, b) in enumerate(ends) if a in heads and b in (*heads, "logits")])
+    inner = mean.isel(edge=[i for i, (a, b) in enumerate(ends) if a in heads and b in (*reads, "logits")])
     mlps = mean.isel(edge=[i for i, (a, b) in enumerate(ends) if a in heads and b.startswith("MLP")])
     order = np.argsort(-abs(inner.values), kind="stable")[:5]
     said = f"{len(heads)} heads, {inner.size} possible edges among them and into the logits. "
@@ -304,7 +306,7 @@ def say_drawn(
         most = int(np.argmax(np.abs(mlps.values)))
         said += f"The largest from a head into an MLP is {mlps.edge.values[most]}, {estimate(mlps[most])}. "
     drawn = [t.name.split(" → ") for t in figure.data if "→" in (t.name or "")]
-    bare = [h for h in heads if not any(h in pair for pair in drawn)]
+    bare = [h for h in heads if not any({h, *readings(g, [h])} & set(pair) for pair in drawn)]
     if not bare:
         return said + "Every head of the circuit has an edge among the drawn."
     has, it, passes = ("has", "it", "it passes") if len(bare) == 1 else ("have", "them", "they pass")
