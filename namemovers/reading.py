@@ -11,6 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from namemovers.circuits import faithfulness, heads_of, nodes_in_words
+from namemovers.circuits.edge_graph import graph, readings
 from namemovers.copy_scores import heads_above
 from namemovers.head_attribution import attributed, leading_heads
 from namemovers.head_roles import ROLES, against_known, evidence_in_words, heads_of_role
@@ -520,9 +521,10 @@ def say_drawn(
 ) -> str:
     "The largest edges of a circuit, and which of its heads have none among those drawn."
     heads = [head_name(*h) for h in heads_of(chosen)]
-    ends = list(zip(effects.sender.values, effects.receiver.values))
+    g, ends = graph(effects), list(zip(effects.sender.values, effects.receiver.values))
+    reads = readings(g, heads)
     mean = effects.effect.mean("prompt")
-    inner = mean.isel(edge=[i for i, (a, b) in enumerate(ends) if a in heads and b in (*heads, "logits")])
+    inner = mean.isel(edge=[i for i, (a, b) in enumerate(ends) if a in heads and b in (*reads, "logits")])
     mlps = mean.isel(edge=[i for i, (a, b) in enumerate(ends) if a in heads and b.startswith("MLP")])
     order = np.argsort(-abs(inner.values), kind="stable")[:5]
     said = f"{len(heads)} heads, {inner.size} possible edges among them and into the logits. "
@@ -534,7 +536,7 @@ def say_drawn(
         most = int(np.argmax(np.abs(mlps.values)))
         said += f"The largest from a head into an MLP is {mlps.edge.values[most]}, {estimate(mlps[most])}. "
     drawn = [t.name.split(" → ") for t in figure.data if "→" in (t.name or "")]
-    bare = [h for h in heads if not any(h in pair for pair in drawn)]
+    bare = [h for h in heads if not any({h, *readings(g, [h])} & set(pair) for pair in drawn)]
     if not bare:
         return said + "Every head of the circuit has an edge among the drawn."
     has, it, passes = ("has", "it", "it passes") if len(bare) == 1 else ("have", "them", "they pass")

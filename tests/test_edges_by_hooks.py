@@ -9,7 +9,7 @@ from namemovers.circuits import ablate_edges, acdc, attribute_edges, connected, 
 from namemovers.path_patching import path_patch
 from namemovers.sites import n_kv_heads
 from test_activation_patching import made_task
-from test_edges import logit_diff, naive_acdc
+from test_edges import logit_diff
 
 NAMES = ("llama", "llama3", "mistral", "qwen3", "gemma2", "gemma3", "olmo2", "phi")
 
@@ -41,6 +41,11 @@ def hooked(plain, tokens, put=(), hear=()):
     for handle in handles:
         handle.remove()
     return logits, heard
+
+
+@pytest.fixture(scope="module")
+def gemma2(tmp_path_factory):
+    return loaded("gemma2", tmp_path_factory.mktemp("gemma2"))[2]
 
 
 class Senders:
@@ -248,19 +253,61 @@ def test_edges_of_grouped_queries_by_hand(llama):
     assert connected(g, [*chain, *beside[:2]]).sum() == 5
 
 
-def test_a_search_on_grouped_queries_to_the_end(shape):
-    "Edge after edge, against the same search in which every circuit is run anew."
-    name, plain, model = shape
-    if name not in ("llama", "gemma3"):
-        return
-    task, g = made_task(model, n=2, lengths=6, differ=(3,)), graph(model)
-    scores = abs(attribute_edges(model, task, metric="kl", steps=3).kl.mean("prompt"))
-    threshold = float(scores.quantile(0.6))
-    mask, rises = naive_acdc(model, task, threshold, "kl", 1, "late")
-    assert 3 < mask.sum() < 0.9 * len(g)
-    found = acdc(model, task, threshold, "kl")
-    assert (~found.cut.values == mask).all() and found.decided.all() and found.attrs["complete"] == 1
-    assert max(abs(rises[str(e)] - r) for e, r in zip(found.tested.values, found.rise.values)) < 1e-5
-    assert abs(found.kl - run_edges(model, task, [mask], metric="kl").kl[0]).max() < 1e-5
-    greedy = top_edges(attribute_edges(model, task), 12, greedy=True)
+def test_a_search_on_grouped_queries_to_the_end(gemma2):
+    "Every decision, against a run of the circuit that the decisions before it left."
+    task, g = made_task(gemma2, n=2, lengths=6, differ=(3,)), graph(gemma2)
+    threshold = float(abs(attribute_edges(gemma2, task, metric="kl", steps=3).kl.mean("prompt")).quantile(0.6))
+    found = acdc(gemma2, task, threshold, "kl")
+    assert found.decided.all() and found.attrs["complete"] == 1 and 3 < (~found.cut).sum() < 0.9 * len(g)
+    mask, masks = np.ones(len(g), bool), []
+    order = sorted(range(len(g)), key=lambda e: (-g.input_of[e], -g.sender_of[e]))
+    tested = {g.number[str(e)]: i for i, e in enumerate(found.tested.values)}
+    assert [e for e in order if e in tested] == list(tested)
+    for e in order:
+        if e not in tested:  # nobody hears it: the metric stays as it is
+            assert found.cut[e] and not connected(g, mask)[e]
+        masks.append(mask.copy())
+        masks[-1][e] = False
+        if found.cut[e]:
+            mask = masks[-1]
+    kl = run_edges(gemma2, task, masks, metric="kl").kl.mean("prompt").values
+    now = 0.0
+    for e, value in zip(order, kl):
+        if e in tested:
+            step = tested[e]
+            assert abs(found.rise[step] - (value - now)) < 1e-5 and bool(found.was_cut[step]) == bool(found.cut[e])
+            assert bool(found.cut[e]) == bool(found.rise[step] < threshold)
+        else:
+            assert abs(value - now) < 1e-5
+        if found.cut[e]:
+            now = value
+    assert abs(found.kl.mean() - now) < 1e-5
+    greedy = top_edges(attribute_edges(gemma2, task), 12, greedy=True)
     assert greedy.sum() == 12 and graph(greedy) == g
+
+
+def test_drawings_and_sentences_name_keys_and_values_that_heads_share(llama):
+    from namemovers.circuits import Node, draw
+    from namemovers.reading import say_drawn
+
+    task, chosen = made_task(llama), frozenset({Node(0, 1, "END"), Node(2, 3, "END")})
+    effects = attribute_edges(llama, task)
+    figure = draw(effects, chosen, k=100)
+    drawn = {t.name for t in figure.data if "→" in (t.name or "")}
+    assert {"L0H1 → L2KV1", "MLP 1 → L2KV1", "L0H1 → L2H3", "L2H3 → logits"} <= drawn
+    assert not any(name in pair for pair in drawn for name in ("L2KV0", "L2H2", "L1KV"))
+    assert len([t for t in figure.data if t.name == "shared"]) == 1  # L2KV1 to L2H3
+    said = say_drawn(effects, chosen, figure)
+    assert said.startswith("2 heads, 5 possible edges among them and into the logits.")  # q, k, v; and into the logits
+
+
+def test_a_mask_and_a_saved_result_know_their_keys_and_values(llama, tmp_path):
+    from namemovers.results import load, save
+
+    task, g = made_task(llama), graph(llama)
+    found = ablate_edges(llama, task, ["L0H1 → L2KV1 k"])
+    save(found, "edge", tmp_path)
+    assert graph(load("edge", tmp_path)) == graph(g.label([3])) == g
+    for wrong in ("L0H1 → L2H3 k", "L0H1 → L2KV2 k", "L2KV1 → logits"):
+        with pytest.raises(ValueError, match="no edge"):
+            run_edges(llama, task, [[wrong]])

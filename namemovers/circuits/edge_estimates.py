@@ -151,7 +151,8 @@ def attribute_edges(
     """Edge attribution patching: an estimate of `ablate_edges`, all edges, from `steps` backward passes.
 
     Returns what `ablate_edges` returns, the estimate in place of the metric, and `approximation` among the attributes.
-    So the sign of an effect is that of what is lost by the cut: positive where the edge speaks for the answer.
+    So the sign of an effect is that of what is lost by the cut: positive where the edge speaks for the answer. Where a
+    norm follows attention, its slope in the run is taken: its scale is not frozen.
 
     Raises ValueError as `run_edges` does, and for a metric without a gradient at the run that is estimated from."""
     if not isinstance(steps, int) or steps < 1: raise ValueError(f"steps={steps!r}: give a whole number of at least 1")

@@ -239,6 +239,12 @@ def connected(
     used = g.dense(mask)
     return g.label(mask & _fed(g, used)[g.sender_of] & heard(g, used)[g.input_of])
 
+# %% ../../nbs/core/circuits/edge_graph.ipynb #4ef55258
+def readings(g, heads): # names of heads -> names
+    "What some heads read by: their queries, and keys and values, their own or those that they share."
+    there = [g.senders.index(h) for h in heads]
+    return {name for (name, _), read in zip(g.inputs, g.readers[:, there].any(1)) if read}
+
 # %% ../../nbs/core/circuits/edge_graph.ipynb #98dc1527
 @checked
 def nodes(

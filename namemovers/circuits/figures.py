@@ -15,6 +15,7 @@ import xarray as xr
 from ..arguments import checked
 from .. import plots
 from .curves import area_name, faithfulness
+from .edge_graph import graph, readings
 from .node_runs import circuit_of
 from .parts import Node, heads_of
 from ..stats import estimate, head_name, summarise, untested
@@ -41,7 +42,8 @@ def draw(
     """The heads of a circuit, coloured by the position they act at, with the largest edges among them, MLPs and
     logits."""
     heads = [head_name(*h) for h in heads_of(circuit)]
-    part = lambda n: n in heads or n.startswith("MLP") or n == "logits"
+    reads = readings(graph(effects), heads)
+    part = lambda n: n in heads or n in reads or n.startswith("MLP") or n == "logits"
     within = np.array([part(s) and part(r) for s, r in zip(effects.sender.values, effects.receiver.values)])
     size = np.where(within, np.abs(effects.effect.mean("prompt").values), -1)
     largest = np.argsort(-size, kind="stable")[:min(k, int(within.sum()))]
