@@ -105,7 +105,12 @@ def said(nb):
 def test_the_model_and_its_prompts_are_those_of_the_study(shown, page):
     text = shown[page]
     assert "strange" in text
-    own = re.sub(r"GPT-2 small, N = \d+(, as)?[^.;|]*published|N = 50 \(published\)|over 50 prompts|N = 500", "", text)
+    quoted = (  # what others measured, and where they say so
+        r"GPT-2 small, N = \d+(, as)?[^.;|]*published|N = 50 \(published\)|over 50 prompts|N = 500"
+        r"|The pilot study reports for GPT-2 small[^.]*?[^S]*?that S4 overshoots|\(pilot, N = 50\)"
+        r"|\*\((GPT-2 small; )?[^*]*\)\*|the pilot's over 50 prompts|the pilot's values over 50 prompts|fifty give"
+    )
+    own = re.sub(quoted, "", text, flags=re.S)
     assert not re.search(r"N = 50\b|\b50 prompts|fifty|\bmini\b(?!mum|mal)", own)
 
 
