@@ -147,7 +147,7 @@ def cue_matters(r, other) -> Verdict:
     clear = float(with_it.low) > float(without.high)
     instead = "another word" if "word" in other else "none"
     figure = f"latest subject on top: {of(with_it)} with the cue, {of(without)} with {instead}"
-    if meets(with_it, at_least=0.5) is False:
+    if meets(with_it, at_least=0.5) is False and not clear:
         raise Untold(f"{figure}: it is not named with the cue either")
     return verdict(apart if clear or apart is not True else None, figure, float(with_it["mean"] - without["mean"]))
 
