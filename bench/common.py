@@ -98,8 +98,8 @@ def needed(model, shape, site, by, n):
 
 
 def needed_paths(cfg, receivers, n, length, first, senders=None):
-    """The floating-point operations of paths from every head, or from `senders` heads (layer, head) alone: into the logits one vector
-    each, into later heads' queries everything after the receiver."""
+    """Floating-point operations of paths from every head, or from `senders` heads (layer, head) alone: into the logits
+    one vector each, into later heads' queries everything after the receiver."""
     d, wide, layers, heads = cfg.d_model, cfg.d_mlp, cfg.n_layers, cfg.n_heads
     rows = length - first
     kv, q, o, mlp = 4 * d * d, 2 * d * d, 2 * d * d, 4 * d * wide
