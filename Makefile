@@ -73,6 +73,8 @@ mini: install ## train the model that ships with the package again (up to 30 min
 bench: install ## measure the patching engine against TransformerLens, and the explorer (an hour or two; nnsight: see bench/nnsight_peer.py)
 	@$(PY) bench/patching.py
 	@$(PY) bench/patching.py --model mini --every 1
+	@$(PY) bench/decoders.py
+	@$(PY) bench/cost.py
 	@$(PY) bench/scaling.py
 	@$(PY) bench/study.py
 	@$(PY) bench/where.py

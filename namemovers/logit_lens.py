@@ -6,14 +6,16 @@
 __all__ = ['logit_lens', 'layer_contributions', 'top_tokens', 'baseline']
 
 # %% ../nbs/01_logit_lens.ipynb #d02f7b33
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 
-from .arguments import checked, a_result
+from .arguments import a_result, checked, whole
 from .guard import guarded
-from .model import answer_direction, columns_at_end, logit_difference, run_at_end
+from .model import answer_direction, columns_at_end, logit_difference, read_columns, run_at_end
 from .results import provenance
 from .stats import estimate, proportion, summarise, untested
 
@@ -27,10 +29,14 @@ def _check_model(model):
             "call load_model(name), or model.enable_compatibility_mode() on a fresh bridge."
         )
 
-def _logits(model, resid):
-    "The model's reading of residual vectors [..., d_model]: last LayerNorm, unembedding."
+def _normed(model, resid):
+    "Residual vectors [prompt, d_model] through the last LayerNorm."
     norm = getattr(model, "ln_final", None)
-    out = (norm(resid[:, None])[:, 0] if norm is not None else resid) @ model.W_U + model.b_U
+    return norm(resid[:, None])[:, 0] if norm is not None else resid
+
+def _logits(model, resid):
+    "The model's reading of residual vectors [prompt, d_model]: last LayerNorm, unembedding."
+    out = _normed(model, resid) @ model.W_U + model.b_U
     transform = getattr(getattr(model, "adapter", None), "apply_output_logits_transform", None)
     return transform(out) if callable(transform) else out
 
@@ -62,12 +68,12 @@ def _before_cap(model, final, direction, right, wrong, scale):
     return (final / scale * direction).sum(-1) + model.b_U[right] - model.b_U[wrong]
 
 # %% ../nbs/01_logit_lens.ipynb #dc49a61d
-@checked
+@checked(top=partial(whole, least=0))
 @guarded
 def logit_lens(
     model,                          # from `load_model`
     task,                           # from `mrs_task` or `ioi_task`
-    top: int = 5,                   # tokens kept in `top_token`
+    top: int = 5,                   # tokens kept in `top_token`; with 0 nothing but the two answers is read
     batch_size: int | None = None,  # prompts a run; chosen so that its logits at END stay below about 64 MB
 ) -> xr.Dataset:
     """The answer read from the residual stream after each layer, and each layer's share in it, per prompt, at END.
@@ -87,17 +93,19 @@ def logit_lens(
       the run's own; the contributions of a prompt sum to `clean`, or, of a model that caps its logits (Gemma 2), to
       `before_cap`, the same difference before the cap.
 
+    With `top=0` there are no ranks, probabilities and tokens, and no `preferred`: they need the logits of the whole
+    vocabulary at every stage, which is nearly all of the time where it is large (Gemma's has 262,144 tokens).
+
     And over `prompt`: `clean` and `corrupted`, the model's logit difference on the clean and the corrupted prompt (same
     right and wrong answer), and `preferred`, whether the right answer is the first of all tokens on the clean one.
 
     Raises ValueError for a model that is not in compatibility mode or whose parts do not sum to its logits."""
     _check_model(model)
-    if not 1 <= top <= model.cfg.d_vocab:
-        raise ValueError(f"top must be from 1 to {model.cfg.d_vocab}, but it is {top}.")
+    whole("top", top, most=model.cfg.d_vocab)
     device = model.W_U.device
     stages, parts = _stages(model), _parts(model)
     names = sorted({h for _, h in stages + parts} | {"hook_embed", "ln_final.hook_scale"} & set(model.hook_dict))
-    size = batch_size or max(1, int(16e6) // model.cfg.d_vocab)
+    size = batch_size or (max(1, int(16e6) // model.cfg.d_vocab) if top else 32)
     got = {}
     for start in range(0, len(task), size):
         part = slice(start, start + size)
@@ -105,25 +113,16 @@ def logit_lens(
     got = {k: np.concatenate(v, axis=-1) for k, v in got.items()}
     before_cap = {"before_cap": ("prompt", got["before_cap"])} if "before_cap" in got else {}
     _check_sum(model, got["contribution"].sum(0), got.get("before_cap", got["clean"]))
-    token = (
-        np.vectorize(lambda i: task.tokenizer.decode([int(i)]), otypes=[object])(got.pop("top_id"))
-        if getattr(task, "tokenizer", None)
-        else got.pop("top_id")
-    )
     s = ("stage", "prompt")
     layers = [-1] + [int(n.split()[0]) for n, _ in stages[1:]]
     components = ["embed", "pos_embed"] + [n for n, _ in parts] + ["bias"]
     ds = xr.Dataset(
         dict(
             logit_diff=(s, got["logit_diff"]),
-            rank=(s, got["rank"]),
-            probability=(s, got["probability"]),
-            top_token=(("stage", "top", "prompt"), token),
-            top_probability=(("stage", "top", "prompt"), got["top_probability"]),
+            **(_ranked(got, task) if top else {}),
             contribution=(("component", "prompt"), got["contribution"]),
             clean=("prompt", got["clean"]),
             corrupted=("prompt", got["corrupted"]),
-            preferred=("prompt", got["rank"][-1] == 1),
             **before_cap,
         ),
         coords=dict(
@@ -139,30 +138,54 @@ def logit_lens(
     ds["component"].attrs["long_name"] = "part of the model"
     return ds
 
+def _ranked(got, task):
+    "What only the whole vocabulary gives, as variables."
+    s, names = ("stage", "prompt"), ("stage", "top", "prompt")
+    token = got["top_id"]
+    if getattr(task, "tokenizer", None):
+        token = np.vectorize(lambda i: task.tokenizer.decode([int(i)]), otypes=[object])(token)
+    return dict(
+        rank=(s, got["rank"]),
+        probability=(s, got["probability"]),
+        top_token=(names, token),
+        top_probability=(names, got["top_probability"]),
+        preferred=("prompt", got["rank"][-1] == 1),
+    )
+
 def _append(got, new):
     for k, v in new.items(): got.setdefault(k, []).append(v)
+
+def _whole_row(read, right, wrong, top):
+    "What one stage's logits [prompt, token] say."
+    p = read.softmax(-1)
+    best = p.topk(top, dim=-1)
+    own = read.gather(-1, right[:, None])  # [prompt, 1]
+    return dict(
+        logit_diff=logit_difference(read, right, wrong),
+        rank=(read > own).sum(-1) + 1,
+        probability=p.gather(-1, right[:, None])[:, 0],
+        top_id=best.indices.T,
+        top_probability=best.values.T,
+    )
 
 def _measure(model, task, part, stages, parts, names, top, device):
     "One batch of prompts; arrays [..., prompt]."
     tokens, end = task.clean_tokens[part].to(device), task.positions["END"][part].to(device)
     right, wrong = task.correct[part].to(device), task.wrong[part].to(device)
-    diff = lambda logits: logit_difference(logits, right, wrong)
-    logits, acts = run_at_end(model, tokens, end, names)
-    answers, first = torch.stack([right, wrong], 1), torch.zeros_like(right)
+    answers = torch.stack([right, wrong], 1)  # [prompt, 2]
+    apart = lambda logits: logits[:, 0] - logits[:, 1]
     spoilt, _ = columns_at_end(model, task.corrupted_tokens[part], end, answers)
-    out = dict(clean=diff(logits), corrupted=logit_difference(spoilt, first, first + 1))
-
-    rows = {k: [] for k in ("logit_diff", "rank", "probability", "top_id", "top_probability")}
-    for _, hook in stages:
-        read = _logits(model, acts[hook])
-        p = read.softmax(-1)
-        best = p.topk(top, dim=-1)
-        rows["logit_diff"].append(diff(read))
-        rows["rank"].append((read > read.gather(-1, right[:, None])).sum(-1) + 1)
-        rows["probability"].append(p.gather(-1, right[:, None])[:, 0])
-        rows["top_id"].append(best.indices.T)
-        rows["top_probability"].append(best.values.T)
-    out |= {k: torch.stack(v) for k, v in rows.items()}
+    if top:
+        logits, acts = run_at_end(model, tokens, end, names)
+        clean = logit_difference(logits, right, wrong)
+        rows = [_whole_row(_logits(model, acts[hook]), right, wrong, top) for _, hook in stages]
+    else:
+        logits, acts = columns_at_end(model, tokens, end, answers, names)
+        clean = apart(logits)
+        normed = (_normed(model, acts[hook]) for _, hook in stages)
+        rows = [dict(logit_diff=apart(read_columns(model, x, answers))) for x in normed]
+    out = dict(clean=clean, corrupted=apart(spoilt))
+    out |= {k: torch.stack([row[k] for row in rows]) for k in rows[0]}
 
     direction = answer_direction(model, right, wrong)  # [prompt, d_model]
     embed = acts.get("hook_embed", acts["blocks.0.hook_resid_pre"])
@@ -220,7 +243,7 @@ def top_tokens(
     )
 
 # %% ../nbs/01_logit_lens.ipynb #045423c1
-@checked(ds=a_result(dims=("stage",)))
+@checked(ds=a_result("rank"))
 def baseline(
     ds: xr.Dataset, # from `logit_lens`
 ) -> pd.DataFrame:
@@ -271,6 +294,7 @@ def reached(
     return str(ds["stage"].values[below[-1] + 1 if len(below) else 0])
 
 # %% ../nbs/01_logit_lens.ipynb #0026409d
+@checked(ds=a_result("rank"))
 def read_baseline(
     ds: xr.Dataset, # from `logit_lens`
 ) -> str:
@@ -295,6 +319,7 @@ def read_baseline(
     )
 
 # %% ../nbs/01_logit_lens.ipynb #b11ec944
+@checked(ds=a_result("rank"))
 def read_lens(
     ds: xr.Dataset, # from `logit_lens`
 ) -> str:
@@ -302,10 +327,13 @@ def read_lens(
     half, nearly = reached(ds), reached(ds, 0.9)
     s = summarise(ds["logit_diff"])
     if half is None or nearly is None:
-        return (
-            f"The final logit difference is {estimate(s.isel(stage=-1))}: "
-            f"the model does not do this task, so there is no answer to see appear."
-        )
+        final = s.isel(stage=-1)
+        does = "does not do this task"
+        if int(final["n"]) == 1:
+            does = "does not do the task on this prompt"
+        elif not float(final["high"]) < 0:
+            does = "is not shown to do this task"
+        return f"The final logit difference is {estimate(final)}: the model {does}, so there is no answer to see appear."
     stages = [str(v) for v in ds["stage"].values]
     i = stages.index(half)
     steps = s["mean"].diff("stage")

@@ -343,7 +343,8 @@ def test_the_graph(model):  # noqa: F811
     g = graph(model)
     assert len(g) == len(set(g.edges)) == len(g.coords["edge"])
     assert ("L1H0 → MLP 1" in g.number) == (not model.cfg.parallel_attn_mlp)
-    assert all(g.owner[i] > s for i, s in zip(g.input_of, g.sender_of))  # a sender comes before what it is read by
+    # a sender comes before what it is read by
+    assert all(np.flatnonzero(g.readers[i]).min() > s for i, s in zip(g.input_of, g.sender_of))
     assert (g.dense(g.mask([3, 8]))[g.input_of, g.sender_of].nonzero()[0] == [3, 8]).all()
     assert graph(g.label([1])) == g
 
@@ -353,13 +354,19 @@ def brute_force(g, mask):
     into = {}
     for i in np.flatnonzero(mask):
         into.setdefault(g.edges[i].sender, []).append(i)
-    found = set()
+    found, group = set(), g.n_heads // g.n_kv_heads
 
     def walk(node, path):
         if node == "logits":
             found.update(path)
         for i in into.get(node, []):
-            walk(g.edges[i].receiver, [*path, i])
+            receiver = g.edges[i].receiver
+            if "KV" in receiver:  # keys and values go on to the heads that share them
+                layer, at = receiver.split("KV")
+                for h in range(int(at) * group, int(at) * group + group):
+                    walk(f"{layer}H{h}", [*path, i])
+            else:
+                walk(receiver, [*path, i])
 
     walk("embed", [])
     return np.isin(np.arange(len(g)), list(found))
@@ -369,12 +376,13 @@ def brute_force(g, mask):
 @given(
     layers=st.integers(1, 3),
     heads=st.integers(1, 3),
+    group=st.integers(1, 2),
     parallel=st.booleans(),
     share=st.sampled_from([0.05, 0.15, 0.3]),
     seed=st.integers(0, 999),
 )
-def test_connected_edges(layers, heads, parallel, share, seed):
-    g = Graph(layers, heads, parallel)
+def test_connected_edges(layers, heads, group, parallel, share, seed):
+    g = Graph(layers, heads * group, parallel, heads)
     mask = np.random.default_rng(seed).random(len(g)) < share
     kept = connected(g, mask).values
     assert (kept == brute_force(g, mask)).all()

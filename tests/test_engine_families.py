@@ -1,5 +1,6 @@
 """The engine on every family of decoders, against plain forward hooks on transformers' own modules."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -311,6 +312,10 @@ def test_the_lens_sums_to_the_plain_models_logit_difference(family):
     task, rows = made_task(model), torch.arange(4)
     y = plain(task.clean_tokens, use_cache=False).logits[rows, task.positions["END"]].double()
     ds = logit_lens(model, task)
+    few = logit_lens(model, task, top=0)
+    assert "rank" not in few and "preferred" not in few
+    for part in few.data_vars:  # of the same sums in another order
+        np.testing.assert_allclose(few[part], ds[part], atol=1e-4 * max(1, float(abs(ds[part]).max())))
     assert abs(ds.clean - (y[rows, task.correct] - y[rows, task.wrong]).numpy()).max() < 1e-4
     assert abs(ds.logit_diff.isel(stage=-1) - ds.clean).max() < 1e-4
     assert abs(ds.probability.isel(stage=-1) - y.softmax(-1)[rows, task.correct].numpy()).max() < 1e-4

@@ -8,8 +8,11 @@ import transformers as hf
 from decoders import CONFIGS, SMALL, loaded, patched_logits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_activation_patching import made_task
 from test_engine_families import answers, pairs
+from test_edges import logit_diff
 
+from namemovers.circuits import graph, run_edges
 from namemovers.engine.ready import why_not
 from namemovers.engine.sweep import sweep
 from namemovers.sites import Cell, head_axis
@@ -73,3 +76,8 @@ def test_the_engine_is_exact_or_refuses(config, direction, seed):
         expected = [patched_logits(plain, site, cell, asked.base, asked.donor, model.cfg.d_head) for cell in todo]
         ours = sweep(model, asked, site, todo)[0]
         assert (ours - torch.stack([answers(y) for y in expected])).abs().max() < 1e-4, site
+    task = made_task(model, n=2)
+    found = run_edges(model, task, {"all": graph(model).labels, "none": []}, direction=direction)
+    ends = [logit_diff(task, plain(t, use_cache=False).logits) for t in (task.clean_tokens, task.corrupted_tokens)]
+    for name, own in zip(("all", "none"), ends if direction == "noise" else ends[::-1]):
+        assert abs(found.logit_diff.sel(circuit=name) - own).max() < 1e-4

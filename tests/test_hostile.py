@@ -308,6 +308,7 @@ OWN = re.compile(
     r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.ledger\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis|Cell)|.*\.run_\w+|validation_methods\.methods|results\.provenance|settings\.settings"
     r"|figures\.(text|reading)\.|copy_scores\.(name_ranks|after_first)|prompts\.(tokens\.encode|alignment\.stretches)|model\.(shipped|run_at|answer_d|logit_d)"
     r"|circuits\.node_runs\.Ablated\.measure"  # of a search, which has checked what it asks
+    r"|cost\."
     r"|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit"
 )
 

@@ -113,6 +113,24 @@ def test_shapes_and_what_goes_with_them(tiny):
     assert bool(((ds["rank"] == 1).isel(stage=-1) == ds.preferred).all())
 
 
+def test_without_ranks_the_vocabulary_is_never_built(tiny, monkeypatch):
+    from namemovers.logit_lens import baseline
+
+    task = mrs_task(tiny.tokenizer, n=4)
+    whole = logit_lens(tiny, task)
+    for builds_it in ("_logits", "run_at_end"):
+        monkeypatch.setattr(f"namemovers.logit_lens.{builds_it}", None)
+    few = logit_lens(tiny, task, top=0)
+    assert set(few.data_vars) == {"logit_diff", "contribution", "clean", "corrupted"}
+    for name in few.data_vars:
+        np.testing.assert_allclose(few[name], whole[name], atol=1e-5)
+    for read in (baseline, read_lens):
+        with pytest.raises(ValueError, match="ds: this result has no 'rank'"):
+            read(few)
+    with pytest.raises(ValueError, match="top: -1 is no such number; give a whole number of at least 0"):
+        logit_lens(tiny, task, top=-1)
+
+
 def test_leaves_the_model_as_it_was(tiny):
     before = {k: v.clone() for k, v in tiny.state_dict().items()}
     logit_lens(tiny, mrs_task(tiny.tokenizer, n=2))

@@ -16,20 +16,25 @@ from ..arguments import a_result, checked, whole
 from .edge_graph import graph
 from .edge_runs import Job, state_of_all
 from .edges import as_dataset
-from ..engine.forward import exactly, forward
+from ..engine.forward import exactly, forward, head_norm, standardised
 from ..engine.sweep import MAX_ROWS
 from ..guard import guarded
 from ..pairs import progress_bar
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #cb5f58db
-def _through_norm(norm, x, g):
-    "The gradient g [prompt, ..., row, d_model] behind a norm that standardises, as it is at x [prompt, row, d_model]."
-    if norm is None: return g
-    shape = (len(x), *[1] * (g.dim() - 3), *x.shape[1:])
-    h = norm.standardise(x).view(shape)
-    back = g - h * (g * h).mean(-1, keepdim=True)
-    if norm.kind == "layer": back = back - g.mean(-1, keepdim=True)
-    return back / norm.scale(x).view(*shape[:-1], 1)
+def _slope(norm, x, v):
+    """What the slope of standardising, at x [prompt, ..., row, d], makes of v [prompt, ..., row, d]. It is symmetric: v
+    may be a small change before the norm, or a gradient behind it."""
+    if norm is None: return v
+    shape = (len(x), *[1] * (v.dim() - x.dim()), *x.shape[1:])
+    h = norm.standardise(x).reshape(shape)
+    found = v - h * (v * h).mean(-1, keepdim=True)
+    if norm.kind == "layer": found = found - v.mean(-1, keepdim=True)
+    return found / norm.scale(x).reshape(*shape[:-1], 1)
+
+def _weighted(norm, v):
+    "v times the weight of a norm that has one."
+    return v if norm.weight is None else v * norm.weight
 
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #d6b859ae
 def _turned_back(L, t, positions):
@@ -39,10 +44,27 @@ def _turned_back(L, t, positions):
     rows = t.transpose(1, 2).reshape(P * R, H, D)
     return L.rotary(rows, positions.repeat(P), back=True).view(P, R, H, D).transpose(1, 2)
 
+# %% ../../nbs/core/circuits/edge_estimates.ipynb #400f9e21
+def _at_stream(w, L, name, x, grad, positions): # grad [prompt, head, row, d_head] -> [prompt, head, row, d_model]
+    "The gradient at queries, keys or values, as it is at the stream x [prompt, row, d_model] that each head reads."
+    W, b = getattr(L, f"W_{name.upper()}"), getattr(L, f"b_{name.upper()}")
+    norm, over_all = head_norm(w, L, name)
+    if name != "v": grad = _turned_back(L, grad, positions)
+    if over_all: # a head's part of a norm of all
+        raw = standardised(L.ln1, x) @ W + b                               # [prompt, row, head * d_head]
+        others = torch.eye(grad.shape[1], device=x.device)[:, None, :, None]
+        wide = (grad[:, :, :, None] * others).flatten(3)                   # [prompt, head, row, head * d_head]
+        return _slope(L.ln1, x, _slope(norm, raw, _weighted(norm, wide)) @ W.T)
+    if norm is not None:
+        raw = (standardised(L.ln1, x) @ W + b).unflatten(2, (-1, w.d_head)).transpose(1, 2)
+        grad = _slope(norm, raw, _weighted(norm, grad))
+    W = W.view(len(W), -1, w.d_head)
+    return _slope(L.ln1, x, torch.einsum("phrc,dhc->phrd", grad, W))
+
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #f938a0b9
 def _gradients(w, s, x, read): # -> the run, name -> a layer, and at the end [prompt, row, d_model]
     "The metric's gradients in the run whose embeddings from `first` on are x."
-    kinds = ("q", "k", "v", "mlp_out", "resid_pre", "resid_mid")
+    kinds = ("q", "k", "v", "mlp_out", "resid_pre", "resid_mid", "attn_raw")
     with torch.enable_grad():
         run = forward(w, x.detach().requires_grad_(), before=s.before, start=s.first, keep=kinds)
         wanted = kinds[:4] + (("resid_pre",) if w.parallel else ("resid_mid",)) # what the MLP reads
@@ -51,29 +73,42 @@ def _gradients(w, s, x, read): # -> the run, name -> a layer, and at the end [pr
     grads = {name: found[i * w.n_layers:(i + 1) * w.n_layers] for i, name in enumerate((*kinds[:4], "mlp_reads"))}
     return run, grads, found[-1]
 
+# %% ../../nbs/core/circuits/edge_estimates.ipynb #21842a0b
+def _as_received(w, g, state, run): # -> [sender, prompt * row * d_model], and at END
+    "Differences of all senders as the stream receives them: a head's through the slope of a norm behind attention."
+    D, E = state.D, state.E
+    if not w.norms_after: return D, E
+    D, E = D.clone(), E.clone()
+    for l, L in enumerate(w.layers):
+        if L.ln1_post is None: continue
+        first, raw = g.heads_at(l)[1], run["attn_raw"][l].detach()         # [prompt, row, d_model]
+        for t, x in ((D, raw), (E, raw[:, -1:])):
+            heads = t[first:first + g.n_heads]                             # none of D in the last layer
+            change = heads.view(-1, *x.shape).transpose(0, 1)              # [prompt, head, row, d_model]
+            heads.copy_(_weighted(L.ln1_post, _slope(L.ln1_post, x, change)).transpose(0, 1).flatten(1))
+    return D, E
+
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #71cde9f0
 def _scores(w, g, s, state, x, read): # -> [prompt, input, sender]
     "Differences of all senders times the metric's gradients at all inputs, in the run whose embeddings are x."
-    (P, _, d), H, S = x.shape, g.n_heads, len(g.senders)
+    P, S = len(x), len(g.senders)
     run, grads, at_end = _gradients(w, s, x, read)
     out, positions = x.new_zeros(P, len(g.inputs), S), torch.arange(s.first, s.end + 1, device=x.device)
+    changes, at_end_only = _as_received(w, g, state, run)
     def score(where, grad, only_end): # grad [prompt, input, row, d_model]
         if only_end: grad = grad[:, :, -1:]
         width = int(g.reads[where.start])
-        values = (state.E if only_end else state.D)[:width].view(width, P, -1)
+        values = (at_end_only if only_end else changes)[:width].view(width, P, -1)
         out[:, where, :width] = grad.flatten(2) @ values.permute(1, 2, 0)
     for l, L in enumerate(w.layers):
-        (i, _), last, stream = g.heads_at(l), l == g.n_layers - 1, run["resid_pre"][l].detach()
+        (first, _), last, stream = g.heads_at(l), l == g.n_layers - 1, run["resid_pre"][l].detach()
         # what the MLP reads also goes on as it is, and where parallel to the heads
         rest = grads["mlp_reads"][l] - grads["mlp_out"][l]                                    # [prompt, row, d_model]
-        for j, name in enumerate("qkv"):
-            grad = grads[name][l] if name == "v" else _turned_back(L, grads[name][l], positions)
-            W = getattr(L, f"W_{name.upper()}").view(d, H, -1)
-            # [prompt, head, row, d_model]
-            grad = _through_norm(L.ln1, stream, torch.einsum("phrc,dhc->phrd", grad, W))
+        for name in "qkv":
+            grad = _at_stream(w, L, name, stream, grads[name][l], positions) # [prompt, head, row, d_model]
             if w.parallel: rest = rest - grad.sum(1)
-            score(slice(i + j * H, i + j * H + H), grad, last and name == "q")
-        score(slice(i + 3 * H, i + 3 * H + 1), rest[:, None], last)
+            score(slice(first, first := first + grad.shape[1]), grad, last and name == "q")
+        score(slice(first, first + 1), rest[:, None], last)
     score(slice(len(g.inputs) - 1, len(g.inputs)), at_end[:, None], True)
     return out
 
@@ -82,7 +117,8 @@ def _scores(w, g, s, state, x, read): # -> [prompt, input, sender]
 def _attribution(job, steps, progress): # -> [edge, prompt]
     w, g, T, budget = job.w, job.g, job.pairs.length, job.question.memory_budget
     wide, S, L, H = w.d_mlp, len(g.senders), w.n_layers, w.n_heads
-    stream, others = w.d_model * (2 * S + 30 * L + 4 * H + 12), L * (3 * wide + 4 * H * T)
+    d = max(w.d_model, H * w.d_head)
+    stream, others = d * ((4 if w.norms_after else 2) * S + 30 * L + 4 * H + 12), L * (3 * wide + 4 * H * T)
     per_prompt = 4 * T * (stream + others) + 8 * len(g.inputs) * S
     job.question.needs(per_prompt, f"the gradients of {T} tokens")
     out = w.W_E.new_empty(len(g), len(job.pairs))
@@ -115,7 +151,8 @@ def attribute_edges(
     """Edge attribution patching: an estimate of `ablate_edges`, all edges, from `steps` backward passes.
 
     Returns what `ablate_edges` returns, the estimate in place of the metric, and `approximation` among the attributes.
-    So the sign of an effect is that of what is lost by the cut: positive where the edge speaks for the answer.
+    So the sign of an effect is that of what is lost by the cut: positive where the edge speaks for the answer. Where a
+    norm follows attention, its slope in the run is taken: its scale is not frozen.
 
     Raises ValueError as `run_edges` does, and for a metric without a gradient at the run that is estimated from."""
     if not isinstance(steps, int) or steps < 1: raise ValueError(f"steps={steps!r}: give a whole number of at least 1")
@@ -167,15 +204,15 @@ def top_edges(
 # %% ../../nbs/core/circuits/edge_estimates.ipynb #3b539c22
 def _from_the_logits(g, score, k): # -> numbers of edges
     "The edge with the largest score among those whose receiver is already in, k times."
-    into: dict = {}
-    for e, i in enumerate(g.input_of): into.setdefault(g.owner[i], []).append(e)
+    into = np.split(np.arange(len(g)), np.cumsum(g.reads)[:-1]) # [input] -> its edges
     chosen: list = []
     queue: list = []
-    seen: set = set()
+    seen: set = set() # inputs
     def open_node(node):
-        if node in seen: return
-        seen.add(node)
-        for e in into.get(node, []): heapq.heappush(queue, (-score[e], e))
+        for i in np.flatnonzero(g.readers[:, node]):
+            if i in seen: continue
+            seen.add(i)
+            for e in into[i]: heapq.heappush(queue, (-score[e], e))
     open_node(len(g.senders))
     while queue and len(chosen) < k:
         _, e = heapq.heappop(queue)

@@ -15,14 +15,15 @@ import torch
 import xarray as xr
 
 from ..arguments import a_model, checked, listed
-from ..stats import head_name
+from ..sites import n_kv_heads
+from ..stats import head_name, kv_head_name
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #9202d16e
 class Edge(NamedTuple):
     "What `sender` writes, as far as `receiver` reads it."
     sender: str         # "embed", a head ("L9H6") or an MLP ("MLP 3")
-    receiver: str       # a head, an MLP, or "logits"
-    component: str = "" # of a head: "q", "k" or "v"; else ""
+    receiver: str       # a head, keys and values that heads share ("L9KV1"), an MLP, or "logits"
+    component: str = "" # "q" of a head, "k" or "v" of a head or of what heads share; else ""
 
     def __str__(self): return f"{self.sender} → {self.receiver} {self.component}".rstrip()
 
@@ -33,10 +34,14 @@ class Graph:
     computation.
 
     A circuit is a mask over the edges [edge]; `dense` turns it into [input, sender]. What an input may read are always
-    the first so many senders."""
+    the first so many senders. Where heads share keys and values, these are one input for all heads of the group."""
     n_layers: int
     n_heads: int
     parallel: bool # the MLP reads what the layer read (GPT-NeoX)
+    n_kv_heads: int = 0 # keys and values of a layer; 0: as many as heads
+
+    def __post_init__(self):
+        if not self.n_kv_heads: object.__setattr__(self, "n_kv_heads", self.n_heads)
 
     @cached_property
     def senders(self) -> list[str]: # names of what writes: embedding, heads and MLPs, in the order of the computation
@@ -44,29 +49,56 @@ class Graph:
         for l in range(self.n_layers): names += [*(head_name(l, h) for h in range(self.n_heads)), f"MLP {l}"]
         return names
 
+    @property
+    def shared(self) -> bool: return self.n_kv_heads < self.n_heads # whether heads share keys and values
+
+    @cached_property
+    def entries(self) -> list[tuple[str, int]]: # what the heads of a layer read by: (component, head or kv_head)
+        return [(c, h) for c in "qkv" for h in range(self.n_heads if c == "q" else self.n_kv_heads)]
+
+    @cached_property
+    def feeds(self) -> np.ndarray: # bool [entry, head]: whose query, key or value an entry is
+        groups = np.repeat(np.eye(self.n_kv_heads, dtype=bool), self.n_heads // self.n_kv_heads, axis=1)
+        return np.concatenate([np.eye(self.n_heads, dtype=bool), groups, groups])
+
     @cached_property
     def inputs(self) -> list[tuple[str, str]]: # (receiver, component)
         found: list[tuple[str, str]] = []
         for l in range(self.n_layers):
-            found += [(head_name(l, h), c) for c in "qkv" for h in range(self.n_heads)]
+            names = {c: kv_head_name if self.shared and c != "q" else head_name for c in "qkv"}
+            found += [(names[c](l, h), c) for c, h in self.entries]
             found.append((f"MLP {l}", ""))
         return [*found, ("logits", "")]
 
+    @cached_property
+    def names(self) -> list[str]: # of all that edges join, in the order of the computation
+        found = ["embed"]
+        for l in range(self.n_layers):
+            if self.shared: found += [kv_head_name(l, h) for h in range(self.n_kv_heads)]
+            found += [*(head_name(l, h) for h in range(self.n_heads)), f"MLP {l}"]
+        return [*found, "logits"]
+
     @checked
     def heads_at(self, layer: int) -> tuple[int, int]: # the numbers of the layer's first input and of its first head
-        return layer * (3 * self.n_heads + 1), 1 + layer * (self.n_heads + 1)
+        return layer * (len(self.entries) + 1), 1 + layer * (self.n_heads + 1)
 
     @cached_property
-    def owner(self) -> np.ndarray: # [input]: the number of the sender that reads by it; of the logits, one more
-        number = {name: i for i, name in enumerate([*self.senders, "logits"])}
-        return np.array([number[name] for name, _ in self.inputs])
+    def readers(self) -> np.ndarray: # bool [input, sender, and last the logits]: who is computed from it
+        H, n = self.n_heads, len(self.entries)
+        found = np.zeros((len(self.inputs), len(self.senders) + 1), bool)
+        for l in range(self.n_layers):
+            i, s = self.heads_at(l)
+            found[i:i + n, s:s + H] = self.feeds
+            found[i + n, s + H] = True
+        found[-1, -1] = True
+        return found
 
     @cached_property
     def reads(self) -> np.ndarray: # [input]: how many senders come before it
         found = []
         for l in range(self.n_layers):
             below = self.heads_at(l)[1]
-            found += [below] * 3 * self.n_heads + [below if self.parallel else below + self.n_heads]
+            found += [below] * len(self.entries) + [below if self.parallel else below + self.n_heads]
         return np.array([*found, len(self.senders)])
 
     @cached_property
@@ -154,15 +186,16 @@ def graph(
     "The edges of a model. Raises ValueError for an array that does not name all edges of a model."
     if not isinstance(of, xr.Dataset | xr.DataArray):
         a_model("of", of)
-        return Graph(of.cfg.n_layers, of.cfg.n_heads, bool(of.cfg.parallel_attn_mlp))
+        return Graph(of.cfg.n_layers, of.cfg.n_heads, bool(of.cfg.parallel_attn_mlp), n_kv_heads(of))
     names = ("n_layers", "n_heads", "parallel")
     told = isinstance(of, xr.Dataset) or "edge" not in of.dims # an array of some edges says its model too
     if told and all(name in of.attrs for name in names):
         n_layers, n_heads, parallel = (int(of.attrs[name]) for name in names)
-        return Graph(n_layers, n_heads, bool(parallel))
+        return Graph(n_layers, n_heads, bool(parallel), int(of.attrs.get("n_kv_heads", n_heads)))
     labels = list(of.edge.values) if "edge" in of.coords else []
     heads, layers = (sum(e.startswith(k) and e.endswith("→ logits") for e in labels) for k in ("L", "MLP"))
-    found = Graph(layers, heads // max(1, layers), "L0H0 → MLP 0" not in labels)
+    shared = sum(e.startswith("embed → L0KV") and e.endswith(" k") for e in labels)
+    found = Graph(layers, heads // max(1, layers), "L0H0 → MLP 0" not in labels, shared)
     if found.labels == labels: return found
     raise ValueError("of: it does not name all edges of a model, in their order; "
                      "give a result of this module, or the model")
@@ -170,23 +203,29 @@ def graph(
 # %% ../../nbs/core/circuits/edge_graph.ipynb #b19d6656
 def useful(g, used): # bool [input, sender] -> bool [sender]
     "Who has a path to the logits."
-    H, reach = g.n_heads, used[-1].copy()
+    H, n, reach = g.n_heads, len(g.entries), used[-1].copy()
     for l in reversed(range(g.n_layers)):
         i, s = g.heads_at(l)
-        if reach[s + H]: reach |= used[i + 3 * H]
-        heads = np.tile(reach[s:s + H], 3)
-        reach |= used[i:i + 3 * H][heads].any(0)
+        if reach[s + H]: reach |= used[i + n]
+        entries = (g.feeds & reach[s:s + H]).any(1)
+        reach |= used[i:i + n][entries].any(0)
     return reach
+
+# %% ../../nbs/core/circuits/edge_graph.ipynb #511b612f
+def heard(g, used): # bool [input, sender] -> bool [input]
+    "What is read by somebody who has a path to the logits."
+    return (g.readers & np.append(useful(g, used), True)).any(1)
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #7e50de71
 def _fed(g, used): # bool [input, sender] -> bool [sender]
     "To whom there is a path from the embedding."
-    H, reach = g.n_heads, np.zeros(len(g.senders), bool)
+    H, n, reach = g.n_heads, len(g.entries), np.zeros(len(g.senders), bool)
     reach[0] = True
     for l in range(g.n_layers):
         i, s = g.heads_at(l)
-        reach[s:s + H] = (used[i:i + 3 * H] & reach).any(1).reshape(3, H).any(0)
-        reach[s + H] = (used[i + 3 * H] & reach).any()
+        entries = (used[i:i + n] & reach).any(1)
+        reach[s:s + H] = g.feeds[entries].any(0)
+        reach[s + H] = (used[i + n] & reach).any()
     return reach
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #adb8f350
@@ -198,8 +237,13 @@ def connected(
     "The edges of a circuit that lie on a path from the embedding to the logits."
     mask = g.mask(circuit)
     used = g.dense(mask)
-    to_logits = np.append(useful(g, used), True)
-    return g.label(mask & _fed(g, used)[g.sender_of] & to_logits[g.owner[g.input_of]])
+    return g.label(mask & _fed(g, used)[g.sender_of] & heard(g, used)[g.input_of])
+
+# %% ../../nbs/core/circuits/edge_graph.ipynb #4ef55258
+def readings(g, heads): # names of heads -> names
+    "What some heads read by: their queries, and keys and values, their own or those that they share."
+    there = [g.senders.index(h) for h in heads]
+    return {name for (name, _), read in zip(g.inputs, g.readers[:, there].any(1)) if read}
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #98dc1527
 @checked
@@ -207,7 +251,7 @@ def nodes(
     g: Graph, # of the model
     circuit, # as for `Graph.mask`
 ) -> list[str]: # in the order of the computation
-    "The names that the edges of a circuit join: embedding, heads, MLPs, logits."
+    "The names that the edges of a circuit join: embedding, heads, keys and values that heads share, MLPs, logits."
     mask = g.mask(circuit)
-    there = set(g.sender_of[mask]) | set(g.owner[g.input_of[mask]])
-    return [name for i, name in enumerate([*g.senders, "logits"]) if i in there]
+    there = {g.senders[s] for s in g.sender_of[mask]} | {g.inputs[i][0] for i in g.input_of[mask]}
+    return [name for name in g.names if name in there]

@@ -16,7 +16,7 @@ import torch
 from .ablation import ABLATIONS, Replacement, say_foreign
 from .edge_graph import Graph, graph, useful
 from ..engine.architectures import Weights
-from ..engine.forward import Run, attention, embed, exactly, mlp, of_heads, standardised
+from ..engine.forward import Run, attention, embed, exactly, finish, head_norm, mlp, of_heads, standardised
 from ..engine.ready import Reader, ready
 from ..engine.sweep import MAX_ROWS, two_runs
 from ..pairs import Pairs, Question
@@ -38,13 +38,15 @@ class Setting:
 
     def streams(self, w: Weights) -> "Streams":
         "The stream of ablated values in the model w."
-        x, heads, mlps = self.embed, [], []                            # [prompt, row, d_model]
+        x, heads, mlps, attn = self.embed, [], [], []                  # [prompt, row, d_model]
         for L, z, out in zip(w.layers, self.z, self.mlp):
-            mid = x + z.transpose(1, 2).flatten(2) @ L.W_O + L.b_O
+            raw = z.transpose(1, 2).flatten(2) @ L.W_O + L.b_O
+            mid = x + (raw if L.ln1_post is None else L.ln1_post(raw))
             heads.append(x)
             mlps.append(x if w.parallel else mid)
+            attn.append(None if L.ln1_post is None else raw)
             x = mid + out
-        return Streams(heads, mlps, x[:, -1:])
+        return Streams(heads, mlps, x[:, -1:], attn)
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #1f416161
 @dataclass
@@ -53,10 +55,11 @@ class Streams:
     heads: list           # by the heads of a layer [prompt, row, d_model]
     mlps: list            # by the MLP of a layer [prompt, row, d_model]
     end: torch.Tensor     # by the logits, at END [prompt, 1, d_model]
+    attn: list            # what attention of a layer writes before the norm behind it [prompt, row, d_model], or None
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #044a91d6
 def _qkv(w, run): # name -> a layer [prompt, head, row, d_head] -> as a `State` keeps them
-    "Queries, keys and values of a run; in the last layer only END asks."
+    "Queries of all heads, keys and values of all kv_heads of a run; in the last layer only END asks."
     found: dict = {}
     for name in "qkv":
         layers = list(run[name][:w.n_layers])
@@ -90,7 +93,6 @@ class Job:
         self._check(task, direction, ablation, reference)
         pairs = Pairs.of(task, direction)
         self.w, self.g = (w := ready(model, length=pairs.length)), graph(model)
-        _check_edges(w)
         self.ablation = ablation
         self.pairs = pairs = pairs.to(w.W_E.device)
         self.foreign = say_foreign(task, reference, ablation)
@@ -151,10 +153,12 @@ class Job:
     def fit(self, kept=0):
         """How many prompts at a time, and how many circuits of `n` prompts and rows (a function). `kept`: prompts whose
         runs stay in memory whatever is computed."""
-        w, g, T, d, H = self.w, self.g, self.pairs.length, self.w.d_model, self.w.n_heads
+        w, g, T, H = self.w, self.g, self.pairs.length, self.w.n_heads
+        d = max(w.d_model, H * w.d_head)
         S, L, wide, budget = len(g.senders), w.n_layers, w.d_mlp, self.question.memory_budget
         still = 4 * T * (d * (2 * S + 18 * L + 12) + 3 * wide + 3 * H * T)                      # bytes a prompt
-        moving = 4 * T * (d * (S + 2 * H + 20) + 2 * wide + 3 * H * T) + 5 * len(g.inputs) * S  # and a circuit
+        inputs = (4 if w.norms_after else 2) * H                                                # of a layer, at once
+        moving = 4 * T * (d * (S + inputs + 20) + 2 * wide + 3 * H * T) + 5 * len(g.inputs) * S # and a circuit
         need = max(1, kept) * (still + moving)
         if budget < need:
             held = f" in {kept} prompts" if kept else ""
@@ -206,67 +210,100 @@ class Ran:
 # %% ../../nbs/core/circuits/edge_runs.ipynb #2d9d079f
 def _plan(g, state, masks):
     "Which inputs differ from the state's in any circuit, and which senders: bool [input], [sender]."
-    H, used = g.n_heads, masks.any(0)                                     # bool [input, sender]
+    H, n, used = g.n_heads, len(g.entries), masks.any(0)                  # bool [input, sender]
     live, inputs, changed = (np.zeros(n, bool) for n in (len(g.senders), len(g.inputs), len(g.senders)))
     live[state.live] = True
     moved = ((masks != state.mask).any(0) & live).any(1)                  # bool [input]: reads otherwise of the state
     helps = useful(g, used)                                               # bool [sender]
     for l in range(g.n_layers):
         i, s = g.heads_at(l)
-        heads, mlp_input = slice(i, i + 3 * H), i + 3 * H
+        heads, mlp_input = slice(i, i + n), i + n
         reads_new = (used[heads] & changed).any(1)
-        inputs[heads] = (moved[heads] | reads_new) & np.tile(helps[s:s + H], 3)
-        changed[s:s + H] = inputs[heads].reshape(3, H).any(0)
+        inputs[heads] = (moved[heads] | reads_new) & (g.feeds & helps[s:s + H]).any(1)
+        changed[s:s + H] = g.feeds[inputs[heads]].any(0) & helps[s:s + H]
         inputs[mlp_input] = (moved[mlp_input] or (used[mlp_input] & changed).any()) and helps[s + H]
         changed[s + H] = inputs[mlp_input]
     return inputs, changed
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #aeff9882
 def _project(w, l, name, heads, x, end): # x [head, circuit, prompt, row, d_model] -> [..., d_head]
+    """Queries of heads, or keys or values of kv_heads, each of the stream that it reads. Where a norm is over all heads
+    together, it is over what all of them would make of that stream."""
     L, (h, C, P, Q, d) = w.layers[l], x.shape
-    def of(kind): # the heads' weights [head, d_model, d_head], or biases [head, 1, d_head]
-        return getattr(L, f"{kind}_{name.upper()}").view(-1, w.n_heads, w.d_head).transpose(0, 1)[heads]
-    t = torch.baddbmm(of("b"), standardised(L.ln1, x).view(h, C * P * Q, d), of("W"))
-    if name != "v" and L.rotary is not None:
-        positions = torch.arange(end + 1 - Q, end + 1, device=t.device).repeat(C * P)
-        t = L.rotary(t.transpose(0, 1), positions).transpose(0, 1)
+    W, b = getattr(L, f"W_{name.upper()}"), getattr(L, f"b_{name.upper()}")
+    rows = standardised(L.ln1, x).view(h, C * P * Q, d)
+    positions = torch.arange(end + 1 - Q, end + 1, device=x.device).repeat(C * P)
+    norm, over_all = head_norm(w, L, name)
+    if over_all:
+        own = [finish(w, L, name, torch.addmm(b, r, W), positions)[:, n] for r, n in zip(rows, heads)]
+        return torch.stack(own).view(h, C, P, Q, w.d_head)
+    W, b = (t.view(-1, t.shape[-1] // w.d_head, w.d_head).transpose(0, 1)[heads] for t in (W, b))
+    t = torch.baddbmm(b, rows, W)                                          # [head, circuit * prompt * row, d_head]
+    if norm is not None or (name != "v" and L.rotary is not None):
+        t = finish(w, L, name, t.transpose(0, 1).flatten(1), positions).transpose(0, 1)
     return t.reshape(h, C, P, Q, w.d_head)
-
-def _check_edges(w):
-    """Raise ValueError where a model has no edges of the kind that these are: sums of what senders write, read by
-    each head."""
-    reason = None
-    if w.group > 1: reason = "its heads share keys and values"
-    elif w.norms_after: reason = "it normalises what attention and MLPs write, which then is no sum over senders"
-    elif any(L.q_norm or L.k_norm for L in w.layers): reason = "it normalises queries and keys"
-    if reason:
-        raise ValueError(
-            f"model: edges are not built for this architecture, for {reason}; use path_patch, or circuits of nodes."
-        )
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #e4d58f53
 class _Inputs:
-    "What inputs read: ablated values, differences of the state, and differences computed in this run."
-    def __init__(self, g, state, run, changed):
-        self.g, self.run = g, run
+    """What inputs read: ablated values, differences of the state, and differences computed in this run.
+
+    Where a norm follows attention, an input reads the norm of the sum over the layer's heads, each as this input has
+    it: the norm is computed again for every input."""
+    def __init__(self, w, g, streams, state, run, changed):
+        self.w, self.g, self.streams, self.run = w, g, streams, run
         unchanged = np.flatnonzero(~changed[state.live])                       # rows of the state that stay
         self.old = state.live[unchanged]                                       # numbers of their senders
         self.D, self.E = state.D[unchanged[self.old < run.below]], state.E[unchanged]
         M = torch.as_tensor(run.masks, device=self.D.device).to(self.D.dtype)  # [circuit, input, sender]
         self.M_old, self.M_new = M[:, :, self.old], M[:, :, run.new]
-        self.uses = run.masks[:, :, run.new]
+        self.uses, self.has = run.masks[:, :, run.new], run.masks[:, :, self.old]
+        self.normed = [l for l, t in enumerate(streams.attn) if t is not None]
+        self.summed = np.ones(len(g.senders), bool)                            # whose writes are read as they are
+        for l in self.normed: self.summed[self._heads_of(l)] = False
+
+    def _heads_of(self, l): # of a layer, as senders
+        first = self.g.heads_at(l)[1]
+        return slice(first, first + self.g.n_heads)
+
+    def _rows(self, first, stop):
+        "Where the senders from `first` to `stop` stand in the state, and in this run."
+        return [slice(*np.searchsorted(numbers, (first, stop))) for numbers in (self.old, self.run.new)]
 
     def read(self, where, stream, at_end): # stream [prompt, row, d_model] -> [input, circuit, prompt, row, d_model]
         "What the inputs `where`, which read the same senders, read; `at_end`: only at END."
         stream = stream[:, -1:] if at_end else stream
         width, r, C = self.g.reads[where[0]], len(where), len(self.M_old)
-        o, k = np.searchsorted(self.old, width), np.searchsorted(self.run.new, width) # so many are before the input
-        kept, new = (self.E, self.run.E) if at_end else (self.D, self.run.D)
-        weights = self.M_old[:, where, :o].transpose(0, 1).reshape(r * C, o)
-        x = torch.addmm(stream.reshape(1, -1), weights, kept[:o]).view(r, C, -1)
+        old, new = self._rows(0, width)                                        # those before the input
+        if self.normed:
+            old = np.flatnonzero(self.summed[self.old[old]])
+            new = np.flatnonzero(self.summed[self.run.new[new]])
+        kept, now = (self.E, self.run.E) if at_end else (self.D, self.run.D)
+        weights = self.M_old[:, where][:, :, old].transpose(0, 1).reshape(r * C, -1)
+        x = torch.addmm(stream.reshape(1, -1), weights, kept[old]).view(r, C, -1)
         for c in range(C):
-            if self.uses[c, where, :k].any(): x[:, c].addmm_(self.M_new[c, where, :k], new[:k, c])
+            if self.uses[c, where][:, new].any(): x[:, c].addmm_(self.M_new[c, where][:, new], now[new, c])
+        for l in self.normed:
+            if self._heads_of(l).start < width: x += self._behind_attention(l, where, at_end).view(r, C, -1)
         return x.view(r, C, *stream.shape)
+
+    def _behind_attention(self, l, where, at_end): # -> [input * circuit, prompt * row * d_model]
+        "By how much what inputs read of a layer's attention differs from its ablated value; alike ones are done once."
+        heads, norm = self._heads_of(l), self.w.layers[l].ln1_post
+        old, new = self._rows(heads.start, heads.stop)
+        kept, now = (self.E, self.run.E) if at_end else (self.D, self.run.D)
+        raw = self.streams.attn[l][:, -1:] if at_end else self.streams.attn[l]
+        has, uses = (part[:, where][:, :, rows] for part, rows in ((self.has, old), (self.uses, new)))
+        circuit = np.where(uses.any(2), np.arange(len(uses))[:, None], -1)     # -1: the same in all circuits
+        key = np.concatenate([has, uses, circuit[:, :, None]], 2).swapaxes(0, 1) # [input, circuit, what is read]
+        unique, which = np.unique(key.reshape(-1, key.shape[2]), axis=0, return_inverse=True)
+        weights = torch.as_tensor(unique[:, :-1], device=kept.device).to(kept.dtype)
+        in_state, in_run = weights.split([has.shape[2], uses.shape[2]], 1)
+        total = torch.addmm(raw.reshape(1, -1), in_state, kept[old])
+        for c in np.unique(circuit[circuit >= 0]):
+            mine = np.flatnonzero(unique[:, -1] == c)
+            total[mine] += in_run[mine] @ now[new, c]
+        change = norm(total.view(-1, *raw.shape)) - norm(raw)
+        return change.flatten(1)[which.reshape(-1)]
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #6dee4913
 def run_from(
@@ -285,40 +322,43 @@ def run_from(
     below, new = S - H - 1, np.flatnonzero(changed)
     K = int((new < below).sum()) # computed senders below the last layer
     run = Ran(masks, below, new, state.D.new_empty(K, C, P * n * d), state.E.new_empty(len(new), C, P * d))
-    reader = _Inputs(g, state, run, changed)
+    reader, n_entries = _Inputs(w, g, streams, state, run, changed), len(g.entries)
     for l, L in enumerate(w.layers):
         last, (i, number) = l == g.n_layers - 1, g.heads_at(l)
         out = run.E if last else run.D                                     # [sender, circuit, prompt * row * d_model]
         if last: run.E[:K] = run.D.view(K, C, P, n, d)[..., -1, :].flatten(2)
         heads = np.flatnonzero(changed[number:number + H])
         if len(heads):
-            z = _heads(w, s, l, heads, inputs[i:i + 3 * H], i, reader, streams, state, last)
+            z = _heads(w, s, l, heads, inputs[i:i + n_entries], i, reader, streams, state, last)
             z = z - s.z[l][:, heads, None, -z.shape[3]:]                   # [prompt, head, circuit, row, d_head]
             a = np.searchsorted(new, number)
             rows, W_O = z.permute(1, 2, 0, 3, 4).reshape(len(heads), -1, w.d_head), L.W_O.view(H, w.d_head, d)[heads]
             torch.bmm(rows, W_O, out=out[a:a + len(heads)].view(len(heads), -1, d))
         if changed[number + H]:
-            x = reader.read(np.array([i + 3 * H]), streams.mlps[l], last)[0] # [circuit, prompt, row, d_model]
+            x = reader.read(np.array([i + n_entries]), streams.mlps[l], last)[0] # [circuit, prompt, row, d_model]
             out[np.searchsorted(new, number + H)] = (mlp(L, x) - s.mlp[l][:, -x.shape[2]:]).flatten(1)
     run.final = reader.read(np.array([len(g.inputs) - 1]), streams.end, True)[0, :, :, 0]
     return run
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #654c83e0
 def _heads(w, s, l, heads, differs, i, reader, streams, state, last): # -> z [prompt, head, circuit, row, d_head]
-    "What some heads of a layer give; `differs` bool [3 * head]: whose queries, keys, values are not the state's."
-    H, C, parts = w.n_heads, len(reader.run.masks), []
-    for j, name in enumerate("qkv"):
-        mine = np.flatnonzero(differs[j * H:j * H + H])
+    "What some heads of a layer give; `differs` bool [entry]: which queries, keys, values are not the state's."
+    C, parts, first = len(reader.run.masks), [], 0
+    shared = np.arange(w.n_kv_heads) if len(heads) == w.n_heads else heads // w.group # the keys and values they take
+    for name, count, wanted in (("q", w.n_heads, heads), ("k", w.n_kv_heads, shared), ("v", w.n_kv_heads, shared)):
+        mine = np.flatnonzero(differs[first:first + count])
         if len(mine):
-            x = reader.read(i + j * H + mine, streams.heads[l], last and name == "q")
+            x = reader.read(i + first + mine, streams.heads[l], last and name == "q")
             reader.run.qkv[name, l] = mine, _project(w, l, name, mine, x, s.end)
-        if len(mine) == len(heads): t = reader.run.qkv[name, l][1]
+        if np.array_equal(mine, wanted): t = reader.run.qkv[name, l][1]
         else:
-            t = state.qkv[name][l][heads].repeat(1, C, 1, 1, 1)
-            if len(mine): t[np.searchsorted(heads, mine)] = reader.run.qkv[name, l][1]
+            t = state.qkv[name][l][wanted].repeat(1, C, 1, 1, 1)
+            new = np.isin(wanted, mine)
+            if len(mine): t[new] = reader.run.qkv[name, l][1][np.searchsorted(mine, wanted[new])]
         parts.append(t.permute(2, 0, 1, 3, 4))                             # [prompt, head, circuit, row, d_head]
-    nothing_before = [parts[0].new_empty(len(s.prompts), len(heads), 0, w.d_head)] * 2
-    before = [s.before[name][l][:, heads] for name in "kv"] if s.before else nothing_before
+        first += count
+    nothing_before = [parts[0].new_empty(len(s.prompts), len(shared), 0, w.d_head)] * 2
+    before = [s.before[name][l][:, shared] for name in "kv"] if s.before else nothing_before
     return attention(of_heads(w.layers[l], heads), *parts, *before)[0]
 
 # %% ../../nbs/core/circuits/edge_runs.ipynb #f71507e5

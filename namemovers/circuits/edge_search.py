@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ..arguments import checked, warn
-from .edge_graph import connected, graph, useful
+from .edge_graph import connected, graph, heard
 from .edge_runs import Job, run_from, state_of_all
 from .edges import as_dataset, run_masks
 from ..engine.forward import exactly
@@ -59,10 +59,8 @@ class Search:
         self.runs += len(masks)
         return values.double().mean(1).tolist(), runs
 
-    def live(self): # bool [sender, or the logits]: who has a path to the logits
-        return np.append(useful(self.g, self.g.dense(self.mask)), True)
-
-    def receiver(self, e): return self.g.owner[self.g.input_of[e]]
+    def live(self): # bool [input]: what is read by somebody who has a path to the logits
+        return heard(self.g, self.g.dense(self.mask))
 
     def decide(self, e, cut):
         self.mask[e], self.decided[e] = not cut, True
@@ -73,7 +71,7 @@ class Search:
         there, chosen, seen = self.live(), [], 0
         while seen < len(todo) and len(chosen) < size:
             e, seen = todo[seen], seen + 1
-            if there[self.receiver(e)]: chosen.append(e)
+            if there[self.g.input_of[e]]: chosen.append(e)
             else: self.decide(e, cut=True)
         return chosen, chosen + todo[seen:]
 
@@ -81,7 +79,7 @@ class Search:
         "Decide edges in their order, as far as the guess that their runs rest on was right."
         there, last, judged = self.live(), None, []
         for used, (e, value) in enumerate(zip(chosen, values), 1):
-            reached = there[self.receiver(e)] # an earlier cut of this batch may have left its receiver idle
+            reached = there[self.g.input_of[e]] # an earlier cut of this batch may have left its receiver idle
             rise = self.sign * (value - current)
             cut = bool(rise < self.threshold) or not reached
             self.decide(e, cut)

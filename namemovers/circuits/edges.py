@@ -14,6 +14,7 @@ from ..activation_patching import effect, which_logit
 from .ablation import in_words
 from .edge_graph import graph
 from .edge_runs import Job, run_from, state_of_all
+from ..engine.direct import norms_after
 from ..engine.forward import exactly
 from ..guard import guarded
 from ..pairs import progress_bar
@@ -49,10 +50,11 @@ def as_dataset(job, model, task, values, axis, coords, reference, **about):
     ds = ds.assign({name: ("prompt", v.numpy()) for name, v in alone})
     ends = (ds.clean, ds.ablated) if noise else (ds.ablated, ds.corrupted)
     ds["effect"] = effect(ds[metric], *ends, job.pairs.direction)
-    g = {"n_layers": job.g.n_layers, "n_heads": job.g.n_heads, "parallel": int(job.g.parallel)}
+    g = {"n_layers": job.g.n_layers, "n_heads": job.g.n_heads, "n_kv_heads": job.g.n_kv_heads,
+         "parallel": int(job.g.parallel)}
     ds.attrs = provenance(model, task, direction=job.pairs.direction, metric=metric, ablation=job.ablation,
                           engine="fast", reference=in_words(reference), **g, **which_logit(model, metric),
-                          **about, **job.foreign)
+                          **norms_after(job.w, frozen=False), **about, **job.foreign)
     return stamp(ds)
 
 # %% ../../nbs/core/edges.ipynb #99deb45b
@@ -72,11 +74,14 @@ def run_edges(
     """Run the model in circuits of edges: an edge of the circuit carries what its sender writes in this run, all
     others are cut.
 
-    Exact: senders are computed again from what they read in the circuit. Returns the metric over `circuit` and
-    `prompt`, with `n_edges` along `circuit`; `clean`, `corrupted` and `ablated` [prompt], the metric of the two runs
-    left alone and of the circuit without edges (which with `resample` is the corrupted run, or, denoising, the clean
-    one); and `effect`: 0 with all edges, 1 with none. Noising, 1 - effect is the normalised faithfulness of Hanna et
-    al. 2024.
+    Exact: senders are computed again from what they read in the circuit. Keys and values that heads share are read
+    together, by their kv_head ("L9KV1"). Where a norm follows attention, a head sends its output before that norm, and
+    each receiver has the norm computed again, of the layer's heads as this receiver reads them.
+
+    Returns the metric over `circuit` and `prompt`, with `n_edges` along `circuit`; `clean`, `corrupted` and `ablated`
+    [prompt], the metric of the two runs left alone and of the circuit without edges (which with `resample` is the
+    corrupted run, or, denoising, the clean one); and `effect`: 0 with all edges, 1 with none. Noising, 1 - effect is
+    the normalised faithfulness of Hanna et al. 2024.
 
     Raises ValueError for an unknown argument or edge, masks of another model, a reference without prompts of a
     template and length, a model that the engine is not right about, and a budget too small for one circuit in one

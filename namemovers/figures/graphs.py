@@ -8,6 +8,7 @@ __all__ = ['graph']
 # %% ../../nbs/core/figures/graphs.ipynb #2c40225e
 import html
 import itertools
+import math
 import re
 from typing import NamedTuple
 
@@ -31,13 +32,14 @@ def node_name(node) -> str:
     return node if isinstance(node, str) else head_name(*node)
 
 # %% ../../nbs/core/figures/graphs.ipynb #875f6022
-def rung(name) -> tuple: # (height, number of the head or None)
+def rung(name) -> tuple: # (height, number of the head or kv_head, or None)
     "Where a node stands; ValueError for what is no node."
     if m := re.fullmatch(r"L(\d+)H(\d+)", name): return float(m[1]), int(m[2])
+    if m := re.fullmatch(r"L(\d+)KV(\d+)", name): return int(m[1]) - 0.25, int(m[2])
     if m := re.fullmatch(r"MLP ?(\d+)", name): return int(m[1]) + 0.5, None
     if name in ENDS: return ENDS[name], None
     raise ValueError(f"There is no node {name!r}; "
-                     "nodes are written 'L9H6', 'MLP 3', 'embed', 'pos_embed' or 'logits'.")
+                     "nodes are written 'L9H6', 'L9KV1', 'MLP 3', 'embed', 'pos_embed' or 'logits'.")
 
 # %% ../../nbs/core/figures/graphs.ipynb #8948e6ce
 def summary_of_table(table) -> xr.Dataset: # [edge]
@@ -117,19 +119,31 @@ def way_of(start, end, others, width) -> list: # x, y, in pixels [point]
 # %% ../../nbs/core/figures/graphs.ipynb #14b623c2
 class Plan:
     "Where the nodes of a graph stand, in pixels from the first head of the lowest rung."
-    def __init__(self, names):
-        self.names = names
+    def __init__(self, names, group=1):
+        self.names, self.group = names, group # heads that share keys and values
         self.rungs = sorted({rung(n)[0] for n in names})
-        self.across = max([rung(n)[1] or 0 for n in names], default=0) + 1    # heads side by side
+        self.across = max([math.ceil(self.column(n) or 0) for n in names], default=0) + 1 # heads side by side
         self.unit = min(110, max(50, 620 / (self.across + 0.4))), 66          # from one head, and rung, to the next
         self.width = max(400, int(90 + self.unit[0] * (self.across + 0.4)))
         self.at = {n: self.place(n) for n in names}
 
+    def column(self, name):
+        "Above which head a node stands; keys and values that heads share stand below the middle of their group."
+        number = rung(name)[1]
+        return number * self.group + (self.group - 1) / 2 if "KV" in name else number
+
     def place(self, name):
         "Of one node; what has no number stands in the middle."
-        height, number = rung(name)
+        height, column = rung(name)[0], self.column(name)
         middle = (self.across - 1) / 2
-        return self.unit[0] * (middle if number is None else number), self.unit[1] * self.rungs.index(height)
+        return self.unit[0] * (middle if column is None else column), self.unit[1] * self.rungs.index(height)
+
+    def shared(self):
+        "Pairs of keys and values and a head that takes them, where both are there."
+        of = {n: (m[1], int(m[2])) for n in self.names if (m := re.fullmatch(r"L(\d+)(?:H|KV)(\d+)", n))}
+        kv = [n for n in of if "KV" in n]
+        return [(n, h) for n in kv for h in of
+                if h not in kv and of[h][0] == of[n][0] and of[h][1] // self.group == of[n][1]]
 
     def in_axes(self, x, y):
         "Pixels as the axes count: in heads and rungs."
@@ -201,6 +215,14 @@ def add_edges(fig, edges, plan, limit) -> None:
         x, y = plan.in_axes(x + PORTS[entry], y - 16)
         fig.add_annotation(x=x, y=y, text=entry, showarrow=False, font=dict(size=11))
 
+# %% ../../nbs/core/figures/graphs.ipynb #307b852f
+def add_groups(fig, plan) -> None:
+    "A thin line from keys and values to each head that shares them."
+    for ends in plan.shared():
+        x, y = zip(*(plan.in_axes(*plan.at[name]) for name in ends))
+        line = dict(color=GREY, width=1)
+        fig.add_trace(go.Scatter(x=x, y=y, mode="lines", line=line, hoverinfo="skip", name="shared", showlegend=False))
+
 # %% ../../nbs/core/figures/graphs.ipynb #474ffd12
 def add_nodes(fig, plan, role, paint, heads) -> None:
     "The nodes as boxes in the colour of their role, with what `heads` says of them on hover."
@@ -213,6 +235,7 @@ def add_nodes(fig, plan, role, paint, heads) -> None:
         box = dict(font=dict(size=size, color="#fff"), borderpad=3, bgcolor=colour, showarrow=False)
         fig.add_annotation(x=x, y=y, text=f"<b>{name}</b>", **box)
         text = f"<b>{name}</b>" + (f"<br>{html.escape(role[name], quote=False)}" if name in role else "")
+        if "KV" in name: text += "<br>keys and values that heads share"
         if own is not None and (m := re.fullmatch(r"L(\d+)H(\d+)", name)):
             text += hover_text(own.sel(layer=int(m[1]), head=int(m[2])), {}, "").removeprefix("<b></b>")
         xs.append(x)
@@ -249,7 +272,8 @@ def graph(
 
     Along the dimension of a result or of a mask, or as columns of a table, stand `sender` and `receiver` (names such as
     "L9H6", "MLP 3", "embed", "logits") and perhaps `component`. A role without a colour of its own takes one of
-    `COLOURS`.
+    `COLOURS`. Keys and values that heads share ("L9KV1") stand below these heads, with a thin line to each that is
+    drawn, where the attributes of a result say how many heads share them.
 
     Edges are blue above zero and red below, as wide as their mean is large, grey and thin where they have none; they
     end at the receiver's q, k or v. Mean, interval and n on hover. Of a result with `kept`, and of a mask, only the
@@ -259,7 +283,9 @@ def graph(
     drawn = edges_of(edges, var)
     role = {node_name(head): name for name, members in roles.items() for head in members}
     ends = [e.sender for e in drawn] + [e.receiver for e in drawn]
-    plan = Plan(list(dict.fromkeys([*ends, *(role if alone else [])])))
+    about = getattr(edges, "attrs", {})
+    group = about.get("n_heads", 1) // about.get("n_kv_heads", about.get("n_heads", 1))
+    plan = Plan(list(dict.fromkeys([*ends, *(role if alone else [])])), group)
     boxes = [name for name in roles if any(role.get(n) == name for n in plan.names)]
     paint = paint_of(roles, boxes)
     if boxes and any(n not in role and re.fullmatch(r"L\d+H\d+", n) for n in plan.names): boxes.append("other head")
@@ -270,6 +296,7 @@ def graph(
     size = dict(height=plan.unit[1] * rungs + 60, width=plan.width, top=top)
     fig = blank(title, **size, hovermode="closest", showlegend=bool(keys))
     for key in keys: fig.add_trace(key)
+    add_groups(fig, plan)
     add_edges(fig, drawn, plan, limit)
     add_nodes(fig, plan, role, paint, heads)
     if not plan.names: fig.add_annotation(x=0.5, y=0.5, xref="paper", yref="paper", text="no edge", showarrow=False)
