@@ -327,10 +327,13 @@ def read_lens(
     half, nearly = reached(ds), reached(ds, 0.9)
     s = summarise(ds["logit_diff"])
     if half is None or nearly is None:
-        return (
-            f"The final logit difference is {estimate(s.isel(stage=-1))}: "
-            f"the model does not do this task, so there is no answer to see appear."
-        )
+        final = s.isel(stage=-1)
+        does = "does not do this task"
+        if int(final["n"]) == 1:
+            does = "does not do the task on this prompt"
+        elif not float(final["high"]) < 0:
+            does = "is not shown to do this task"
+        return f"The final logit difference is {estimate(final)}: the model {does}, so there is no answer to see appear."
     stages = [str(v) for v in ds["stage"].values]
     i = stages.index(half)
     steps = s["mean"].diff("stage")
