@@ -49,6 +49,8 @@ TESTS = {
         "test_circuits.py",
         "agrees or random or reference or own_tasks or everywhere or two_names or last_layer or bad_input",
     ),
+    "circuits.criteria": ("test_circuits.py", "minimal or completeness or greedy or cancel or overlap"),
+    "circuits.crossing": ("test_circuits.py test_edges.py", "curve or size or together"),
     "circuits.curves": ("test_circuits.py", "curve or areas or random or mib or faithful or few_prompts or size"),
     "circuits.edge_estimates": (
         "test_edges.py",
@@ -56,7 +58,9 @@ TESTS = {
     ),
     "circuits.edge_graph": ("test_edges.py", "graph or connected or top_edges or path_patched or kept or bad_input"),
     "circuits.edge_runs": ("test_edges.py", "any_circuit or no_edge or path_patched or single or budget or metrics"),
+    "circuits.edge_search": ("test_edges.py", "acdc or bad_input"),
     "circuits.node_runs": ("test_circuits.py", "agrees or all_nodes or metrics or company or two_names or last_layer"),
+    "circuits.parts": ("test_circuits.py", "names_of or published_circuit or overlap or bad_input"),
     "circuits.scores": ("test_circuits.py", "gate or by_position or two_scores or ranking or silenced or pruned"),
     "claims.forms": ("test_claims_near.py test_claims.py", "side or every_claim or noise or few or another"),
     "claims.ours": ("test_claims_near.py test_claims.py", "side or tried or every_claim or noise"),

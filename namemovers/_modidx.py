@@ -1601,6 +1601,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'namemovers.logit_lens._before_cap': ('logit_lens.html#_before_cap', 'namemovers/logit_lens.py'),
                                        'namemovers.logit_lens._check_model': ('logit_lens.html#_check_model', 'namemovers/logit_lens.py'),
                                        'namemovers.logit_lens._check_sum': ('logit_lens.html#_check_sum', 'namemovers/logit_lens.py'),
+                                       'namemovers.logit_lens._first_of_all': ('logit_lens.html#_first_of_all', 'namemovers/logit_lens.py'),
                                        'namemovers.logit_lens._logits': ('logit_lens.html#_logits', 'namemovers/logit_lens.py'),
                                        'namemovers.logit_lens._measure': ('logit_lens.html#_measure', 'namemovers/logit_lens.py'),
                                        'namemovers.logit_lens._normed': ('logit_lens.html#_normed', 'namemovers/logit_lens.py'),
