@@ -471,6 +471,16 @@ def test_roles_side_by_side():
     assert evidence_in_words(found, 0, 1) == "induction 0.90 [0.89, 0.91]"
 
 
+def test_a_further_role_may_be_likely_or_possible():
+    least = next(t.at_least for t in THRESHOLDS if t.role == "induction")
+    near = {name: MOVER | {"induction": (least + by, 0.25)} for name, by in (("likely", 0.02), ("possible", -0.02))}
+    found = classify(made_evidence(**near))
+    assert found.role.values[0].tolist() == ["name mover"] * 2
+    assert found.level.sel(candidate="induction").values[0].tolist() == [2, 1]
+    assert found.also.values[0].tolist() == ["induction", ""] == found.possible.values[0].tolist()[::-1]
+    assert heads_of_role(found, "induction") == [] and heads_of_role(found, "induction", also=True) == [(0, 0)]
+
+
 def test_small_or_noisy_effects_are_none():
     found = classify(
         made_evidence(
