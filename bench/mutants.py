@@ -78,14 +78,19 @@ TESTS = {
     "head_roles.attention": ("test_head_roles.py", "attention_scores or bad_input"),
     "head_roles.classes": (
         "test_head_roles.py",
-        "levels or side or further or small or may_be_zero or threshold or matter or worst or enough",
+        "levels or side or further or small or may_be_zero or threshold or matter or worst or enough"
+        " or with_few or reason",
     ),
-    "head_roles.evidence": ("test_head_roles.py", "does_not or given or bad_input or fixed_distance"),
+    "head_roles.evidence": (
+        "test_head_roles.py",
+        "does_not or given or bad_input or fixed_distance or shares_are or holders",
+    ),
     "head_roles.interventions": ("test_head_roles.py", "hooks or bad_input"),
-    "head_roles.patterns": ("test_head_roles.py", "distance or definition or bad_input"),
+    "head_roles.patterns": ("test_head_roles.py", "distance or definition or bad_input or rows"),
     "head_roles.thresholds": (
         "test_head_roles.py",
-        "levels or side or further or small or may_be_zero or threshold or matter or worst or enough",
+        "levels or side or further or small or may_be_zero or threshold or matter or worst or enough"
+        " or with_few or reason",
     ),
     "head_roles.variants": ("test_head_roles.py", "variants or cue or bad_input"),
     "logit_lens": ("test_logit_lens.py", ""),
