@@ -66,7 +66,7 @@ def test_evidence_is_of_every_task_and_measure_by_itself(study, found):
 
 def test_the_headline_names_heads_with_their_means(study):
     folder, made = study
-    table = headline(folder, k=2).set_index("task")
+    table = headline(folder).set_index("task")
     assert list(table.index) == ["MRS", "IOI"] and (table.prompts == N).all()
     for task in ("mrs", "ioi"):
         mean = float(load_study([f"{task}_head_attribution"], folder)[f"{task}_head_attribution"].logit_diff.mean())
@@ -75,11 +75,13 @@ def test_the_headline_names_heads_with_their_means(study):
     def said(values, *heads):
         return ", ".join(f"L{l}H{h} {float(values[l, h].mean()):.2f}" for l, h in heads)
 
-    copying = said(made["copies"].copy_score.values, (1, 3), (2, 1))
-    for task, best in (("MRS", [(2, 1), (1, 3)]), ("IOI", [(1, 3), (2, 2)])):
+    scores = made["copies"].copy_score.values
+    third = max(set(np.ndindex(3, 4)) - {(1, 3), (2, 1)}, key=lambda head: scores[head].mean())
+    copying = said(scores, (1, 3), (2, 1), third)
+    for task, best in (("MRS", [(2, 1), (1, 3), (1, 0)]), ("IOI", [(1, 3), (2, 2), (2, 1)])):
         values = made[task.lower(), "attribution"].values
         assert table.loc[task, "top heads by attribution"] == said(values, *best)
-        assert table.loc[task, "top heads by copy score"] == copying
+        assert table.loc[task, "top heads by copy score"].replace("−", "-") == copying
     assert table.loc["IOI", "top heads by patching"] == said(made["ioi", "patching"].values, (1, 3), (0, 0))
 
 
