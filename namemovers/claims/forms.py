@@ -107,7 +107,7 @@ def moves_without_writing(r, task) -> Verdict:
 
 # %% ../../nbs/core/claims/forms.ipynb #6d2a9f31
 def known_share(f) -> xr.Dataset:
-    "A share of what the model does as a summary. Raises Untold where it is not shown to do anything to take a share of."
+    "A share of what the model does as a summary. Raises Untold where it is not shown to do anything."
     if np.isnan(f.value):
         raise Untold(NO_WAY)
     return f.rename(value="mean")
