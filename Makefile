@@ -74,6 +74,7 @@ bench: install ## measure the patching engine against TransformerLens, and the e
 	@$(PY) bench/patching.py
 	@$(PY) bench/patching.py --model mini --every 1
 	@$(PY) bench/decoders.py
+	@$(PY) bench/cost.py
 	@$(PY) bench/scaling.py
 	@$(PY) bench/study.py
 	@$(PY) bench/where.py

@@ -13,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 
+from namemovers.cost import Prompts, multiplications, shape_of
 from namemovers.engine import sweep as engine
 from namemovers.pairs import Pairs
 from namemovers.sites import Cell
@@ -89,53 +90,16 @@ def cells(model, by, n, length):
     return [Cell(l, h, p) for l in layers for h in heads for p in at]
 
 
-def needed(cfg, site, by, n, length, first):
-    """Floating-point operations of a sweep at the least: both runs, and of every patched run what the patch can change.
-
-    A multiplication and an addition count as two; LayerNorm, softmax and GELU are left out."""
-    d, wide, layers, heads = cfg.d_model, cfg.d_mlp, cfg.n_layers, cfg.n_heads
-    kv, q, o, mlp = 4 * d * d, 2 * d * d, 2 * d * d, 4 * d * wide
-    # rows of queries, each over what is before it
-    attention = lambda start, rows: sum(4 * d * (start + i + 1) for i in range(rows))
-
-    def onward(layer, start):  # layers from `layer` on, all rows from `start` changed
-        rows = length - start
-        return sum(
-            rows * (kv + q + o + mlp) + attention(start, rows)
-            if l < layers - 1
-            else rows * kv + q + o + mlp + attention(length - 1, 1)
-            for l in range(layer, layers)
-        )
-
-    total = onward(0, 0) + onward(0, first)  # the base run; the donor run after what both share
-    for l in range(layers):
-        last, rows = l == layers - 1, length - first
-        if by == "position":
-            for p in range(first, length):
-                if last and site != "resid_pre" and p < length - 1:
-                    continue
-                after = onward(l + 1, p)
-                if site == "resid_pre":  # queries, keys and values of the patched row are the other run's
-                    r = 1 if last else length - p
-                    total += r * (o + mlp) + attention(length - r, r) + after
-                else:
-                    total += (mlp if site in ("attn_out", "resid_mid") else 0) + after
-        elif by == "head":
-            r = 1 if last else rows
-            if site != "z":
-                total += attention(length - r, r)  # of all heads of the layer together
-            total += heads * (r * (2 * d * d // heads + mlp) + onward(l + 1, first))
-        elif by == "head_position":
-            for p in range(first, length):
-                if last and p < length - 1:
-                    continue
-                total += heads * (2 * d * d // heads + mlp + onward(l + 1, p))
-    return n * total
+def needed(model, shape, site, by, n):
+    """Floating-point operations of a sweep at the least: a multiplication and an addition count as two."""
+    length, differ = SHAPES[shape]
+    asked = Prompts(n, length, differ[0], differ=tuple(differ))
+    return 2 * multiplications(shape_of(model), asked, site, by)[0]
 
 
 def needed_paths(cfg, receivers, n, length, first, senders=None):
-    """The same for paths from every head, or from `senders` heads (layer, head) alone: into the logits one vector
-    each, into later heads' queries everything after the receiver."""
+    """Floating-point operations of paths from every head, or from `senders` heads (layer, head) alone: into the logits
+    one vector each, into later heads' queries everything after the receiver."""
     d, wide, layers, heads = cfg.d_model, cfg.d_mlp, cfg.n_layers, cfg.n_heads
     rows = length - first
     kv, q, o, mlp = 4 * d * d, 2 * d * d, 2 * d * d, 4 * d * wide

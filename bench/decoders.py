@@ -13,11 +13,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 import common
 from common import machine, pairs, prompts, seconds, sweep_of
+from namemovers.cost import Counted
 from namemovers.data import IOI_TEMPLATES, Task, ioi_task
 from namemovers.logit_lens import logit_lens
 from namemovers.pairs import Pairs
@@ -143,24 +142,11 @@ def row(model, task, sweep, args):
     )
 
 
-class Counted(TorchDispatchMode):
-    """Floating-point operations of the matrix multiplications within, by PyTorch's own formulas.
-
-    Its own counter hooks all modules, which the library refuses to measure under."""
-
-    total = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        if formula := flop_registry.get(func._overloadpacket):
-            self.total += formula(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def counted(function):
+    """Floating-point operations of the matrix multiplications that a call does."""
     with Counted() as counter:
         function()
-    return counter.total
+    return 2 * counter.total
 
 
 def measure(name, args, rows):

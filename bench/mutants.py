@@ -4,7 +4,11 @@
 
 An operator, a comparison, a sign, a constant or a name such as `clean` or `argmax` is exchanged for its opposite or its
 neighbour, in functions drawn in turn. What decides only what is said, how much memory is taken or which error is raised
-is left alone. Prints a line a mutant, killed (by which test) or LIVES (with its line), and the figure of each module.
+is left alone. Prints a line a mutant, killed (by which test), LIVES (with its line) or UNJUDGED (out of time, or pytest
+itself broke), and the figure of each module.
+
+A module's tests run once as they are, which tells which of them reach which function and how long they take; a mutant
+meets those that reach its function, the quickest first, until one fails. The notebooks' own tests do not count here.
 
 Nothing is written: the broken source is what a forked process imports. Not every mutant that lives is a gap in the
 tests: some change nothing (`axis=-1` of a vector), some only how long it takes."""
@@ -12,6 +16,7 @@ tests: some change nothing (`axis=-1` of a vector), some only how long it takes.
 import argparse
 import ast
 import importlib.util
+import json
 import os
 import random
 import re
@@ -19,6 +24,8 @@ import resource
 import signal
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import NamedTuple
@@ -28,24 +35,44 @@ ROOT = Path(__file__).parents[1]
 #: tests that take long and look at many modules at once
 LONG = (
     "search_finds or in_distribution or enters_a_circuit or interval_covers or gpt2_shape or shape_of_gpt2 or memory"
-    " or planted_edges or held_out"
+    " or planted_edges or held_out or mini or killed or worker or two_processes"
 )
 #: module -> the tests that belong to it, and which of them (as pytest's -k says)
 TESTS = {
+    "activation_patching": (
+        "test_activation_patching.py",
+        "resid_mid or all_that_differs or all_of_switch or nothing_different or named or ratio or metrics or sign or"
+        " labelled or span or screening or auto or bad or share_of or do_not_differ",
+    ),
     "attribution_patching": ("test_attribution_patching.py", ""),
-    "circuits.ablation": ("test_circuits.py", "agrees or random or reference or own_tasks or everywhere or bad_input"),
-    "circuits.curves": ("test_circuits.py", "curve or areas or random or mib or faithful or bad_input or size"),
+    "circuits.ablation": (
+        "test_circuits.py",
+        "agrees or random or reference or own_tasks or everywhere or two_names or last_layer or bad_input",
+    ),
+    "circuits.criteria": ("test_circuits.py", "minimal or completeness or greedy or cancel or overlap"),
+    "circuits.crossing": ("test_circuits.py test_edges.py", "curve or size or together"),
+    "circuits.curves": ("test_circuits.py", "curve or areas or random or mib or faithful or few_prompts or size"),
     "circuits.edge_estimates": (
         "test_edges.py",
-        "every_estimate or gradient or integrated or top_edges or bad_input",
+        "every_estimate or gradient or integrated or small_differences or top_edges or bad_input",
     ),
     "circuits.edge_graph": ("test_edges.py", "graph or connected or top_edges or path_patched or kept or bad_input"),
+    "circuits.edge_runs": ("test_edges.py", "any_circuit or no_edge or path_patched or single or budget or metrics"),
+    "circuits.edge_search": ("test_edges.py", "acdc or bad_input"),
     "circuits.node_runs": ("test_circuits.py", "agrees or all_nodes or metrics or company or two_names or last_layer"),
+    "circuits.parts": ("test_circuits.py", "names_of or published_circuit or overlap or bad_input"),
     "circuits.scores": ("test_circuits.py", "gate or by_position or two_scores or ranking or silenced or pruned"),
-    "claims": ("test_claims_near.py test_claims.py", "side or tried or every_claim or noise or few or another"),
-    "compare": ("test_compare.py test_study_truth.py test_results.py", "compar or one_study or table or heads"),
-    "copy_scores": ("test_copy_scores.py", "(definition and tiny) or unfolded or every_name or at_end or bad"),
-    "head_attribution": ("test_head_attribution.py", "not mini"),
+    "claims.forms": ("test_claims_near.py test_claims.py", "side or every_claim or noise or few or another"),
+    "claims.ours": ("test_claims_near.py test_claims.py", "side or tried or every_claim or noise"),
+    "claims.paper": ("test_claims_near.py test_claims.py", "side or tried or every_claim or noise"),
+    "claims.pilot": ("test_claims_near.py test_claims.py", "side or tried or every_claim or noise or pilot"),
+    "compare": ("test_both_tasks.py", ""),
+    "copy_scores": ("test_copy_scores.py", ""),
+    "data": ("test_data.py", ""),
+    "engine.direct": ("test_head_attribution.py test_copy_scores.py", ""),
+    "engine.forward": ("test_engine.py", ""),
+    "engine.sweep": ("test_engine.py", ""),
+    "head_attribution": ("test_head_attribution.py", ""),
     "head_roles.attention": ("test_head_roles.py", "attention_scores or bad_input"),
     "head_roles.classes": (
         "test_head_roles.py",
@@ -59,9 +86,16 @@ TESTS = {
         "levels or small or may_be_zero or threshold or matter or worst or enough",
     ),
     "head_roles.variants": ("test_head_roles.py", "variants or cue or bad_input"),
+    "logit_lens": ("test_logit_lens.py", ""),
+    "pairs": ("test_pairs.py", ""),
     "path_patching": ("test_path_patching.py", "not planted"),
     "planted": ("test_planted.py", "truth or tasks or templates or signs or bad or folding or unknown or fewer"),
-    "published": ("test_published.py", "not mini"),
+    "planted_weights": ("test_planted.py", "truth or tasks or signs or folding or needed or idle"),
+    "published": ("test_published.py", ""),
+    "sets": ("test_circuits.py", "own_tasks or greedy or by_hand or random"),
+    "stability": ("test_stability.py", ""),
+    "stats": ("test_stats.py", "not cover and not level and not studies and not many and not quick"),
+    "store": ("test_store.py", "blocks or block or parts or sweeps or paths or damaged or no_store"),
     "verdicts": ("test_claims_near.py test_claims.py", "side or tried or ways or open or first or part or share"),
 }
 
@@ -118,6 +152,7 @@ class Mutant(NamedTuple):
     "One exchange in a source."
 
     function: str
+    lines: range  # of the function; empty outside of functions
     line: int
     old: str
     new: str
@@ -132,7 +167,7 @@ class Breaker:
         self.starts = [0]
         for line in self.bytes.split(b"\n"):
             self.starts.append(self.starts[-1] + len(line) + 1)
-        self.found = []
+        self.found, self.lines = [], range(0)
         for statement in ast.parse(source).body:
             self.visit(statement, "<module>")
 
@@ -153,7 +188,7 @@ class Breaker:
         except SyntaxError:
             return
         if old != new:
-            self.found.append(Mutant(function, node.lineno, old, new, source))
+            self.found.append(Mutant(function, self.lines, node.lineno, old, new, source))
 
     def between(self, function, node, left, right, pattern, new):
         "Exchange what stands between two operands."
@@ -178,9 +213,12 @@ class Breaker:
         if self.aside(node):
             return
         if isinstance(node, ast.FunctionDef):
+            around, first = self.lines, min(n.lineno for n in (*node.decorator_list, node))
+            self.lines = range(first, node.end_lineno + 1)
             defaults = [d for d in (*node.args.defaults, *node.args.kw_defaults) if d is not None]
             for part in (*defaults, *node.body):
                 self.visit(part, node.name)
+            self.lines = around
             return
         if isinstance(node, ast.AnnAssign):
             if node.value:
@@ -290,7 +328,50 @@ def as_if(name, path, source):
     sys.meta_path.insert(0, Finder)
 
 
-def run_tests(arguments, log, seconds, broken=None):
+class Reach:
+    "A plugin for pytest: what every test calls of a module, and how long it takes."
+
+    def __init__(self, path, kept):
+        self.path, self.kept, self.seen, self.of, self.everywhere = str(path), kept, set(), {}, set()
+
+    def trace(self, frame, event, arg):
+        if frame.f_code.co_filename == self.path:
+            self.seen.add(frame.f_code.co_firstlineno)
+
+    def pytest_runtest_setup(self, item):
+        self.seen = set()
+        sys.setprofile(self.trace)
+
+    def pytest_runtest_teardown(self, item):
+        sys.setprofile(None)
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "setup":  # of a fixture that later tests may share
+            self.everywhere |= self.seen
+        if report.when == "call":
+            self.of[report.nodeid] = report.duration, sorted(self.seen)
+
+    def pytest_sessionfinish(self):
+        told = {test: (took, sorted({*seen, *self.everywhere})) for test, (took, seen) in self.of.items()}
+        others = [n for n, m in sys.modules.items() if "site-packages" in (getattr(m, "__file__", None) or "")]
+        self.kept.write_text(json.dumps({"tests": told, "imports": others}))
+
+
+class Order:
+    "A plugin for pytest: only the tests that reach a function, the quickest first."
+
+    def __init__(self, reach, lines):
+        self.reach, self.lines = reach, lines
+
+    def pytest_collection_modifyitems(self, items):
+        took = lambda item: self.reach[item.nodeid][0]
+        items[:] = sorted((i for i in items if self.reaches(i.nodeid)), key=took)
+
+    def reaches(self, test):
+        return test in self.reach and (not self.lines or any(line in self.lines for line in self.reach[test][1]))
+
+
+def run_tests(arguments, log, seconds, plugin, broken=None):
     "pytest in a process of its own: its exit status, or None where it ran out of time; and the seconds it took."
     import pytest
 
@@ -305,11 +386,12 @@ def run_tests(arguments, log, seconds, broken=None):
             os.dup2(out, 2)
             if broken:
                 as_if(*broken)
-            status = int(pytest.main(["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "--no-header", *arguments]))
+            said = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "--no-header"]
+            status = int(pytest.main([*said, *arguments], plugins=[plugin]))
             sys.stdout.flush()
         finally:
             os._exit(status)
-    while time.time() - began < 6 * seconds:
+    while time.time() - began < 3 * seconds:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status), time.time() - began
@@ -323,27 +405,39 @@ def run_module(module, some, seed, logs):
     "Prints every mutant of a module, and how many were killed."
     path, name = ROOT / "namemovers" / f"{module.replace('.', '/')}.py", f"namemovers.{module}"
     files, chosen = TESTS[module]
-    arguments = [str(ROOT / "tests" / file) for file in files.split() if (ROOT / "tests" / file).is_file()]
-    arguments += ["--durations=10", "-k", f"({chosen or 'test'}) and not ({LONG})"]
-    status, took = run_tests(arguments, logs / f"{module}.whole", 900)
+    arguments = [str(ROOT / "tests" / file) for file in files.split()]
+    arguments += ["-k", f"({chosen or 'test'}) and not ({LONG})"]
+    kept = logs / f"{module}.reach"
+    status, took = run_tests([*arguments, "--durations=10"], logs / f"{module}.whole", 900, Reach(path, kept))
     if status != 0:
         print(f"{module}: its tests fail as they are, see {logs / module}.whole", flush=True)
         return
-    found = Breaker(path.read_text()).found
-    drawn, lived = draw(found, some, seed), 0
-    print(f"{module}: {len(drawn)} of {len(found)} mutants, tests of {took:.0f} s", flush=True)
+    told, found = json.loads(kept.read_text()), Breaker(path.read_text()).found
+    reach = told["tests"]
+    for other in told["imports"]:  # once for all mutants
+        with suppress(Exception):
+            importlib.import_module(other)
+    drawn, count = draw(found, some, seed), Counter()
+    print(f"{module}: {len(drawn)} of {len(found)} mutants, {len(reach)} tests of {took:.0f} s", flush=True)
     lines = path.read_text().splitlines()
     for i, mutant in enumerate(drawn):
-        log = logs / f"{module}.{seed}.{i}"
-        status, took = run_tests(arguments, log, max(60, 3 * took), (name, path, mutant.source))
-        by = re.search(r"^(?:FAILED|ERROR) \S*?([^/\s]+)", log.read_text(), re.MULTILINE)
-        told = "LIVES " if status == 0 else "killed"
-        lived += status == 0
+        log, order = logs / f"{module}.{seed}.{i}", Order(reach, mutant.lines)
+        began = time.time()
+        if any(map(order.reaches, reach)):
+            status, _ = run_tests(arguments, log, max(60, took), order, (name, path, mutant.source))
+        else:
+            status = "no test"
+            log.write_text("")
+        told = {0: "LIVES", 1: "killed", "no test": "LIVES (no test calls it)"}.get(status, "UNJUDGED")
+        count[told.split()[0]] += 1
+        by = re.search(r"^(?:FAILED|ERROR) \S*?::(\S+)", log.read_text(), re.MULTILINE)
         exchanged = f"{mutant.function}: {mutant.old!r} -> {mutant.new!r}"
-        print(f"  {told} line {mutant.line}, {exchanged} ({took:.0f} s) {by[1] if by and status else ''}", flush=True)
-        if status == 0:
+        after = f"({time.time() - began:.0f} s) {by[1] if by and status else ''}"
+        print(f"  {told} line {mutant.line}, {exchanged} {after}", flush=True)
+        if told != "killed":
             print(f"         {lines[mutant.line - 1].strip()}", flush=True)
-    print(f"{module}: {len(drawn) - lived} of {len(drawn)} killed", flush=True)
+    figure = f"{count['killed']} of {len(drawn)} killed, {count['LIVES']} live, {count['UNJUDGED']} unjudged"
+    print(f"{module}: {figure}", flush=True)
 
 
 def main():
@@ -354,7 +448,7 @@ def main():
     parser.add_argument("--logs", type=Path, default=Path("/tmp/mutants"), help="where what pytest said is kept")
     asked = parser.parse_args()
     asked.logs.mkdir(parents=True, exist_ok=True)
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     sys.dont_write_bytecode = True
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     os.chdir(ROOT)

@@ -190,7 +190,7 @@ def sweep(name, args):
                 else:
                     whole = cells(model, by, n, length)
                     todo = [c for c in whole if part == 1 or c.head % part == 0]
-                    flops = needed(model.cfg, site, by, n, length, differ[0])
+                    flops = needed(model, shape, site, by, n)
 
                     def ours():
                         s, kept["ours"] = seconds(lambda: sweep_of(model, arguments, site, todo))

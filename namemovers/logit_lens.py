@@ -327,17 +327,17 @@ def read_lens(
     half, nearly = reached(ds), reached(ds, 0.9)
     s = summarise(ds["logit_diff"])
     if half is None or nearly is None:
-        return (
-            f"The final logit difference is {estimate(s.isel(stage=-1))}: "
-            f"the model does not do this task, so there is no answer to see appear."
-        )
+        final = s.isel(stage=-1)
+        does = "does not do this task"
+        if int(final["n"]) == 1:
+            does = "does not do the task on this prompt"
+        elif not float(final["high"]) < 0:
+            does = "is not shown to do this task"
+        return f"The final logit difference is {estimate(final)}: the model {does}, so there is no answer to see appear."
     stages = [str(v) for v in ds["stage"].values]
     i = stages.index(half)
     steps = s["mean"].diff("stage")
     jump = str(steps["stage"].values[steps.values.argmax()])
-    first = (ds["rank"] == 1).mean("prompt") > 0.5
-    # first of all tokens, and so to the end
-    late = stages[len(stages) - list(first.values[::-1]).index(False) :] if not first.values.all() else stages
     text = f"After the embedding the logit difference is {estimate(s.isel(stage=0))}. "
     if i:
         text += (
@@ -359,17 +359,18 @@ def read_lens(
             f"what follows is against the answer, or makes the stream longer with other things, and the LayerNorm "
             f"divides by its length. "
         )
-    if ds.sizes["prompt"] == 1:
-        return text + (
-            f"The right answer is first of all tokens as from {stage_words(late[0])}."
-            if late
-            else "The right answer is never first of all tokens."
-        )
-    return text + (
-        f"For most prompts the right answer is first of all tokens as from {stage_words(late[0])}."
-        if late
-        else "For most prompts the right answer is never first of all tokens."
-    )
+    return text + _first_of_all(ds, stages)
+
+def _first_of_all(ds, stages):
+    "The stage from which the answer is first of all tokens, and so to the end, in a sentence."
+    first = (ds["rank"] == 1).mean("prompt").values > 0.5
+    after = len(first) - int(first[::-1].argmin()) if not first.all() else 0  # the stage behind the last without
+    who = "The right answer" if ds.sizes["prompt"] == 1 else "For most prompts the right answer"
+    if after < len(first):
+        return f"{who} is first of all tokens as from {stage_words(stages[after])}."
+    if first.any():
+        return f"{who} is first of all tokens after {stage_words(stages[first.nonzero()[0][-1]])}, but not at the end."
+    return f"{who} is never first of all tokens."
 
 # %% ../nbs/01_logit_lens.ipynb #0e78567c
 def _part_words(component: str) -> str:

@@ -313,12 +313,24 @@ def _cell(dims):
     if set(dims) == {"layer", "kv_head"}: return "key-value head"
     return "head" if set(dims) == {"layer", "head"} else str(dims[0]) if len(dims) == 1 else "cell"
 
+# %% ../nbs/core/stats.ipynb #3e0f5a11
+#: why effects are NaN: `normalise` gives none then
+NOT_MEASURED = (
+    "not measured: clean and corrupted run are not shown to differ over these prompts, so that there is nothing to "
+    "take a share of"
+)
+
 # %% ../nbs/core/stats.ipynb #df1720b4
-def _no_test(n, cells, dims, dim):
+def _no_test(n, cells, values, dim):
     "Why nothing can be significant with `n` values a cell, `cells` of them at a time; empty where something can."
     needed, most = prompts_needed(max(1, cells)), int(n.max(initial=0))
     if most >= needed:
         return ""
+    if values.size and not most:
+        if _NORMALISED in values.attrs:
+            return NOT_MEASURED
+        return f"not measured: no {dim} has a value"
+    dims = [d for d in values.dims if d != dim]
     what = f"no {_cell(dims)} of {cells}" if cells > 1 else "nothing"
     return (f"untested: with {most} {dim}{'s' * (most != 1)} {what} can be called significant; "
             f"the test needs at least {needed}")
@@ -395,7 +407,7 @@ def summarise(
     few of the prompts, of which a study may meet none, cannot be tested by any N at which they are not met.
 
     `attrs` are those of `values`, with `n_tests`, `n_resamples`, `resampling_seed`, `prompts_needed`, and `untested`:
-    the reason why nothing can be significant, or an empty string.
+    the reason why nothing can be significant, too few prompts or no value in any, or an empty string.
 
     A cell without a value stays NaN and is no test; one or two prompts have a mean only. A cell that is the null for
     every prompt has p = 1 and d = 0; one that is another number for every prompt has no d (NaN). Raises ValueError when
@@ -432,7 +444,7 @@ def summarise(
     found |= {"q": q.values, "significant": sure, "n": n}
     attrs = {**values.attrs, "variable": str(values.name or "value"), "confidence": confidence, "null": null,
              "n_resamples": n_resamples, "resampling_seed": seed, "n_tests": int((~np.isnan(found["p"])).sum()),
-             "prompts_needed": needed, "untested": _no_test(n, cells, template.dims, dim)}
+             "prompts_needed": needed, "untested": _no_test(n, cells, a, dim)}
     data = {name: (template.dims, np.reshape(v, template.shape)) for name, v in found.items()}
     return xr.Dataset(data, coords=template.coords, attrs=attrs)
 

@@ -21,7 +21,7 @@ ROOMS = [
     {"settings", "stats", "literature", "published", "arguments", "files", "guard", "identity", "results"},
     {"prompts", "data"},
     {"quantised", "model", "planted_weights", "planted"},
-    {"sites", "pairs", "engine", "circuits.edge_graph", "store"},
+    {"sites", "pairs", "engine", "circuits.edge_graph", "store", "cost"},
     {"activation_patching", "path_patching", "logit_lens", "head_attribution", "sets"},
     {"attribution_patching", "copy_scores"},
     {"head_roles", "circuits"},

@@ -34,7 +34,7 @@ REMEMBERED = {
         "word",  # within one call
     },
     "guard.py": {"_factors"},  # the same numbers for ever
-    "data.py": {"_group"},  # a name's family, read off the name
+    "prompts/templates.py": {"group_of"},  # a name's family, read off the name
     "activation_patching.py": {"_fell_back"},  # what was warned of
     "planted.py": {"exam"},  # prompts for a tokenizer's file, which belongs to the package
     "store.py": {"code_version"},  # the library's files, as they were when it was first asked

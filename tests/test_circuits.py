@@ -435,6 +435,72 @@ def test_areas_by_hand():
     ]
 
 
+def noisy_curve(n=40, distance=4.0):
+    "A curve whose empty circuit does something of its own."
+    rng, shares = np.random.default_rng(0), [0, 0.2, 1]
+    empty = 1.5 + 0.3 * rng.standard_normal(n)
+    model = empty + distance + (0.5 * rng.standard_normal(n) if distance else rng.permuted(np.tile([-1.0, 1], n // 2)))
+    some = lambda size: empty + size + 0.8 * rng.standard_normal(n)
+    return xr.Dataset(
+        {
+            "logit_diff": (("ranking", "share", "prompt"), [[empty, some(2.0), model], [empty, some(5.5), model]]),
+            "random": (("draw", "share", "prompt"), [[empty, some(0.2), model], [empty, some(0.7), model]]),
+            "model": ("prompt", model),
+            "empty": ("prompt", empty),
+            "size": ("share", [0, 2, 10]),
+        },
+        coords={"ranking": ["half", "over"], "share": shares},
+        attrs={"metric": "logit_diff"},
+    )
+
+
+def test_shares_and_areas_where_the_empty_circuit_does_something():
+    "By numpy, and the interval of CMD by drawing prompts here."
+    ds, rng = noisy_curve(), np.random.default_rng(1)
+    lines, areas = trade_off(ds), area(ds)
+
+    def f(v, i=slice(None)):
+        empty, model = ds.empty.values[i].mean(-1), ds.model.values[i].mean(-1)
+        return (v[:, i].mean(-1) - empty) / (model - empty)
+
+    draws = rng.integers(0, 40, (2000, 40))
+    for name in ("half", "over"):
+        v = ds.logit_diff.sel(ranking=name).values
+        np.testing.assert_allclose(lines[name]["mean"], f(v), rtol=1e-9)
+        told = areas.sel(ranking=name, area="CMD")
+        far = lambda share: np.trapezoid(abs(1 - share), ds.share.values, axis=0)
+        assert float(told.value) == pytest.approx(far(f(v)), rel=1e-9)
+        low, high = np.percentile(far(f(v, draws)), [2.5, 97.5])
+        assert abs(float(told.low) - low) < 0.15 * (high - low) and abs(float(told.high) - high) < 0.15 * (high - low)
+    drawn = np.mean([f(v) for v in ds.random.values], axis=0)
+    np.testing.assert_allclose(lines["random"]["mean"], drawn, rtol=1e-9)
+
+
+def test_no_area_where_the_model_does_no_more_than_nothing():
+    with pytest.warns(UserWarning, match="No effect can be given"):
+        areas = area(noisy_curve(distance=0.0))
+    assert list(areas.ranking.values) == ["half", "over", "random"]
+    assert all(np.isnan(areas[v]).all() for v in ("value", "low", "high"))
+
+
+def test_the_grid_is_that_of_mib(tiny, unequal):
+    "Mueller et al. 2025, section 3: the sizes at which a circuit is judged."
+    ds = curve(tiny, unequal[0], {}, random=1, ablation="zero")
+    assert ds.share.values.tolist() == [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1]
+
+
+@pytest.mark.filterwarnings("ignore:No effect can be given")
+def test_a_curve_without_random_circuits(tiny, unequal):
+    "As page 07 asks for of a large model: the named rankings, alone and as they are beside random ones."
+    task, every = unequal[0], nodes(tiny, unequal[0])
+    alone, beside = (curve(tiny, task, {"r": every}, (0.3, 1), random=n, ablation="zero") for n in (0, 2))
+    assert alone.sizes["draw"] == 0 and least_faithful(alone, "r") == least_faithful(beside, "r")
+    np.testing.assert_allclose(alone.logit_diff, beside.logit_diff, atol=2e-5)
+    assert list(trade_off(alone)) == ["r"] and list(area(alone).ranking.values) == ["r"]
+    with pytest.raises(ValueError, match="random: -1 is no such number"):
+        curve(tiny, task, {"r": every}, random=-1)
+
+
 def test_a_curve_ends_at_the_model(tiny, unequal):
     task, reference = unequal
     every = nodes(tiny, task)

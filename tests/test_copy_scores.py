@@ -46,11 +46,11 @@ def test_against_the_definition(model, make):
 
 
 def test_what_heads_write_at_end(tiny):
-    task = ioi_task(tiny.tokenizer, n=6, seed=3)
+    task = ioi_task(tiny.tokenizer, n=18, seed=3)  # more than are run together
     top = tiny.cfg.d_vocab // 4
     ds, ids = task_copy_scores(tiny, task, top=top), name_ids(tiny.tokenizer, task)
     assert 0 < float(ds.written.mean()) < 1
-    for i in range(len(task)):
+    for i in (0, 1, 2, 15, 16, 17):
         tokens = task.clean_tokens[i : i + 1, : int(task.lengths[i])]
         with torch.no_grad():
             cache = tiny.run_with_cache(tokens)[1]

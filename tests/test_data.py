@@ -46,6 +46,7 @@ from namemovers.data import (
     survey_template,
     token_table,
 )
+from namemovers.prompts import drawing, tokens
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -393,7 +394,7 @@ TOO_FEW = {
 
 @pytest.mark.parametrize("what", TOO_FEW)
 def test_too_few_is_said_before_drawing(what, monkeypatch):
-    monkeypatch.setattr(data, "_draws", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(drawing, "draws_of", lambda *_: pytest.fail("drawn"))
     call, message = TOO_FEW[what]
     assert re.search(message, seconds(lambda: call(ANY)))
 
@@ -406,10 +407,11 @@ def test_fillings_are_counted_exactly():
             for key in "ABCD"[: rng.integers(1, 5)]
         }
         every = [words for words in itertools.product(*pools.values()) if len(set(words)) == len(words)]
-        assert data._fillings(pools, lambda a, b: True) == len(every) and bool(data._scarce(pools)) == (not every)
-        assert list(map(list, every)) == [list(d.values()) for d in data._all_draws(pools, lambda a, b: True)]
+        assert drawing.count_fillings(pools, lambda a, b: True) == len(every)
+        assert bool(drawing.scarce(pools)) == (not every)
+        assert list(map(list, every)) == [list(d.values()) for d in drawing.all_draws(pools, lambda a, b: True)]
     pools = {"S1": ["a", "b", "c"], "S2": ["b", "c"], "D1": ["a", "b"], "D2": ["a", "b"], "X": ["a", "b"]}
-    assert data._fillings(pools) == len(list(data._all_draws(pools))) == 4 * 2 * 2
+    assert drawing.count_fillings(pools) == len(list(drawing.all_draws(pools))) == 4 * 2 * 2
 
 
 def test_prompts_that_come_out_alike_are_no_endless_search():
@@ -617,7 +619,7 @@ class Oracle:
     ],
 )
 def test_survey_tells_the_kinds(monkeypatch, choose, kind):
-    monkeypatch.setattr(data, "provenance", lambda model, **extra: dict(model="oracle", **extra))
+    monkeypatch.setattr("namemovers.prompts.survey.provenance", lambda model, **extra: dict(model="oracle", **extra))
     ds = inspect.unwrap(survey)(Oracle(ANY, choose), n=3)  # the guard refuses what is no model
     assert list(ds.family.values) == list(SURVEY) and list(ds.kind.values) == KINDS
     for family in SURVEY:
@@ -683,13 +685,13 @@ def test_survey_on_a_model(tiny, tmp_path):
 def test_many_prompts_say_how_far_they_are(monkeypatch, capsys):
     shown, hidden = [], []
 
-    class Bar(data.tqdm):
+    class Bar(tokens.tqdm):
         def __init__(self, **given):
             hidden.append(given["desc"]) if given["disable"] else shown.append(self)
             super().__init__(**given | dict(delay=0, leave=True))
 
-    monkeypatch.setattr(data, "tqdm", Bar)
-    monkeypatch.setattr(data, "_MANY", 40)
+    monkeypatch.setattr(tokens, "tqdm", Bar)
+    monkeypatch.setattr(tokens, "MANY", 40)
     mrs_task(small_tokenizer(), n=60)
     assert {bar.desc for bar in shown} == {"drawing", "tokens"}
     assert all(bar.n == bar.total for bar in shown)
@@ -701,7 +703,7 @@ def test_many_prompts_say_how_far_they_are(monkeypatch, capsys):
 
 def test_prompts_in_parts_are_those_of_one_piece(monkeypatch):
     whole = mrs_task(small_tokenizer(), n=30, templates="all")
-    monkeypatch.setattr(data, "_SOME", 7)
+    monkeypatch.setattr(tokens, "SOME", 7)
     parts = mrs_task(small_tokenizer(), n=30, templates="all")
     assert whole.clean == parts.clean and torch.equal(whole.clean_tokens, parts.clean_tokens)
     assert whole.positions.keys() == parts.positions.keys()

@@ -110,21 +110,21 @@ def from_pairs(w):
 
 # function -> arguments that work; what is not given has its default
 EXAMPLES = {
-    "data.Task.from_template": (data.Task.from_template, from_template),
-    "data.Task.from_pairs": (data.Task.from_pairs, from_pairs),
-    "data.Task.subset": lambda w: dict(self=w.task, index=[0, 1]),
-    "data.Task.answer": lambda w: dict(self=w.task),
+    "prompts.task.Task.from_template": (data.Task.from_template, from_template),
+    "prompts.task.Task.from_pairs": (data.Task.from_pairs, from_pairs),
+    "prompts.task.Task.subset": lambda w: dict(self=w.task, index=[0, 1]),
+    "prompts.task.Task.answer": lambda w: dict(self=w.task),
     "data.mrs_task": lambda w: dict(tokenizer=w.tokenizer, n=2),
     "data.ioi_task": lambda w: dict(tokenizer=w.tokenizer, n=2),
-    "data.align": lambda w: dict(tokenizer=w.tokenizer, clean="Mary left", corrupted="John left"),
-    "data.token_table": lambda w: dict(task=w.task),
-    "data.name_token": lambda w: dict(tokenizer=w.tokenizer, name="Mary"),
-    "data.word_ids": lambda w: dict(tokenizer=w.tokenizer, words=["Mary"]),
-    "data.token_as_text": lambda w: dict(tokenizer=w.tokenizer, token=5),
-    "data.survey_template": lambda w: {},
-    "data.predictions": lambda w: dict(model=w.model, prompts="Mary met"),
-    "data.survey": lambda w: dict(model=w.model, n=1, families={"pilot": data.MRS_TEMPLATES["pilot"]}),
-    "data.survey_table": lambda w: dict(ds=w.survey()),
+    "prompts.alignment.align": lambda w: dict(tokenizer=w.tokenizer, clean="Mary left", corrupted="John left"),
+    "prompts.task.token_table": lambda w: dict(task=w.task),
+    "prompts.tokens.name_token": lambda w: dict(tokenizer=w.tokenizer, name="Mary"),
+    "prompts.tokens.word_ids": lambda w: dict(tokenizer=w.tokenizer, words=["Mary"]),
+    "prompts.tokens.token_as_text": lambda w: dict(tokenizer=w.tokenizer, token=5),
+    "prompts.survey.survey_template": lambda w: {},
+    "prompts.survey.predictions": lambda w: dict(model=w.model, prompts="Mary met"),
+    "prompts.survey.survey": lambda w: dict(model=w.model, n=1, families={"pilot": data.MRS_TEMPLATES["pilot"]}),
+    "prompts.survey.survey_table": lambda w: dict(ds=w.survey()),
     "figures.survey.survey_figure": lambda w: dict(ds=w.survey()),
     "sites.cells": lambda w: dict(model=w.model, task=w.task, site="z", by="head"),
     "activation_patching.hook_point": lambda w: dict(site="z", layer=0),
@@ -306,8 +306,9 @@ NO_EXAMPLE = {name for name in functions() if name not in EXAMPLES and getattr(f
 # Those that have checks of their own, or take what the library made.
 OWN = re.compile(
     r"(arguments|verdicts|guard|files|explorer|publish\.(drawing|look|notes))\.|claims\.ledger\.evaluate|activation_patching\.label|path_patching\.Paths|planted\.(truth|build)|quantised\.|sites\.(n_kv|head_axis|Cell)|.*\.run_\w+|validation_methods\.methods|results\.provenance|settings\.settings"
-    r"|figures\.(text|reading)\.|copy_scores\.(name_ranks|after_first)|data\.(encode|stretches)|model\.(shipped|run_at|answer_d|logit_d)"
+    r"|figures\.(text|reading)\.|copy_scores\.(name_ranks|after_first)|prompts\.(tokens\.encode|alignment\.stretches)|model\.(shipped|run_at|answer_d|logit_d)"
     r"|circuits\.node_runs\.Ablated\.measure"  # of a search, which has checked what it asks
+    r"|cost\."
     r"|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit"
 )
 

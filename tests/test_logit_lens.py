@@ -189,6 +189,24 @@ def test_a_peak_is_told_where_it_is_a_tenth_above_the_end(peak, said):
     assert ("It is highest after layer 0's attention" in read_lens(made([0, peak, 1.0]))) == said
 
 
+@pytest.mark.parametrize(
+    "ranks, said",
+    [
+        ((9, 1, 9, 1, 1), "The right answer is first of all tokens as from layer 1's attention."),
+        ((1, 1, 1, 1, 1), "The right answer is first of all tokens as from the embedding."),
+        ((9, 9, 9, 9, 1), "The right answer is first of all tokens as from layer 1's MLP."),
+        ((9, 1, 1, 9, 2), "The right answer is first of all tokens after layer 0's MLP, but not at the end."),
+        ((9, 2, 3, 9, 2), "The right answer is never first of all tokens."),
+    ],
+)
+def test_from_where_the_answer_is_first_of_all_tokens(ranks, said):
+    lens = made([0, 0.2, 0.4, 0.6, 1.0])
+    lens["rank"][:, 0] = list(ranks)
+    assert read_lens(lens).endswith(said)
+    many = xr.concat([lens, lens, lens.assign(rank=xr.full_like(lens["rank"], 5))], "prompt", data_vars="all")
+    assert read_lens(many).endswith(said.replace("The right", "For most prompts the right"))
+
+
 @pytest.mark.parametrize("against, said", [(-0.045, False), (-0.06, True)])
 def test_of_one_prompt_parts_of_a_twentieth_are_told(against, said):
     text = read_contributions(made([0, 0, 1.0], {"mlp 0": against}))

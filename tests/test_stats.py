@@ -452,6 +452,14 @@ def test_correlation_of_a_head_that_never_varies():
     assert one.correlation.item() == pytest.approx(1) and np.isnan(one.low.item())
 
 
+def test_correlation_of_numbers_far_from_zero():
+    "Sums of squares of 10**7 would leave little of what varies by 1."
+    x, y = (xr.DataArray(v, dims=("name", "prompt")) for v in np.random.default_rng(0).normal(size=(2, 3, 40)))
+    x, y = x + 1e7, y + 0.5 * x - 2e7
+    expected = sp.pearsonr(x.values.ravel(), y.values.ravel()).statistic
+    assert correlation(x, y, over="name", n_resamples=50).correlation.item() == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [

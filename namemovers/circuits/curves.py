@@ -8,13 +8,14 @@ __all__ = ['SHARES', 'ENOUGH', 'faithfulness', 'random_circuits', 'curve', 'trad
 
 # %% ../../nbs/core/circuits/curves.ipynb #6f19474d
 import itertools
+from functools import partial
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from scipy import stats
 
-from ..arguments import a_result, checked
+from ..arguments import a_result, checked, whole
 from ..activation_patching import which_logit
 from .ablation import in_words
 from .edge_estimates import edge_strengths
@@ -59,7 +60,7 @@ def faithfulness(
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0) # MIB's grid: shares of all nodes (or edges)
 
 # %% ../../nbs/core/circuits/curves.ipynb #493bfba1
-@checked
+@checked(n=partial(whole, least=0))
 def random_circuits(
     universe,      # all nodes, or edges
     size: int,     # of each circuit
@@ -74,7 +75,7 @@ def random_circuits(
     return {f"random {i}": frozenset(universe[j] for j in chosen) for i, chosen in enumerate(drawn)}
 
 # %% ../../nbs/core/circuits/curves.ipynb #ed02fece
-@checked
+@checked(random=partial(whole, least=0))
 @guarded
 def curve(
     model,               # as in `run_circuits`
@@ -82,7 +83,7 @@ def curve(
     rankings: dict,      # {name: all nodes, the most important first}
     shares=SHARES,       # sizes as shares of all nodes, ascending; rounded to whole nodes
     rounding: str = "nearest", # or "down", as MIB's code does
-    random: int = 10,    # random circuits of each size
+    random: int = 10,    # random circuits of each size, or none
     seed: int = 0,       # of their drawing
     run=None,            # in place of nodes: f(circuits) -> metric [circuit, prompt], such as an `AblatedEdges`
     **how,               # ablation, reference, mlps, metric, seed, memory_budget: as in `run_circuits`

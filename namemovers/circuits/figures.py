@@ -92,13 +92,16 @@ def faithfulness_table(
         rows.append({"circuit": c, "nodes": str(int(ds["size"].sel(circuit=c))), **told})
     if drawn:
         v = f.value.sel(circuit=drawn)
-        told = {m: _mean_and_range(v.sel(measure=m)) for m in measures}
+        told = {m: mean_and_range(v.sel(measure=m)) for m in measures}
         rows.append({"circuit": f"{len(drawn)} random circuits, mean (range)",
                      "nodes": str(int(ds["size"].sel(circuit=drawn[0]))), **told})
     return pd.DataFrame(rows).rename(columns={"gap": "|F(M) − F(C)| (logits)", "ratio": "F(C) / F(M)"})
 
 # %% ../../nbs/core/circuits/figures.ipynb #86e52ded
-def _mean_and_range(v): return f"{estimate(v.mean())} ({estimate(v.min())} to {estimate(v.max())})"
+def mean_and_range(v):
+    if v.isnull().all():
+        return estimate(v.mean())
+    return f"{estimate(v.mean())} ({estimate(v.min())} to {estimate(v.max())})"
 
 # %% ../../nbs/core/circuits/figures.ipynb #8b3202a2
 @checked
@@ -111,6 +114,13 @@ def area_table(
     told = lambda r: {area_name(ds, k): estimate(ds, ranking=r, area=k) for k in ("CPR", "CMD")}
     return pd.DataFrame([{"ranking": r, **told(r)} for r in order])
 
+# %% ../../nbs/core/circuits/figures.ipynb #b2d1f0a7
+#: why shares of the distance from the empty circuit to the model are NaN: `stats.normalise` gives none then
+NO_WAY = (
+    "not measured: the model and the empty circuit are not shown to differ over these prompts, so that there is "
+    "nothing to take a share of"
+)
+
 # %% ../../nbs/core/circuits/figures.ipynb #6ae10069
 @checked
 def areas_in_words(
@@ -118,6 +128,8 @@ def areas_in_words(
 ) -> str:
     "Which ranking comes out first by each area, whether its interval stands clear of the next, and what chance gives."
     said = []
+    if ds.value.isnull().all():
+        return f"{area_name(ds, 'CPR')}, and CMD likewise, is {NO_WAY}."
     for k, sign, best in (("CPR", -1, "Highest"), ("CMD", 1, "Lowest")):
         v = ds.sel(area=k).drop_sel(ranking="random")
         first, second = v.ranking.values[np.argsort(sign * v.value.values, kind="stable")[:2]]
@@ -178,9 +190,16 @@ def minimal_in_words(
                f"best for each, {large} of them by more than {least:.0%} of what the model does; "
                f"without significance: {', '.join(idle) or 'none'}")
     counted = untested(s) or counted
+    who = f"Nodes that speak against the answer: {_against(s)}."
     weakest = str(s.node.values[np.argmin(np.abs(mean))])
     k = nodes_in_words(circuit_of(ds.sel(node=weakest).rename(node="v").rename(other="node"))) or "nothing"
-    against = ", ".join(str(n) for n, there, m in zip(s.node.values, sure, mean) if there and m < 0) or "none"
     least_of_all = f"The weakest is {weakest}, {estimate(s, node=weakest)} logits, with K = {k}."
-    return (f"{counted[0].upper()}{counted[1:]}. {least_of_all} "
-            f"Nodes that speak against the answer: {against}.")
+    return f"{counted[0].upper()}{counted[1:]}. {least_of_all} {who}"
+
+# %% ../../nbs/core/circuits/figures.ipynb #7c1e22d0
+def _against(s): # of a summary over nodes
+    "The nodes that are significantly against the answer."
+    if untested(s):
+        return "untested"
+    below = s.significant.astype(bool) & (s["mean"] < 0)
+    return ", ".join(str(n) for n in s.node.values[below.values]) or "none"

@@ -12,8 +12,9 @@ import xarray as xr
 from ..activation_patching import patch
 from ..arguments import checked
 from .ledger import PAGE, claim
-from ..data import Task, encode, name_token, next_token
+from ..data import Task, encode, name_token
 from ..guard import guarded
+from ..prompts.survey import next_token
 from ..published import pilot_prompts, published_grid
 from ..results import provenance
 from ..stats import top_heads

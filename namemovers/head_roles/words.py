@@ -48,6 +48,11 @@ def asked_of(result, at) -> list: # names of evidence
     shows = [e for e in ("effect", "direct", "s_inhibition", "recency", "cue_effect") if e in there]
     return list(dict.fromkeys(asked)) or shows
 
+# %% ../../nbs/core/head_roles/words.ipynb #4f7be212
+def unknown(result) -> str: # "untested", "not measured", or "" where effects can be told
+    "Whether these prompts cannot show what heads do in the task."
+    return str(result.attrs.get("untested") or "").partition(":")[0]
+
 # %% ../../nbs/core/head_roles/words.ipynb #80d22e23
 @checked
 def effect_in_words(
@@ -55,9 +60,10 @@ def effect_in_words(
     layer: int,         # of the head
     head: int,          # in the layer
 ) -> str:
-    "Whether a head has an effect in the task: \"shown\", \"none shown\", or \"untested\" with too few prompts for one."
+    """Whether a head has an effect in the task: "shown", "none shown", "untested" with too few prompts for one, or "not
+    measured" where the two runs are not shown to differ."""
     if bool(result.matters.sel(layer=layer, head=head)): return "shown"
-    return "untested" if result.attrs.get("untested") else "none shown"
+    return unknown(result) or "none shown"
 
 # %% ../../nbs/core/head_roles/words.ipynb #720d99ef
 def patching_in_words(result, layer, head) -> str:
@@ -97,11 +103,14 @@ def roles_in_words(
     named = [h for role in ROLES for h in heads[role]]
     say = lambda some: ", ".join(head_name(*h) for h in some) or "none"
     by_role = [f"{role}: {say(some)}" for role, some in heads.items() if some and role != "none"]
+    if reason := result.attrs.get("untested"):
+        told = f"{'; '.join(by_role) or 'none'}; nothing is told of {len(heads['none'])} heads"
+        return (
+            f"**What the heads do in the task is {reason}.** Patterns on random tokens are measured on other "
+            f"sequences and stand. Roles as far as these tell: {told}."
+        )
     nobody = f"none: {len(heads['none'])} heads"
     text = f"**By primary role**: {'; '.join([*by_role, nobody])}. "
-    if reason := result.attrs.get("untested"):
-        return text + (f"**What these heads do in the task is {reason}.** "
-                       "Patterns on random tokens are measured on other sequences and stand.")
     likely = [h for h in named if result.confidence.sel(layer=h[0], head=h[1]).item() == "likely"]
     idle = [h for h in named if effect_in_words(result, *h) != "shown"]
     text += f"Only likely, since an interval reaches the threshold: {say(likely)}. "
@@ -174,7 +183,7 @@ def agreement(part, found, effect, task) -> str:
     of_the_other_task = part in {"ioi": ("recency", "cue"), "mrs": ("S-inhibition",)}[task]
     idle_by_design = part.startswith("decoy ") or part == "inert"
     if part in found or (idle_by_design and effect == "none shown"): return "yes"
-    if effect == "untested": return "untested"
+    if effect in ("untested", "not measured"): return effect
     return "not asked" if of_the_other_task and effect == "none shown" else "no"
 
 # %% ../../nbs/core/head_roles/words.ipynb #6d7e6175
@@ -187,7 +196,8 @@ def against_known(
 
     `agrees`: "yes" where the known part is the role or among the further ones; for a decoy or an inert head where no
     effect is shown; "not asked" where the part belongs to the other task and no effect is shown in this one;
-    "untested" where too few prompts could show any; else "no"."""
+    "untested" where too few prompts could show any, "not measured" where the two runs are not shown to differ; else
+    "no"."""
     rows = []
     for head, part in sorted(known.items()):
         at = result.sel(layer=head[0], head=head[1])
