@@ -333,7 +333,8 @@ def read_lens(
             does = "does not do the task on this prompt"
         elif not float(final["high"]) < 0:
             does = "is not shown to do this task"
-        return f"The final logit difference is {estimate(final)}: the model {does}, so there is no answer to see appear."
+        found = f"The final logit difference is {estimate(final)}"
+        return f"{found}: the model {does}, so there is no answer to see appear."
     stages = [str(v) for v in ds["stage"].values]
     i = stages.index(half)
     steps = s["mean"].diff("stage")

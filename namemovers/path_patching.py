@@ -522,6 +522,64 @@ def _said(who): return who if isinstance(who, str) else " ".join(head_name(*h) f
 def _said_position(position): # for the attributes of a result
     return position if position is None or isinstance(position, str) else torch.as_tensor(position).tolist()
 
+# %% ../nbs/05_path_patching.ipynb #6b663fb3
+def edges_into(model, pairs, paths, question, tick): # -> edges, values [edge, prompt], (clean, corrupted) [prompt]
+    "The paths from every sender, and from the embedding, into each receiver for itself: those that there are."
+    to_logits = isinstance(paths.receivers, str)
+    names = ["logits"] if to_logits else [head_name(*r) for r in paths.receivers]
+    edges, values = [], []
+    for senders, from_ in ((paths.senders, [head_name(*s) for s in paths.senders]), ("embed", ["embed"])):
+        of_these = replace(paths, senders=senders)
+        got, clean, corrupted = run_paths(model, pairs, of_these, question, tick)
+        got = got.view(-1, len(from_), len(names), got.shape[-1]) # [component, sender, receiver, prompt]
+        there = ~got.isnan().any(-1)
+        for c, i, j in there.nonzero().tolist():
+            edges.append(Edge(from_[i], names[j], "" if to_logits else paths.component[c]))
+        values.append(got[there])
+    ends = [xr.DataArray(end.numpy(), dims="prompt") for end in (clean, corrupted)]
+    return edges, torch.cat(values).numpy(), (ends[0], ends[1])
+
+# %% ../nbs/05_path_patching.ipynb #446a288d
+def strongest_senders(edges, mean, q, least, followed, k): # -> names of heads
+    "The `k` heads, not `followed` yet, with the largest significant edges of the size `least` or more."
+    best = {}
+    for edge, size, sure in zip(edges, abs(mean), q <= 0.05):
+        if sure and size >= least and edge.sender not in followed:
+            best[edge.sender] = max(size, best.get(edge.sender, 0))
+    return sorted(best, key=lambda name: best[name], reverse=True)[:k]
+
+# %% ../nbs/05_path_patching.ipynb #8861d338
+def edges_as_result(edges, levels, values, ends, parts, metric, direction) -> xr.Dataset: # dims edge, prompt
+    "The values of edges with what they are, their effect, and its tests over all levels (`parts`: a summary a level)."
+    clean, corrupted = ends
+    ds = xr.Dataset(
+        {metric: (("edge", "prompt"), values), "clean": clean, "corrupted": corrupted},
+        coords={
+            "edge": [str(e) for e in edges],
+            **{c: ("edge", [getattr(e, c) for e in edges]) for c in Edge._fields},
+            "level": ("edge", levels),
+            "prompt": range(values.shape[-1]),
+        },
+    )
+    ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
+    whole, q = xr.concat(parts, "edge", data_vars="all", combine_attrs="override"), _corrected(parts)
+    tested = {v: ("edge", whole[v].values) for v in ("mean", "low", "high", "p", "n")}
+    return ds.assign(tested | {"q": ("edge", q), "significant": ("edge", q <= 0.05)})
+
+# %% ../nbs/05_path_patching.ipynb #ad7895a7
+def _corrected(parts): # q values over all levels, NaN where there was no test
+    return q_values(xr.DataArray(np.concatenate([s.p.values for s in parts]), dims="edge")).values
+
+# %% ../nbs/05_path_patching.ipynb #b2917e0e
+def _connected(
+    edges,
+    good,
+    nodes,
+):  # bool [edge]: the good edges from `nodes` that lie on a way to the logits over such edges
+    good, reached = [bool(g) and e.sender in nodes for e, g in zip(edges, good)], {"logits"}
+    while new := {e.sender for e, g in zip(edges, good) if g and e.receiver in reached} - reached: reached |= new
+    return np.array([g and e.receiver in reached for e, g in zip(edges, good)], bool)
+
 # %% ../nbs/05_path_patching.ipynb #0d5b23db
 @checked
 @guarded
@@ -570,94 +628,35 @@ def trace(
         for level in range(depth):
             bar.set_description(f"level {level}")
             bar.total = (bar.total or 0) + N * (len(senders) + 1)
-            names = ["logits"] if level == 0 else [head_name(*r) for r in receivers]
-            new, got = [], []
-            for who, from_ in ((senders, [head_name(*s) for s in senders]), ("embed", ["embed"])):
-                paths = Paths(who, receivers, component, through_mlps, together=False)
-                v, clean, corrupted = run_paths(model, pairs, paths, question, bar.update)
-                v = v.view(-1, len(from_), len(names), N)
-                there = ~v.isnan().any(-1)
-                new += [Edge(from_[i], names[j], component[c] if level else "") for c, i, j in there.nonzero().tolist()]
-                got.append(v[there])
-            got = torch.cat(got).numpy()
-            here = xr.DataArray(got, dims=("edge", "prompt"), name="effect")
-            here = effect(
-                here,
-                xr.DataArray(clean.numpy(), dims="prompt"),
-                xr.DataArray(corrupted.numpy(), dims="prompt"),
-                direction,
-            )
-            edges, levels, values, parts = (
-                edges + new,
-                levels + [level] * len(new),
-                values + [got],
-                parts + [summarise(here)],
-            )
-            q = _corrected(parts)[len(edges) - len(new):]
-            size = np.where(
-                (q <= 0.05) & (abs(parts[-1]["mean"].values) >= least), abs(parts[-1]["mean"].values), np.nan
-            )
-            best = {}
-            for e, s in zip(new, size):
-                if e.sender not in nodes and not np.isnan(s): best[e.sender] = max(s, best.get(e.sender, 0))
-            chosen = sorted(best, key=lambda name: best[name], reverse=True)[:k]
+            paths = Paths(senders, receivers, component, through_mlps, together=False)
+            new, got, ends = edges_into(model, pairs, paths, question, bar.update)
+            edges, levels, values = edges + new, levels + [level] * len(new), values + [got]
+            got_named = xr.DataArray(got, dims=("edge", "prompt"), name="effect")
+            parts.append(summarise(effect(got_named, ends[0], ends[1], direction)))
+            q = _corrected(parts)[-len(new):] if new else np.empty(0)
+            chosen = strongest_senders(new, parts[-1]["mean"].values, q, least, nodes, k)
             if not chosen: break
             followed.append(chosen)
             nodes |= set(chosen)
             receivers = [s for s in senders if head_name(*s) in chosen]
-    ds = xr.Dataset(
-        {
-            metric: (("edge", "prompt"), np.concatenate(values)),
-            "clean": ("prompt", clean.numpy()),
-            "corrupted": ("prompt", corrupted.numpy()),
-        },
-        coords={
-            "edge": [str(e) for e in edges],
-            **{c: ("edge", [getattr(e, c) for e in edges]) for c in Edge._fields},
-            "level": ("edge", levels),
-            "prompt": range(N),
-        },
+    ds = edges_as_result(edges, levels, np.concatenate(values), ends, parts, metric, direction)
+    large = abs(ds["mean"].values) >= least
+    ds["kept"] = ("edge", _connected(edges, ds.significant.values & large, nodes))
+    settings = dict(
+        depth=depth, k=k, component=component, least=least, senders=len(senders), through_mlps=through_mlps,
+        direction=direction, metric=metric, engine="fast", followed=followed,
     )
-    ds["effect"] = effect(ds[metric], ds.clean, ds.corrupted, direction)
-    whole = xr.concat(parts, "edge", data_vars="all", combine_attrs="override")
-    q = _corrected(parts)
-    ds = ds.assign(
-        {v: ("edge", whole[v].values) for v in ("mean", "low", "high", "p", "n")}
-        | {"q": ("edge", q), "significant": ("edge", q <= 0.05)}
-    )
-    ds["kept"] = ("edge", _connected(edges, (q <= 0.05) & (abs(ds["mean"].values) >= least), nodes))
     ds.attrs = provenance(
         model,
         task,
         measurement="trace of paths",
-        depth=depth,
-        k=k,
-        component=component,
-        least=least,
-        senders=len(senders),
-        through_mlps=through_mlps,
-        direction=direction,
-        metric=metric,
-        engine="fast",
-        followed=followed,
+        **settings,
         **which_logit(model, metric),
-        **{a: whole.attrs[a] for a in ("confidence", "null", "n_resamples")},
+        **{a: parts[0].attrs[a] for a in ("confidence", "null", "n_resamples")},
         variable="effect",
         n_tests=int((~np.isnan(ds.p.values)).sum()),
     )
     return stamp(ds)
-
-def _corrected(parts): # q values over all levels, NaN where there was no test
-    return q_values(xr.DataArray(np.concatenate([s.p.values for s in parts]), dims="edge")).values
-
-def _connected(
-    edges,
-    good,
-    nodes,
-):  # bool [edge]: the good edges from `nodes` that lie on a way to the logits over such edges
-    good, reached = [bool(g) and e.sender in nodes for e, g in zip(edges, good)], {"logits"}
-    while new := {e.sender for e, g in zip(edges, good) if g and e.receiver in reached} - reached: reached |= new
-    return np.array([g and e.receiver in reached for e, g in zip(edges, good)], bool)
 
 # %% ../nbs/05_path_patching.ipynb #d3d08dfb
 def path_table(
