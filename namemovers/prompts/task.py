@@ -177,7 +177,11 @@ def make_task(tokenizer, name, records, corruption, seed, repeated=None, after=(
             raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {short(text)}; "
                              "give different names.")
     templates, names = [r["template"] for r in records], [r["names"] for r in records]
-    return build_task(tokenizer, name, *texts, *ids, correct, wrong, positions, corruption, seed, templates, names)
+    (clean, corrupted), (clean_ids, corrupted_ids) = texts, ids
+    return build_task(
+        tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions,
+        corruption, seed, templates, names,
+    )
 
 # %% ../../nbs/core/prompts/task.ipynb #e2a7b2c3
 @checked
