@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 #: tests that take long and look at many modules at once
 LONG = (
     "search_finds or in_distribution or enters_a_circuit or interval_covers or gpt2_shape or shape_of_gpt2 or memory"
-    " or planted_edges or held_out or mini or killed or worker or two_processes"
+    " or planted_edges or held_out or on_mini or minis or killed or worker or two_processes"
 )
 #: module -> the tests that belong to it, and which of them (as pytest's -k says)
 TESTS = {
@@ -63,7 +63,7 @@ TESTS = {
     ),
     "circuits.edge_search": ("test_edges.py", "acdc or bad_input"),
     "circuits.node_runs": ("test_circuits.py", "agrees or all_nodes or metrics or company or two_names or last_layer"),
-    "circuits.parts": ("test_circuits.py", "names_of or published_circuit or overlap or bad_input"),
+    "circuits.parts": ("test_circuits.py", "names_of or published_circuit or overlap or everywhere or bad_input"),
     "circuits.scores": ("test_circuits.py", "gate or by_position or two_scores or ranking or silenced or pruned"),
     "claims.forms": ("test_claims_near.py test_claims.py", "side or every_claim or noise or few or another"),
     "claims.ours": ("test_claims_near.py test_claims.py", "side or tried or every_claim or noise"),
@@ -85,7 +85,7 @@ TESTS = {
         "test_head_roles.py",
         "does_not or given or bad_input or fixed_distance or shares_are or holders",
     ),
-    "head_roles.interventions": ("test_head_roles.py", "hooks or bad_input"),
+    "head_roles.interventions": ("test_head_roles.py", "hooks or paths or knocked or bad_input"),
     "head_roles.patterns": ("test_head_roles.py", "distance or definition or bad_input or rows"),
     "head_roles.thresholds": (
         "test_head_roles.py",
