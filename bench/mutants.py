@@ -106,7 +106,7 @@ TESTS = {
     "prompts.survey": ("test_data.py", ""),
     "prompts.task": ("test_data.py", ""),
     "published": ("test_published.py", ""),
-    "sets": ("test_circuits.py", "own_tasks or greedy or by_hand or random"),
+    "sets": ("test_engine.py", "sets"),
     "stability": ("test_stability.py", ""),
     "stats": ("test_stats.py", "not cover and not level and not studies and not many and not quick"),
     "store": ("test_store.py", "blocks or block or parts or sweeps or paths or damaged or no_store"),
@@ -157,7 +157,7 @@ READ = ("base", "donor", "clean", "corrupted", "correct", "wrong", "low", "high"
 
 #: functions and calls that only say something, guard, or count bytes
 ASIDE = re.compile(
-    "check|bytes|progress|why_not|words|repr|needs|describe|memory|budget|message|sa(id|y)|text|figure|plot|table"
+    "check|bytes|progress|batch|why_not|words|repr|needs|describe|memory|budget|message|sa(id|y)|text|figure|plot|table"
 )
 SAYS = {"warn", "progress_bar", "print", "needs", "update", "set_float32_matmul_precision", "isfinite"}
 
@@ -229,13 +229,15 @@ class Breaker:
         if isinstance(node, ast.FunctionDef):
             around, first = self.lines, min(n.lineno for n in (*node.decorator_list, node))
             self.lines = range(first, node.end_lineno + 1)
-            defaults = [d for d in (*node.args.defaults, *node.args.kw_defaults) if d is not None]
+            takes = node.args
+            named = [*zip(reversed(takes.args), reversed(takes.defaults)), *zip(takes.kwonlyargs, takes.kw_defaults)]
+            defaults = [default for name, default in named if default is not None and not ASIDE.search(name.arg)]
             for part in (*defaults, *node.body):
                 self.visit(part, node.name)
             self.lines = around
             return
         if isinstance(node, ast.AnnAssign):
-            if node.value:
+            if node.value and not ASIDE.search(self.text(node.target)):
                 self.visit(node.value, function)
             return
         breaks = getattr(self, f"break_{type(node).__name__}", None)
