@@ -618,8 +618,7 @@ def trace(
             raise ValueError(f"{name}={value!r} is impossible: give a whole number of at least 1")
     if not least >= 0: raise ValueError(f"least={least!r} is impossible: give an effect of at least 0")
     component = [component] if isinstance(component, str) else list(component)
-    L, H = model.cfg.n_layers, model.cfg.n_heads
-    senders = [(l, h) for l in range(L) for h in range(H)] if senders is None else senders
+    senders = list(np.ndindex(model.cfg.n_layers, model.cfg.n_heads)) if senders is None else senders
     senders, _ = _check(model, senders, "logits", component, direction)
     pairs, question = Pairs.of(task, direction), Question(metric, memory_budget)
     edges, levels, values, parts, followed, nodes = [], [], [], [], [], {"embed"}
