@@ -91,7 +91,7 @@ TESTS = {
     "path_patching": ("test_path_patching.py", "not planted"),
     "planted": ("test_planted.py", "truth or tasks or templates or signs or bad or folding or unknown or fewer"),
     "planted_weights": ("test_planted.py", "truth or tasks or signs or folding or needed or idle"),
-    "published": ("test_published.py", ""),
+    "literature": ("test_literature.py", ""),
     "sets": ("test_circuits.py", "own_tasks or greedy or by_hand or random"),
     "stability": ("test_stability.py", ""),
     "stats": ("test_stats.py", "not cover and not level and not studies and not many and not quick"),
