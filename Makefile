@@ -11,7 +11,7 @@ TESTS ?= 2
 # The first suitable Python on the PATH; `make PYTHON=/path/to/python3.12` takes another.
 PYTHON ?= $(shell for p in python3.11 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: help install export study notebooks site paper lab test mini bench check lock clean
+.PHONY: help install export study notebooks site paper lab test coverage mini bench check lock clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -61,11 +61,16 @@ check: install ## lint with ruff and check types with mypy (two minutes, then se
 
 # The notebooks run in a copy of the repository, with kernels that have torch imported: results/ stays as it is.
 # What they show is compared with what is committed. Settings in the environment are for the study, and not for this.
-test: check ## make check, then run the notebooks and compare their outputs, then pytest, which says how much of the library it runs
+test: check ## make check, then run the notebooks and compare their outputs, then pytest
 	@unset MODEL N SEED CORRUPTION DEVICE; export OMP_NUM_THREADS=1; status=0; \
 	$(PY) -m press.rerun || status=1; \
-	$(PY) -m pytest tests -n $(TESTS) --dist loadfile --cov --cov-report=term:skip-covered || status=1; \
+	$(PY) -m pytest tests -n $(TESTS) --dist loadfile --durations=25 || status=1; \
 	exit $$status
+
+# Counting lines makes the tests a good deal slower, so it has a command of its own.
+coverage: install ## pytest alone, and how much of the library it runs
+	@unset MODEL N SEED CORRUPTION DEVICE; export OMP_NUM_THREADS=1; \
+	$(PY) -m pytest tests -n $(TESTS) --dist loadfile --cov --cov-report=term:skip-covered
 
 mini: install ## train the model that ships with the package again (up to 30 minutes)
 	@$(PY) -m recipes.mini

@@ -537,7 +537,7 @@ def edges_into(model, pairs, paths, question, tick): # -> edges, values [edge, p
             edges.append(Edge(from_[i], names[j], "" if to_logits else paths.component[c]))
         values.append(got[there])
     ends = [xr.DataArray(end.numpy(), dims="prompt") for end in (clean, corrupted)]
-    return edges, torch.cat(values).numpy(), ends
+    return edges, torch.cat(values).numpy(), (ends[0], ends[1])
 
 # %% ../nbs/05_path_patching.ipynb #446a288d
 def strongest_senders(edges, mean, q, least, followed, k): # -> names of heads
@@ -631,7 +631,8 @@ def trace(
             paths = Paths(senders, receivers, component, through_mlps, together=False)
             new, got, ends = edges_into(model, pairs, paths, question, bar.update)
             edges, levels, values = edges + new, levels + [level] * len(new), values + [got]
-            parts.append(summarise(effect(xr.DataArray(got, dims=("edge", "prompt"), name="effect"), *ends, direction)))
+            got_named = xr.DataArray(got, dims=("edge", "prompt"), name="effect")
+            parts.append(summarise(effect(got_named, ends[0], ends[1], direction)))
             q = _corrected(parts)[-len(new):] if new else np.empty(0)
             chosen = strongest_senders(new, parts[-1]["mean"].values, q, least, nodes, k)
             if not chosen: break

@@ -56,7 +56,8 @@ CONFIGS: dict[str, Callable] = {
     "qwen2-window": lambda: hf.Qwen2Config(
         **SMALL, num_key_value_heads=2, use_sliding_window=True, sliding_window=5, max_window_layers=1
     ),
-    "qwen3": lambda: hf.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=16),
+    # biases before the norms of queries and keys
+    "qwen3": lambda: hf.Qwen3Config(**SMALL, num_key_value_heads=2, head_dim=16, attention_bias=True),
     "gemma": lambda: hf.GemmaConfig(**SMALL, num_key_value_heads=1, head_dim=16),
     "gemma2": lambda: hf.Gemma2Config(
         **SMALL,

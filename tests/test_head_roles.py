@@ -1,6 +1,8 @@
 """Head roles: scores against their definitions, interventions against TransformerLens hooks, and the classifier on
 models whose heads are known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -38,7 +40,9 @@ from namemovers.head_roles import (
     thresholds_table,
     worst_period,
 )
-from namemovers.head_roles.patterns import repeated_rows
+from namemovers.head_roles.classes import MATTERS
+from namemovers.head_roles.evidence import distance_of, holders, of_the_cue, share
+from namemovers.head_roles.patterns import repeated_rows, rows_that_fit
 from namemovers.model import load_model
 
 TASKS = {"ioi": ioi_task, "mrs": mrs_task}
@@ -471,6 +475,40 @@ def test_roles_side_by_side():
     assert evidence_in_words(found, 0, 1) == "induction 0.90 [0.89, 0.91]"
 
 
+@pytest.mark.parametrize(
+    "mean, half, done",
+    [(0.5, 0.1, True), (0.5, 6.0, False), (-0.5, 0.1, False), (-0.5, 6.0, False), (3.0, 1.0, True)],
+)
+def test_shares_are_of_a_distance_that_is_above_zero(mean, half, done):
+    "A mean whose interval holds 0 is no distance; nor is one below it. Forty values: their interval is a third of 6."
+    per_prompt = xr.DataArray(mean + half * np.random.default_rng(0).permutation(np.linspace(-1, 1, 40)), dims="prompt")
+    assert distance_of(per_prompt) == (pytest.approx(mean) if done else 0)
+    ds = xr.Dataset(dict(clean=per_prompt + 2, corrupted=xr.full_like(per_prompt, 2.0), effect=per_prompt * 3))
+    np.testing.assert_array_equal(of_the_cue(ds), ds.effect if done else np.full(40, np.nan))
+    np.testing.assert_array_equal(share(ds.effect, distance_of(per_prompt)).notnull(), np.full(40, done))
+
+
+def test_one_prompt_has_a_distance_without_an_interval():
+    assert distance_of(xr.DataArray([1.5], dims="prompt")) == 1.5
+
+
+def test_holders_of_a_role_are_those_that_are_likely():
+    weak, no = MOVER | {"answer_attention": (0.27, 0.25)}, MOVER | {"copy_score": (0.1, 0.02)}
+    evidence = made_evidence(no=no, sure=MOVER, likely=weak, inhibits={"s_inhibition": (0.3, 0.1)})
+    assert holders(evidence, THRESHOLDS, "name mover") == [(0, 1), (0, 2)]
+    assert holders(evidence, THRESHOLDS, "induction") == []
+
+
+def test_a_further_role_may_be_likely_or_possible():
+    least = next(t.at_least for t in THRESHOLDS if t.role == "induction")
+    near = {name: MOVER | {"induction": (least + by, 0.25)} for name, by in (("likely", 0.02), ("possible", -0.02))}
+    found = classify(made_evidence(**near))
+    assert found.role.values[0].tolist() == ["name mover"] * 2
+    assert found.level.sel(candidate="induction").values[0].tolist() == [2, 1]
+    assert found.also.values[0].tolist() == ["induction", ""] == found.possible.values[0].tolist()[::-1]
+    assert heads_of_role(found, "induction") == [] and heads_of_role(found, "induction", also=True) == [(0, 0)]
+
+
 def test_small_or_noisy_effects_are_none():
     found = classify(
         made_evidence(
@@ -605,6 +643,31 @@ def test_thresholds_are_data():
         classify(evidence, [Threshold("king", "direct", 0.1, "")])
     with pytest.raises(ValueError, match="'height' is not measured"):
         classify(evidence, [Threshold("induction", "height", 0.1, "")])
+
+
+def test_one_kind_of_reason_has_one_threshold():
+    "Effects: the least that matters; attention from END: a quarter; copying and patterns: half."
+    least = {"copy_score": 0.5, "negative_copy_score": 0.5, "answer_attention": 0.25, "s2_attention": 0.25}
+    least |= dict.fromkeys(("induction", "duplicate_token", "previous_token"), 0.5)
+    assert MATTERS == 0.05
+    assert {(t.evidence, t.at_least) for t in THRESHOLDS} == {
+        (t.evidence, least.get(t.evidence, MATTERS)) for t in THRESHOLDS
+    }
+
+
+def test_rows_fit_a_model_that_is_just_long_enough():
+    rows = repeated_rows(100, [0], 0, 5, (0, 2), torch.Generator().manual_seed(0))
+    assert rows.shape == (2, 1 + 2 + 2 * 5)
+
+    def fit(positions, tokens):
+        cfg = SimpleNamespace(n_ctx=positions, d_vocab=tokens)
+        return rows_that_fit(SimpleNamespace(cfg=cfg, tokenizer=SimpleNamespace(all_special_ids=[0])), (4, 5), (0, 2))
+
+    assert fit(rows.shape[1], 1 + 2 + 5) == ([4, 5], [0, 2])
+    with pytest.raises(ValueError, match="need 13 positions, but the model has 12"):
+        fit(12, 8)
+    with pytest.raises(ValueError, match="need 7 different tokens, but the model has 6"):
+        fit(13, 7)
 
 
 def test_worst_period_counts():

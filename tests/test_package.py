@@ -431,7 +431,7 @@ def test_ci_runs_what_make_test_runs():
     assert re.search(r"^test: check\b", makefile, re.M)
     check = re.search(r"^check:.*\n((?:\t.*\n)+)", makefile, re.M)[1]
     assert "ruff check namemovers press recipes tests bench" in check and "mypy" in check
-    assert "--cov" in re.search(r"^test:.*\n((?:\t.*\n)+)", makefile, re.M)[1]
+    assert "--cov" in re.search(r"^coverage:.*\n((?:\t.*\n)+)", makefile, re.M)[1]
 
 
 def test_the_workflow():

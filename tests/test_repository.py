@@ -155,3 +155,14 @@ def test_the_readme_s_example_runs(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(r"L\d+H\d+", done.stdout)
+
+
+def test_mutants_are_of_modules_and_tests_that_are_there():
+    from bench import mutants
+
+    for module, (files, chosen) in mutants.TESTS.items():
+        assert (ROOT / "namemovers" / f"{module.replace('.', '/')}.py").is_file(), module
+        assert all((ROOT / "tests" / file).is_file() for file in files.split()), (module, files)
+        text = "".join((ROOT / "tests" / file).read_text() for file in files.split())
+        for word in {*re.findall(r"\w+", f"{chosen} {mutants.LONG}")} - {"and", "or", "not"}:
+            assert word in text or word in mutants.LONG, (module, word)

@@ -82,7 +82,10 @@ def answers_of(tokenizer, answers, clean, clean_ids):
 # %% ../../nbs/core/prompts/own.ipynb #f1847f35
 def place_of(tokenizer, wanted, text, ids, said, i):
     """The index of the token with which a piece of a text ends; `wanted` is the piece, or (piece, which occurrence,
-    from 1)."""
+    from 1), or the token's index, where BOS is 0."""
+    if isinstance(wanted, (int, np.integer)) and not isinstance(wanted, bool):
+        if 0 <= wanted < len(ids): return int(wanted)
+        raise ValueError(f"{said}: prompt {i} has the tokens 0 (BOS) to {len(ids) - 1}, and no {wanted}.")
     piece, which = wanted if isinstance(wanted, tuple) and len(wanted) == 2 else (wanted, None)
     if not isinstance(piece, str) or not piece.strip():
         raise ValueError(
@@ -164,8 +167,8 @@ def _from_pairs(
     # a (right, wrong) pair of texts, such as (" Mary", " John"), or of token ids; or a list of these, one a prompt
     answers,
     tokenizer,  # a Hugging Face tokenizer with a BOS token, or a model that has one
-    # name -> piece of the clean prompt, or (piece, which occurrence), or a list of these, one a prompt; the token it
-    # ends with is meant
+    # name -> piece of the clean prompt, or (piece, which occurrence), whose last token is meant, or a token's index
+    # (BOS is 0); or a list of these, one a prompt
     positions: dict | None = None,
     subjects=None,             # names of the positions that hold a name; found if not given
     name: str = "own",         # the task's name

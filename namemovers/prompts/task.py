@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
@@ -41,6 +42,9 @@ class Task:
     tokenizer: Any = None
     from_pairs: ClassVar[Callable[..., Task]] # defined in `namemovers.prompts.own`
     from_template: ClassVar[Callable[..., Task]]
+    from_frame: ClassVar[Callable[..., Task]] # and in `namemovers.prompts.tables`
+    save: ClassVar[Callable[..., Path]]
+    load: ClassVar[Callable[..., Task]]
     subjects: tuple | None = None # the positions that hold a name; None for those of MRS and IOI
 
     def __len__(self): return len(self.clean)
@@ -173,7 +177,11 @@ def make_task(tokenizer, name, records, corruption, seed, repeated=None, after=(
             raise ValueError(f"names: the right and the wrong answer are equal ({r['correct']!r}) in {short(text)}; "
                              "give different names.")
     templates, names = [r["template"] for r in records], [r["names"] for r in records]
-    return build_task(tokenizer, name, *texts, *ids, correct, wrong, positions, corruption, seed, templates, names)
+    (clean, corrupted), (clean_ids, corrupted_ids) = texts, ids
+    return build_task(
+        tokenizer, name, clean, corrupted, clean_ids, corrupted_ids, correct, wrong, positions,
+        corruption, seed, templates, names,
+    )
 
 # %% ../../nbs/core/prompts/task.ipynb #e2a7b2c3
 @checked
