@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 #: tests that take long and look at many modules at once
 LONG = (
     "search_finds or in_distribution or enters_a_circuit or interval_covers or gpt2_shape or shape_of_gpt2 or memory"
-    " or planted_edges or held_out or mini or killed or worker or two_processes"
+    " or planted_edges or held_out or on_mini or minis or killed or worker or two_processes"
 )
 #: module -> the tests that belong to it, and which of them (as pytest's -k says)
 TESTS = {
@@ -63,7 +63,7 @@ TESTS = {
     ),
     "circuits.edge_search": ("test_edges.py", "acdc or bad_input"),
     "circuits.node_runs": ("test_circuits.py", "agrees or all_nodes or metrics or company or two_names or last_layer"),
-    "circuits.parts": ("test_circuits.py", "names_of or published_circuit or overlap or bad_input"),
+    "circuits.parts": ("test_circuits.py", "names_of or published_circuit or overlap or everywhere or bad_input"),
     "circuits.scores": ("test_circuits.py", "gate or by_position or two_scores or ranking or silenced or pruned"),
     "claims.forms": ("test_claims_near.py test_claims.py", "side or every_claim or noise or few or another"),
     "claims.ours": ("test_claims_near.py test_claims.py", "side or tried or every_claim or noise"),
@@ -85,7 +85,7 @@ TESTS = {
         "test_head_roles.py",
         "does_not or given or bad_input or fixed_distance or shares_are or holders",
     ),
-    "head_roles.interventions": ("test_head_roles.py", "hooks or bad_input"),
+    "head_roles.interventions": ("test_head_roles.py", "hooks or paths or knocked or bad_input"),
     "head_roles.patterns": ("test_head_roles.py", "distance or definition or bad_input or rows"),
     "head_roles.thresholds": (
         "test_head_roles.py",
@@ -106,7 +106,7 @@ TESTS = {
     "prompts.own": ("test_data.py", ""),
     "prompts.survey": ("test_data.py", ""),
     "prompts.task": ("test_data.py", ""),
-    "sets": ("test_circuits.py", "own_tasks or greedy or by_hand or random"),
+    "sets": ("test_engine.py", "sets"),
     "stability": ("test_stability.py", ""),
     "stats": ("test_stats.py", "not cover and not level and not studies and not many and not quick"),
     "store": ("test_store.py", "blocks or block or parts or sweeps or paths or damaged or no_store"),
@@ -157,7 +157,7 @@ READ = ("base", "donor", "clean", "corrupted", "correct", "wrong", "low", "high"
 
 #: functions and calls that only say something, guard, or count bytes
 ASIDE = re.compile(
-    "check|bytes|progress|why_not|words|repr|needs|describe|memory|budget|message|sa(id|y)|text|figure|plot|table"
+    "check|bytes|progress|batch|why_not|words|repr|needs|describe|memory|budget|message|sa(id|y)|text|figure|plot|table"
 )
 SAYS = {"warn", "progress_bar", "print", "needs", "update", "set_float32_matmul_precision", "isfinite"}
 
@@ -229,13 +229,15 @@ class Breaker:
         if isinstance(node, ast.FunctionDef):
             around, first = self.lines, min(n.lineno for n in (*node.decorator_list, node))
             self.lines = range(first, node.end_lineno + 1)
-            defaults = [d for d in (*node.args.defaults, *node.args.kw_defaults) if d is not None]
+            takes = node.args
+            named = [*zip(reversed(takes.args), reversed(takes.defaults)), *zip(takes.kwonlyargs, takes.kw_defaults)]
+            defaults = [default for name, default in named if default is not None and not ASIDE.search(name.arg)]
             for part in (*defaults, *node.body):
                 self.visit(part, node.name)
             self.lines = around
             return
         if isinstance(node, ast.AnnAssign):
-            if node.value:
+            if node.value and not ASIDE.search(self.text(node.target)):
                 self.visit(node.value, function)
             return
         breaks = getattr(self, f"break_{type(node).__name__}", None)

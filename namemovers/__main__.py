@@ -142,7 +142,7 @@ def _found(row, summary):
     "What the test says of a cell, in a word."
     if bool(row["significant"]):
         return "yes"
-    return "untested" if summary.attrs.get("untested") else ""
+    return str(summary.attrs.get("untested") or "").partition(":")[0]  # "untested" or "not measured"
 
 # %% ../nbs/core/cli.ipynb #c10ae004
 def _print(title, rows, unit):

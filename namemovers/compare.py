@@ -7,6 +7,7 @@ __all__ = ['TASKS', 'MEASURES', 'unlike_the_study', 'not_one_study', 'load_study
            'head_table']
 
 # %% ../nbs/core/compare.ipynb #91da34d6
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -15,6 +16,7 @@ from .literature import is_gpt2_small  # noqa: F401  # pages import it from here
 from .results import OWN_N, SHARED, asked, load
 from .settings import Settings, settings
 from namemovers.stats import (
+    NOT_MEASURED,
     estimate, head_name, heads_in_words, overlap, rank_correlation, summarise, top_heads, untested,
 )
 
@@ -157,6 +159,8 @@ def tasks_in_words(
     rho = rank_correlation(*(loaded[f"{task}_{name}"][var] for task in TASKS))
     ranks = f"Over all {int(rho.n)} heads the rank correlation of the two tasks is {estimate(rho)}. "
     seen = {task: found.sel(task=task, measure=measure) for task in TASKS}
+    if np.isnan(rho.rho):
+        return f"How far the two tasks use the same heads is {NOT_MEASURED}."
     if reason := untested(found):
         return f"{ranks}Which heads are the same is {reason}."
     both = overlap(*(seen[task].significant for task in TASKS))

@@ -454,8 +454,14 @@ def untested(
     summary: xr.Dataset,  # from `summarise`
     # "untested: with 4 prompts no head of 16 can be called significant; the test needs at least 10"
 ) -> str | None:
-    "Why nothing can be significant in a summary, whatever its values; None where something could be."
-    return summary.attrs.get("untested") or None
+    """Why nothing can be significant in a summary, whatever its values; None where something could be.
+
+    "not measured: ..." where the summary, or the part of one that is given, holds no value at all."""
+    told = str(summary.attrs.get("untested") or "")
+    mean = summary.get("mean")
+    if mean is not None and mean.size and bool(mean.isnull().all()) and not told.startswith("not measured"):
+        return "not measured: it has no value over these prompts"
+    return told or None
 
 # %% ../nbs/core/stats.ipynb #c200b8de
 @checked
@@ -500,7 +506,9 @@ def top_heads(
 
 # %% ../nbs/core/stats.ipynb #08728cd2
 def _spearman(u, v):
-    "Rank correlation over the first axis: [cell, ...] -> [...]."
+    "Rank correlation over the first axis: [cell, ...] -> [...]; NaN without a cell."
+    if not len(u):
+        return np.full(u.shape[1:], np.nan)
     u, v = stats.rankdata(u, axis=0), stats.rankdata(v, axis=0)
     u, v = u - u.mean(0), v - v.mean(0)
     with np.errstate(invalid="ignore"):

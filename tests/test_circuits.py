@@ -3,6 +3,7 @@ input."""
 
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -51,6 +52,7 @@ from namemovers.circuits import (
     score_nodes,
     trade_off,
 )
+from namemovers.circuits.criteria import _greedy_set
 from namemovers.data import IOI_CORRUPTIONS, MRS_CORRUPTIONS, Task, ioi_task, mrs_task
 from namemovers.model import logit_difference, run_at_end
 from namemovers.stats import summarise
@@ -720,6 +722,25 @@ def test_completeness_and_minimality_by_hand(tiny, unequal):
     assert abs(float(m.score.sel(node=at).mean())) >= abs(float(alone[0] - alone[1])) - 1e-5
     # nothing reads a last layer before END
     np.testing.assert_allclose(m.score.sel(node=str(Node(2, 1, "D1"))), 0, atol=1e-6)
+
+
+def test_a_greedy_set_is_the_farthest_on_its_way():
+    "The way takes b, a, c; with b alone circuit and model are farthest apart."
+    far = {"a": 1, "b": 5, "c": 0, "ab": 4, "bc": 3, "abc": 2}
+
+    class Told:
+        members = "abc"
+
+        def grown(self, out):
+            return [out | {m} for m in self.members if m not in out]
+
+        def apart(self, sets):
+            return np.array([far["".join(sorted(k))] for k in sets])
+
+    steps = []
+    bar = SimpleNamespace(update=lambda: steps.append(1))
+    assert _greedy_set(Told(), 5, 3, bar) == {"b"} and len(steps) == 3
+    assert _greedy_set(Told(), 5, 1, bar) == {"a", "b"}  # of one candidate a step: a, ab, abc
 
 
 def test_greedy_sets_may_be_found_on_other_prompts(tiny, unequal):

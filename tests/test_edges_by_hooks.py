@@ -6,7 +6,6 @@ import torch
 
 from decoders import catch, loaded, places
 from namemovers.circuits import ablate_edges, acdc, attribute_edges, connected, graph, run_edges, top_edges
-from namemovers.path_patching import path_patch
 from namemovers.sites import n_kv_heads
 from test_activation_patching import made_task
 from test_edges import logit_diff
@@ -190,19 +189,6 @@ def test_one_edge_of_many_is_the_circuit_without_it(shape):
     single = ablate_edges(model, task, chosen)
     circuits = run_edges(model, task, {cut: [e for e in g.labels if e != cut] for cut in chosen})
     assert abs(single.logit_diff.values - circuits.logit_diff.values).max() < 1e-4
-
-
-def test_an_edge_cut_is_a_path_patched(shape):
-    name, plain, model = shape
-    task, g = made_task(model, n=2), graph(model)
-    paths = path_patch(model, task, [(0, 1), (1, 2)], "logits", direction="noise").logit_diff
-    exact = ablate_edges(model, task, ["L0H1 → logits", "L1H2 → logits"]).logit_diff
-    assert abs(paths.values.reshape(exact.shape) - exact.values).max() < 1e-4
-    for component in "qkv":
-        receiver = "L2KV0" if g.shared and component != "q" else "L2H0"
-        path = path_patch(model, task, [(0, 1)], [(2, 0)], component, direction="noise").logit_diff
-        exact = ablate_edges(model, task, [f"L0H1 → {receiver} {component}"]).logit_diff
-        assert abs(path.values.reshape(exact.shape) - exact.values).max() < 1e-4
 
 
 def test_the_estimate_is_the_slope_of_the_reference(shape):

@@ -323,3 +323,21 @@ def test_the_lens_sums_to_the_plain_models_logit_difference(family):
         y = 3.0 * torch.atanh(y / 3.0)
         assert abs(ds.before_cap - ds.clean).max() > 0.1
     assert abs(ds.contribution.sum("component") - (y[rows, task.correct] - y[rows, task.wrong]).numpy()).max() < 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:No effect can be given")
+def test_circuits_of_all_edges_of_none_and_of_all_but_one(family):
+    "The clean run, the corrupted run, and one path patched."
+    from namemovers.circuits import graph, run_edges
+    from namemovers.path_patching import path_patch
+
+    name, plain, model = family
+    task, g, rows = made_task(model, n=2), graph(model), torch.arange(2)
+    edge = "L0H1 → L2KV0 k" if g.shared else "L0H1 → L2H0 k"
+    found = run_edges(model, task, {"all": g.labels, "none": [], "one": [e for e in g.labels if e != edge]}).logit_diff
+    for circuit, tokens in (("all", task.clean_tokens), ("none", task.corrupted_tokens)):
+        y = plain(tokens, use_cache=False).logits[rows, task.positions["END"]]
+        assert abs(found.sel(circuit=circuit) - (y[rows, task.correct] - y[rows, task.wrong]).numpy()).max() < 1e-4
+    path = path_patch(model, task, [(0, 1)], [(2, 0)], "k", direction="noise").logit_diff
+    assert abs(found.sel(circuit="one").values - path.values.ravel()).max() < 1e-4
+    assert abs(found.sel(circuit="one") - found.sel(circuit="all")).max() > 1e-6

@@ -8,6 +8,9 @@ import pytest
 import torch
 import xarray as xr
 
+from decoders import loaded
+from test_activation_patching import made_task
+
 from namemovers import results
 from namemovers.copy_scores import copy_scores
 from namemovers.data import NAMES, ioi_task, mrs_task
@@ -387,6 +390,19 @@ def test_backup_against_hooks(tiny, ablation):
     assert all(bool(ds.gain.sel(layer=l, head=h).isnull().all()) for l, h in gone)
     np.testing.assert_allclose(ds.gain.sel(layer=0, head=[0, 1, 2]), 0, atol=1e-6)  # nothing above them was touched
     assert float(abs(ds.gain.sel(layer=2)).max()) > 1e-4  # twenty times that tolerance
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_what_is_knocked_out_where_norms_keep_the_mean(family, tmp_path):
+    """RMSNorm takes no mean off, and Gemma 2 caps its logits: before the knock-out heads write what `head_attribution`
+    says, which sums up."""
+    model = loaded(family, tmp_path)[2]
+    task = made_task(model, n=3, lengths=[9, 10, 9], differ=(2, 5))
+    ds, whole = backup(model, task, [(1, 0)]), head_attribution(model, task)
+    np.testing.assert_allclose(ds.before, whole.attribution, atol=1e-4 * float(abs(whole.attribution).max()))
+    np.testing.assert_allclose(ds.clean, whole.logit_diff, atol=1e-4)
+    np.testing.assert_allclose(ds.gain.sel(layer=0), 0, atol=1e-6)
+    assert bool(ds.gain.sel(layer=1, head=0).isnull().all()) and not np.allclose(ds.knocked_out, ds.clean)
 
 
 # The classifier

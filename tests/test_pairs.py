@@ -60,6 +60,10 @@ def test_groups_are_a_partition_by_first_difference_and_end(prompts):
     assert sorted(seen) == list(range(len(prompts)))
 
 
+def test_prompts_are_as_long_as_the_last_end():
+    assert pairs_of([[1, 2, 3, 4], [1, 2, 0, 0]], [[1, 5, 3, 4], [1, 5, 0, 0]], [2, 1]).length == 3
+
+
 def test_groups_of_some_prompts_and_of_runs_that_share_nothing():
     pairs = pairs_of([[0, 0, 0]] * 3, [[0, 1, 0], [0, 0, 1], [0, 1, 1]], [2, 2, 2])
     assert [(f, m.tolist()) for f, _, m in pairs.alike(torch.tensor([2, 0]))] == [(1, [2, 0])]

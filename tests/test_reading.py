@@ -1,12 +1,15 @@
 """What the pages say of their results: what is found, what is not, and what cannot be said."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
 from namemovers import reading
-from namemovers.stats import prompts_needed, summarise
+from namemovers.head_roles import effect_in_words, roles_in_words
+from namemovers.stats import heads_in_words, normalise, prompts_needed, summarise, untested
 
 HEADS = {"layer": [0, 1], "head": [0, 1]}
 
@@ -81,3 +84,68 @@ def test_agreement_of_two_methods():
 
 def test_one_scale_for_several_figures():
     assert reading.scale(FOUND, NOTHING) == pytest.approx(0.8, abs=0.01) and reading.scale(NOTHING) == 1
+
+
+def test_no_value_in_any_prompt_is_no_number_of_prompts():
+    """Effects that are NaN, as `normalise` gives them: their number of prompts is not 0."""
+    moved = values(np.zeros((2, 2)))
+    with pytest.warns(UserWarning, match="No effect"):
+        effect = normalise(moved, np.tile([1.0, -1.0], 15))
+    nothing = summarise(effect)
+    assert untested(nothing) == reading.NO_DISTANCE and "0 prompts" not in heads_in_words(nothing)
+    other = summarise(values(np.full((2, 2), np.nan)))
+    assert untested(other).startswith("not measured") and "differ" not in untested(other)
+    both = xr.concat([FOUND, other], dim="task", combine_attrs="override")  # a part of what is judged
+    assert untested(both.isel(task=1)).startswith("not measured") and untested(both.isel(task=0)) is None
+
+
+def test_roles_where_the_runs_do_not_differ_are_not_measured():
+    none = xr.full_like(FOUND["mean"], "none", dtype=object)
+    unknown = xr.Dataset({"role": none, "matters": xr.zeros_like(FOUND["mean"], dtype=bool)})
+    unknown.attrs = {"untested": reading.NO_DISTANCE, "task": "mrs"}
+    text = roles_in_words(unknown)
+    assert "What the heads do in the task is not measured" in text and "none: 4 heads" not in text
+    assert effect_in_words(unknown, 0, 0) == "not measured"
+    unknown.attrs["untested"] = "untested: with 4 prompts no head of 4 can be called significant"
+    assert effect_in_words(unknown, 0, 0) == "untested" and "is untested: with 4 prompts" in roles_in_words(unknown)
+
+
+def test_the_first_of_a_sign_are_of_that_sign():
+    """In a model of four heads the three highest are not all for the answer."""
+    assert reading.first_of_sign(FOUND, 2) == [(1, 0), (0, 1)]
+    assert reading.first_of_sign(summarise(values([[0.5, 0.4], [0.8, -0.3]])), 3, sign=-1) == [(1, 1)]
+    one = xr.Dataset({"attribution": values([[0.5, 0.4], [0.8, -0.3]], n=1)})
+    assert re.search(r"most against it L1H1 −0\.\d+ \(logits\)", reading.say_one_attribution(one))
+
+
+def test_a_model_without_edges_is_a_sentence_and_another_error_is_one(monkeypatch):
+    def refuse(*_, **__):
+        raise ValueError("model: edges are not built for this architecture, for a reason; use path_patch.")
+
+    monkeypatch.setattr("namemovers.reading.circuits.attribute_edges", refuse)
+    effects, why = reading.edge_effects(None, None, ablation="mean")
+    assert effects is None and why.startswith("not measured: edges are not built") and not why.endswith(".")
+    scores, reason = reading.scores_of_edges(None, None, None)
+    assert scores == {} and reason == why
+    said = reading.say_edges(reading.Edges(why=why, why_patched=why))
+    assert "No circuit of edges is searched" in said and why in said
+    assert why in reading.edges_figure(reading.Edges(why=why), "").data
+
+    def wrong(*_, **__):
+        raise ValueError("memory_budget=1 is too small")
+
+    monkeypatch.setattr("namemovers.reading.circuits.attribute_edges", wrong)
+    with pytest.raises(ValueError, match="memory_budget"):
+        reading.edge_effects(None, None)
+
+
+def test_a_circuit_without_edges_is_saved_with_the_reason(monkeypatch):
+    saved = {}
+    monkeypatch.setattr("namemovers.results.save", lambda ds, name: saved.update({name: ds}))
+    by_node = xr.Dataset({"size": ("share", [1])}, attrs=dict(total=4, ablation="mean", rounding="nearest"))
+    nothing = reading.Edges(why=reading.NO_WAY, why_patched=reading.NO_DISTANCE)
+    circuit = reading.save_circuits("mrs", None, xr.Dataset(), by_node, nothing)
+    assert reading.edges_of(circuit) is None and saved["mrs_circuit"].attrs["no_edges"] == reading.NO_WAY
+    assert saved["mrs_circuit_curves"].level.values.tolist() == ["node"]
+    there = xr.Dataset({"edge_member": ("edge", [True, False])}, coords={"edge": ["a", "b"]})
+    assert reading.edges_of(there) == {"a"}

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/core/claims/ours.ipynb #b1af0425
 import numpy as np
+from scipy.stats import hypergeom
 
 from namemovers.claims.forms import (
     appears_late,
@@ -22,37 +23,37 @@ from ..stats import estimate, proportion
 from ..verdicts import Untold, Verdict, at, bounded, meets, names, together, verdict
 
 # %% ../../nbs/core/claims/ours.ipynb #3140f5bf
-@claim("write-up", "The answer appears in the late layers", PAGE["lens"], "mrs_logit_lens")
+@claim("write-up", "Where the answer appears", PAGE["lens"], "mrs_logit_lens")
 def mrs_late(r):
     "More than half of the answer of MRS appears in the second half of the layers."
     return appears_late(r, "mrs")
 
 # %% ../../nbs/core/claims/ours.ipynb #c55b5888
-@claim("write-up", "The answer appears in the late layers", PAGE["ioi lens"], "ioi_logit_lens")
+@claim("write-up", "Where the answer appears", PAGE["ioi lens"], "ioi_logit_lens")
 def ioi_late(r):
     "More than half of the answer of IOI appears in the second half of the layers."
     return appears_late(r, "ioi")
 
 # %% ../../nbs/core/claims/ours.ipynb #a59b56eb
-@claim("write-up", "A few heads write the name", PAGE["heads"], "mrs_head_attribution", "mrs_patch_z_head")
+@claim("write-up", "Which heads write the name", PAGE["heads"], "mrs_head_attribution", "mrs_patch_z_head")
 def methods_agree(r):
     "On MRS, heads that write more move the answer more: attribution and patching rank heads alike."
     return rank_alike(r["mrs_head_attribution"].attribution, r["mrs_patch_z_head"].effect, paired=True)
 
 # %% ../../nbs/core/claims/ours.ipynb #09b1782b
-@claim("write-up", "A few heads write the name", PAGE["paths"], "mrs_paths_logits", "mrs_patch_z_head")
+@claim("write-up", "Which heads write the name", PAGE["paths"], "mrs_paths_logits", "mrs_patch_z_head")
 def mrs_silent(r):
     "Some heads move the answer of MRS without writing it."
     return moves_without_writing(r, "mrs")
 
 # %% ../../nbs/core/claims/ours.ipynb #745bcd26
-@claim("write-up", "A few heads write the name", PAGE["ioi paths"], "ioi_paths_logits", "ioi_patch_z_head")
+@claim("write-up", "Which heads write the name", PAGE["ioi paths"], "ioi_paths_logits", "ioi_patch_z_head")
 def ioi_silent(r):
     "Some heads move the answer of IOI without writing it."
     return moves_without_writing(r, "ioi")
 
 # %% ../../nbs/core/claims/ours.ipynb #2d57c064
-@claim("write-up", "The writers are copiers", PAGE["ioi copies"], "ioi_head_attribution", "copy_scores")
+@claim("write-up", "Do the writers copy?", PAGE["ioi copies"], "ioi_head_attribution", "copy_scores")
 def ioi_writers_copy(r):
     "The heads that write the answer of IOI copy names (a copy score of at least one half each)."
     return writers_copy(r, "ioi")
@@ -107,13 +108,24 @@ def mrs_small_circuit(r):
     "A circuit of a quarter of all nodes at most keeps 87 % of the logit difference of MRS."
     return small_circuit(r, "mrs")
 
+# %% ../../nbs/core/claims/ours.ipynb #6d2a9f32
+def both_known(r) -> None:
+    "Raise Untold where the circuits of a task were searched over prompts that show nothing to search for."
+    for on in r["circuit_overlap"].on.values:
+        for task in ("mrs", "ioi"):
+            carried_over(r, f"{task} heads", str(on))
+
 # %% ../../nbs/core/claims/ours.ipynb #1bf2cb81
 @claim("write-up", "Circuits", PAGE["ioi circuits"], "circuit_overlap")
 def shared_circuit(r):
     "The circuits of the two tasks share more heads than chance."
+    both_known(r)
     ds = r["circuit_overlap"].sel(kind="heads")
     figure = f"{int(ds.shared)} heads in common of {int(ds.a)} and {int(ds.b)}; "
     figure += f"by chance {float(ds.expected):.1f} (p = {float(ds.p):.2g})"
+    a, b = int(ds.a), int(ds.b)
+    if not a or not b or hypergeom.sf(min(a, b) - 1, round(a * b / float(ds.expected)), a, b) > 0.05:
+        raise Untold(f"{figure}: circuits of these sizes could not share more than chance does")
     return Verdict(float(ds.p) <= 0.05, figure, float(ds.shared))
 
 # %% ../../nbs/core/claims/ours.ipynb #f1644c89
@@ -135,6 +147,7 @@ def circuits_differ(r):
     ds = r["circuit_overlap"]
     if "jaccard" not in ds:
         raise Untold("circuit_overlap holds no repeated searches")
+    both_known(r)
     task, n = ds.searched.values, ds.sizes["search"]
     pairs = [(i, j) for i in range(n) for j in range(i)]
     same = [float(ds.jaccard.values[i, j]) for i, j in pairs if task[i] == task[j]]

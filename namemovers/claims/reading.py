@@ -10,7 +10,7 @@ import xarray as xr
 
 from ..arguments import checked
 from ..head_roles import worst_period
-from ..stats import proportion, summarise, top_heads
+from ..stats import NOT_MEASURED, proportion, summarise, top_heads
 from ..verdicts import LEAST_SHARE, Results, Untold, can_test
 
 # %% ../../nbs/core/claims/reading.ipynb #594961c3
@@ -44,6 +44,8 @@ def stream_at(r, task, position) -> xr.Dataset: # [layer]
     name = f"{task}_patch_resid_pre_named_position"
     missing = Untold(f"the prompts have no position {position}")
     if position not in r[name].position.values: raise missing
+    if bool(r[name].effect.isnull().all()):
+        raise Untold(NOT_MEASURED)
     s = r.summary(name, position=position)
     if bool(s["mean"].isnull().any()): raise missing
     return s

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 
 from ..arguments import checked
-from ..engine.direct import head_maps, norms_after
+from ..engine.direct import directions, head_maps, norms_after
 from ..engine.forward import embed, forward
 from ..engine.ready import Reader, ready
 from ..engine.sweep import run_sets, sweep
@@ -245,8 +245,8 @@ def backup(
 ) -> xr.Dataset:            # in logits
     """What heads write for the answer when the name movers are knocked out.
 
-    - `before`, `after` [layer, head, prompt]: direct attribution to the logit difference, without and with the
-      knock-out, both at the scales of the untouched run
+    - `before`, `after` [layer, head, prompt]: direct attribution to the logit difference (before any cap), without and
+      with the knock-out, both at the scales of the untouched run
     - `gain` [layer, head, prompt]: after - before; NaN for the heads knocked out
     - `clean`, `knocked_out` [prompt]: logit difference of either run
 
@@ -262,9 +262,7 @@ def backup(
     z, final, behind = run(lambda i: None)
     fill = {(l, h): z[l, :, h].mean(0) if ablation == "mean" else torch.zeros_like(z[l, 0, h]) for l, h in knocked}
     z_after, final_after, _ = run(lambda i: knock_out(fill, pairs.end[i]))
-    toward = read.toward[0] / w.final.scale(final)       # [prompt, d_model]
-    if w.final.kind == "layer":                          # it takes the mean off what is written
-        toward = toward - toward.mean(-1, keepdim=True)
+    toward = directions(w, pairs.correct, pairs.wrong)[0] / w.final.scale(final) # [prompt, d_model], before any cap
     before, after = written(w, z, toward, behind), written(w, z_after, toward, behind)
     gain = after - before
     for l, h in knocked: gain[l, h] = np.nan
