@@ -315,10 +315,8 @@ def _cell(dims):
 
 # %% ../nbs/core/stats.ipynb #3e0f5a11
 #: why effects are NaN: `normalise` gives none then
-NOT_MEASURED = (
-    "not measured: clean and corrupted run are not shown to differ over these prompts, so that there is nothing to "
-    "take a share of"
-)
+NOT_MEASURED = ("not measured: clean and corrupted run are not shown to differ over these prompts, so that there is "
+                "nothing to take a share of")
 
 # %% ../nbs/core/stats.ipynb #df1720b4
 def _no_test(n, cells, values, dim):
@@ -327,11 +325,8 @@ def _no_test(n, cells, values, dim):
     if most >= needed:
         return ""
     if values.size and not most:
-        if _NORMALISED in values.attrs:
-            return NOT_MEASURED
-        return f"not measured: no {dim} has a value"
-    dims = [d for d in values.dims if d != dim]
-    what = f"no {_cell(dims)} of {cells}" if cells > 1 else "nothing"
+        return NOT_MEASURED if _NORMALISED in values.attrs else f"not measured: no {dim} has a value"
+    what = f"no {_cell([d for d in values.dims if d != dim])} of {cells}" if cells > 1 else "nothing"
     return (f"untested: with {most} {dim}{'s' * (most != 1)} {what} can be called significant; "
             f"the test needs at least {needed}")
 
@@ -507,8 +502,7 @@ def top_heads(
 # %% ../nbs/core/stats.ipynb #08728cd2
 def _spearman(u, v):
     "Rank correlation over the first axis: [cell, ...] -> [...]; NaN without a cell."
-    if not len(u):
-        return np.full(u.shape[1:], np.nan)
+    if not len(u): return np.full(u.shape[1:], np.nan)
     u, v = stats.rankdata(u, axis=0), stats.rankdata(v, axis=0)
     u, v = u - u.mean(0), v - v.mean(0)
     with np.errstate(invalid="ignore"):
