@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from ..circuits import faithfulness
+from ..circuits.figures import NO_WAY
 from namemovers.claims.reading import (
     copying,
     evidence_of,
@@ -21,7 +22,7 @@ from namemovers.claims.reading import (
 )
 from ..head_roles import evidence_in_words, heads_of_role
 from ..literature import published_figure
-from ..stats import estimate, head_name, heads_in_words, rank_correlation, summarise, top_heads
+from ..stats import NOT_MEASURED, estimate, head_name, heads_in_words, rank_correlation, summarise, top_heads
 from ..verdicts import Untold, Verdict, at, can_test, each, meets, names, there_are, together, verdict
 
 # %% ../../nbs/core/claims/forms.ipynb #46265d06
@@ -104,12 +105,19 @@ def moves_without_writing(r, task) -> Verdict:
     restored = heads_in_words(moved, found)
     return there_are(found, f" (restored {restored}; straight into the logits less than a fifth of it)")
 
+# %% ../../nbs/core/claims/forms.ipynb #6d2a9f31
+def known_share(f) -> xr.Dataset:
+    "A share of what the model does as a summary. Raises Untold where it is not shown to do anything."
+    if np.isnan(f.value):
+        raise Untold(NO_WAY)
+    return f.rename(value="mean")
+
 # %% ../../nbs/core/claims/forms.ipynb #30d97e29
 def kept_by(r, task, circuit, measure) -> xr.Dataset:
     "What a circuit keeps."
     ds = r[f"{task}_circuit"]
     if circuit not in ds.circuit.values: raise Untold(f"{task}_circuit holds no circuit {circuit!r}")
-    return faithfulness(ds.sel(circuit=[circuit])).sel(circuit=circuit, measure=measure).rename(value="mean")
+    return known_share(faithfulness(ds.sel(circuit=[circuit])).sel(circuit=circuit, measure=measure))
 
 # %% ../../nbs/core/claims/forms.ipynb #64fa1431
 def small_circuit(r, task) -> Verdict:
@@ -125,7 +133,7 @@ def small_circuit(r, task) -> Verdict:
 def carried_over(r, circuit, on) -> xr.Dataset:
     "What the heads of one task's circuit do of a task."
     ds = r["circuit_overlap"].sel(on=on, circuit=[circuit])
-    return faithfulness(ds).sel(circuit=circuit, measure="normalised").rename(value="mean")
+    return known_share(faithfulness(ds).sel(circuit=circuit, measure="normalised"))
 
 # %% ../../nbs/core/claims/forms.ipynb #eb6defd4
 def cue_matters(r, other) -> Verdict:
@@ -139,6 +147,8 @@ def cue_matters(r, other) -> Verdict:
     clear = float(with_it.low) > float(without.high)
     instead = "another word" if "word" in other else "none"
     figure = f"latest subject on top: {of(with_it)} with the cue, {of(without)} with {instead}"
+    if meets(with_it, at_least=0.5) is False and not clear:
+        raise Untold(f"{figure}: it is not named with the cue either")
     return verdict(apart if clear or apart is not True else None, figure, float(with_it["mean"] - without["mean"]))
 
 # %% ../../nbs/core/claims/forms.ipynb #e829e8d4
@@ -175,6 +185,9 @@ def appears_late(r, task):
     steps = lens.diff("stage")
     layers = steps.sizes["stage"]
     late, all_ = steps.isel(stage=slice(layers // 2, None)).sum("stage"), steps.sum("stage")
+    rise = summarise(all_)
+    if not float(rise.low) > 0:
+        raise Untold(f"the answer is not shown to rise along the layers: by {estimate(rise)} logits")
     share = float(late.mean() / all_.mean())
     figure = f"{share:.0%} of the rise from the embedding to the end is in layers {layers // 2} to {layers - 1}"
     return verdict(meets(summarise(late - 0.5 * all_), 0.0), figure, share)
@@ -188,6 +201,8 @@ def rank_alike(a, b, paired=False) -> Verdict:
     """Two methods or tasks rank heads alike: the correlation is above 0 for sure.
 
     Not so where it may be 0 and cannot be large."""
+    if any(v.isnull().all() for v in (a, b)):
+        raise Untold(NOT_MEASURED)
     rho = rank_correlation(a, b, paired=paired)
     figure = f"rank correlation {estimate(rho)} over {int(rho.n)} heads; asked: above 0"
     alike = True if float(rho.low) > 0 else False if float(rho.high) < ALIKE else None
@@ -200,6 +215,8 @@ def one_prompt_is_enough(r, task) -> Verdict:
     k = int(ds.k.max())
     v = ds.overlap.sel(k=k)
     share = float(v.mean())
+    if np.isnan(share):
+        raise Untold(NOT_MEASURED)
     low, high = (float(v.quantile(q)) for q in (0.025, 0.975))
     chance = float(ds.chance_overlap.sel(k=k))
     spread = f"95 % of single prompts: {low:.0%} to {high:.0%}"
