@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from .arguments import checked
-from .published import is_gpt2_small  # noqa: F401  # pages import it from here
+from .literature import is_gpt2_small  # noqa: F401  # pages import it from here
 from .results import OWN_N, SHARED, asked, load
 from .settings import Settings, settings
 from namemovers.stats import (

@@ -28,7 +28,7 @@ def provenance(
 
     Holds no time and no place, so that the same settings give the same result to the byte."""
     from namemovers.identity import model_name, weights_hash
-    from namemovers.published import unlike_gpt2_small
+    from namemovers.literature import unlike_gpt2_small
     attrs: dict = dict(
         model=model_name(model), weights_hash=weights_hash(model), gpt2_small=int(not unlike_gpt2_small(model))
     )

@@ -49,7 +49,7 @@ GUESTS: set[str] = set()
 FUNCTION, MODULE = 60, 400
 
 # module -> how many lines it has all the same, at most
-LONG_MODULES = {"arguments": 411, "engine.sweep": 437, "model": 462, "path_patching": 581, "stats": 509}
+LONG_MODULES = {"arguments": 420, "engine.sweep": 440, "model": 470, "path_patching": 590, "stats": 510}
 
 # functions that are longer all the same
 LONG_FUNCTIONS: set[str] = set()

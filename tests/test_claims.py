@@ -13,7 +13,7 @@ from namemovers.claims import CLAIMS, DEMO_SITES, STATUSES, claim, counts, demo_
 from namemovers.compare import load_study
 from namemovers.data import ioi_task
 from namemovers.head_roles import ROLES
-from namemovers.published import IOI_HEADS, MRS_HEADS, pilot_prompts, published_grid
+from namemovers.literature import IOI_HEADS, MRS_HEADS, pilot_prompts, published_grid
 from namemovers.results import load, save
 from namemovers.settings import Settings
 from namemovers.stats import head_name, proportion, summarise

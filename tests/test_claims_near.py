@@ -12,7 +12,7 @@ import xarray as xr
 from test_claims import MISSES, World
 
 from namemovers.claims import CLAIMS, evaluate, forms, pilot
-from namemovers.published import IOI_HEADS, MRS_HEADS, published_grid
+from namemovers.literature import IOI_HEADS, MRS_HEADS, published_grid
 from namemovers.results import load, save
 from namemovers.stats import top_heads
 

@@ -192,9 +192,9 @@ EXAMPLES = {
     "circuits.edge_estimates.top_edges": lambda w: dict(attribution=w.edge_scores(), k=2),
     "results.save": lambda w: dict(ds=w.lens(), name="lens", folder=w.folder),
     "results.load": lambda w: dict(name="saved", folder=w.saved()),
-    "published.published_figures": lambda w: {},
-    "published.published_figure": lambda w: dict(task="ioi", name="logit_diff"),
-    "published.published_grid": lambda w: dict(task="ioi", what="z"),
+    "literature.published_figures": lambda w: {},
+    "literature.published_figure": lambda w: dict(task="ioi", name="logit_diff"),
+    "literature.published_grid": lambda w: dict(task="ioi", what="z"),
     "settings.slug": lambda w: dict(name="mini"),
     "identity.model_name": lambda w: dict(model=w.model),
     "identity.weights_hash": lambda w: dict(model=w.model),
@@ -309,7 +309,7 @@ OWN = re.compile(
     r"|figures\.(text|reading)\.|copy_scores\.(name_ranks|after_first)|prompts\.(tokens\.encode|alignment\.stretches)|model\.(shipped|run_at|answer_d|logit_d)"
     r"|circuits\.node_runs\.Ablated\.measure"  # of a search, which has checked what it asks
     r"|cost\."
-    r"|published\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit"
+    r"|literature\.(ioi_role|published_heads|pilot_prompts)|activation_patching\.effect|circuits\.criteria\.published_circuit"
 )
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 from namemovers import plots
 from namemovers.figures.theme import dark
 from namemovers.plots import attention, bars, graph, heatmap, lines, points, scatter, table, token_label
-from namemovers.published import IOI_HEADS
+from namemovers.literature import IOI_HEADS
 from namemovers.stats import summarise
 
 

@@ -19,7 +19,7 @@ NOTEBOOKS = sorted(
     for p in (ROOT / f).rglob("*.ipynb")
     if not any(x[0] in "._" for x in p.relative_to(ROOT).parts)
 )
-BY_HAND = {"__init__.py", "_modidx.py"}
+BY_HAND = {"__init__.py", "published.py", "_modidx.py"}
 
 
 def cells(path, kind="code"):

@@ -7,7 +7,7 @@ from scipy import stats as sp
 
 from namemovers.activation_patching import patch
 from namemovers.data import mrs_task
-from namemovers.published import published_grid
+from namemovers.literature import published_grid
 from namemovers.stability import agreement, chance, enough, spread, stability, top_sizes
 
 

@@ -14,7 +14,7 @@ from .node_runs import Ablated
 from .parts import Node
 from ..guard import guarded
 from ..pairs import progress_bar
-from ..published import IOI_ACTS_AT, IOI_HEADS
+from ..literature import IOI_ACTS_AT, IOI_HEADS
 from ..stats import overlap as overlap_of_sets
 
 # %% ../../nbs/core/circuits/criteria.ipynb #66ea64dd

@@ -15,7 +15,7 @@ from .ledger import PAGE, claim
 from ..data import Task, encode, name_token
 from ..guard import guarded
 from ..prompts.survey import next_token
-from ..published import pilot_prompts, published_grid
+from ..literature import pilot_prompts, published_grid
 from ..results import provenance
 from ..stats import top_heads
 from ..verdicts import Verdict, agrees

@@ -21,7 +21,7 @@ from namemovers.claims.reading import (
     writers,
 )
 from ..head_roles import evidence_in_words, heads_of_role
-from ..published import published_figure
+from ..literature import published_figure
 from ..stats import NOT_MEASURED, estimate, head_name, heads_in_words, rank_correlation, summarise, top_heads
 from ..verdicts import Untold, Verdict, at, can_test, each, meets, names, there_are, together, verdict
 

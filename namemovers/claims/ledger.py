@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..arguments import checked
 from ..compare import not_one_study
-from ..published import SOURCES, is_gpt2_small
+from ..literature import SOURCES, is_gpt2_small
 from ..verdicts import Claim, Results, Untold, Verdict, enough_to_draw_on
 
 # %% ../../nbs/core/claims/ledger.ipynb #9333ea23

@@ -12,7 +12,7 @@ from .forms import has_role, in_top_tenth, kept_by, pattern_serves, small_circui
 from .ledger import PAGE, claim
 from .reading import copying, evidence_of, mean_over, share_right, straight_paths
 from ..head_roles import heads_of_role
-from ..published import IOI_HEADS, published_figure
+from ..literature import IOI_HEADS, published_figure
 from ..stats import estimate, head_name, heads_in_words, prompts_needed, summarise
 from namemovers.verdicts import (
     Untold,

@@ -28,7 +28,7 @@ from namemovers.claims.reading import (
     stream_at,
     writers,
 )
-from ..published import MRS_HEADS, published_figure, published_grid
+from ..literature import MRS_HEADS, published_figure, published_grid
 from ..stability import agreement
 from ..stats import estimate, heads_in_words, top_heads
 from namemovers.verdicts import (

@@ -1,5 +1,6 @@
 """The quoted numbers against the files they were taken from."""
 
+import importlib
 import json
 import re
 from pathlib import Path
@@ -11,8 +12,8 @@ import torch
 
 from conftest import gpt2_tokenizer
 
-from namemovers import published
-from namemovers.published import (
+from namemovers import literature
+from namemovers.literature import (
     ASKED,
     GPT2_SMALL,
     IOI_ACTS_AT,
@@ -171,7 +172,7 @@ def answer(monkeypatch, tokenizer, off=0.0, token=None):
         p[tokenizer.encode(token or rows.token[prompt], add_special_tokens=False)[0]] = rows.probability[prompt] + off
         return p
 
-    monkeypatch.setattr(published, "_next_token", say)
+    monkeypatch.setattr(literature, "_next_token", say)
 
 
 def test_gpt2_small_is_known_by_what_it_does(monkeypatch, tokenizer):
@@ -214,7 +215,7 @@ def test_a_name_proves_nothing(gpt2_shape, monkeypatch):
 def test_what_a_model_says_is_read_at_the_end_of_the_prompt(mini):
     prompt = pilot_prompts().prompt[0]
     expected = mini(mini.to_tokens(prompt))[0, -1].softmax(-1)
-    torch.testing.assert_close(published._next_token(mini, prompt), expected.detach())
+    torch.testing.assert_close(literature._next_token(mini, prompt), expected.detach())
 
 
 # An independent copy: typed from Wang et al. 2022 (arXiv 2211.00593, figure 2 and section 3) and from the pilot's
@@ -355,3 +356,9 @@ def test_what_is_cited_is_among_the_references(where):
     assert not [number for number in cited() if number not in text]
     title = "Controlling the False Discovery Rate: A Practical and Powerful Approach to Multiple Testing"
     assert title in text
+
+
+def test_the_former_name_of_the_module_gives_the_same():
+    published = importlib.import_module("namemovers.published")
+    assert published.__all__ == literature.__all__
+    assert all(getattr(published, name) is getattr(literature, name) for name in literature.__all__)
