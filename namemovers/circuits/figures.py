@@ -98,7 +98,10 @@ def faithfulness_table(
     return pd.DataFrame(rows).rename(columns={"gap": "|F(M) − F(C)| (logits)", "ratio": "F(C) / F(M)"})
 
 # %% ../../nbs/core/circuits/figures.ipynb #86e52ded
-def mean_and_range(v):
+def mean_and_range(
+    v: xr.DataArray, # values of one unit
+) -> str: # such as "0.91 (0.80 to 1.00)"
+    "A mean with the smallest and the largest value, in words."
     if v.isnull().all():
         return estimate(v.mean())
     return f"{estimate(v.mean())} ({estimate(v.min())} to {estimate(v.max())})"

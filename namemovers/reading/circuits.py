@@ -92,7 +92,7 @@ def say_kept(
 # %% ../../nbs/core/reading/circuits.ipynb #5a102b87
 def size_figure(
     ds: xr.Dataset,            # from `curve`
-    title: str,
+    title: str,                # of the figure
     what: str = "nodes",       # or "edges"
     shown: list | None = None, # of the rankings; all by default
 ) -> go.Figure:
@@ -225,6 +225,7 @@ def _patched(model, task, search, seed): # -> fields of `Edges`
         scores, why = edge_effects(model, search, steps=steps)
         if why:
             return dict(why_patched=why)
+        assert scores is not None
         orders[name] = edge_ranking(scores)
     run = AblatedEdges(model, task, "resample", prune=True)
     by_size = curve(model, task, orders, rounding="down", random=5, seed=seed, run=run)
@@ -232,8 +233,8 @@ def _patched(model, task, search, seed): # -> fields of `Edges`
 
 # %% ../../nbs/core/reading/circuits.ipynb #c41f3732
 def edges_figure(
-    edges: Edges,
-    title: str,
+    edges: Edges,          # from `measure_edges`
+    title: str,            # of the figure
 ) -> go.Figure | Markdown: # a sentence where nothing was measured
     "Faithfulness against size, by mean ablation."
     if edges.curve is None:
@@ -243,7 +244,7 @@ def edges_figure(
 # %% ../../nbs/core/reading/circuits.ipynb #8f829094
 def areas_table(
     areas: xr.Dataset | None, # of `Edges`
-    caption: str,
+    caption: str,             # of the table
 ) -> HTML | Markdown:         # nothing where nothing was measured: the reason is said below
     "CPR and CMD of edges."
     return Markdown("") if areas is None else plots.table(area_table(areas), caption=caption)
@@ -263,6 +264,7 @@ def say_edges(
     if edges.faithful is None:
         said.append("No circuit of edges is searched, since what edges do by mean ablation is not measured.")
         return " ".join(said)
+    assert edges.curve is not None
     kept = f"{edges.found} {len(edges.kept)} of {edges.curve.attrs['total']} edges"
     if edges.faithful.value.sel(measure="normalised").isnull().all():
         return f"{' '.join(said)} {kept}; what they do held out is {NO_WAY}."
@@ -274,7 +276,7 @@ def draw_circuit(
     effects: xr.Dataset | None, # from `edge_effects`
     why: str,                   # from `edge_effects`
     chosen: frozenset,          # the circuit's nodes
-    title: str,
+    title: str,                 # of the figure
 ) -> go.Figure | Markdown:      # a sentence where there are no effects
     "A circuit with the largest edges among its heads, or why none are drawn."
     if effects is None:
@@ -341,7 +343,7 @@ ABOUT_COMPLETENESS = (
 # %% ../../nbs/core/reading/circuits.ipynb #93a227fe
 def minimality_figure(
     ds: xr.Dataset, # from `minimality`
-    title: str,
+    title: str,     # of the figure
 ) -> go.Figure:
     "What each node does in the K found best for it, the largest first."
     mean = ds.score.mean("prompt").values

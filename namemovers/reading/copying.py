@@ -31,8 +31,8 @@ def name_movers(
 # %% ../../nbs/core/reading/copying.ipynb #75660cb4
 def say_name_movers(
     copies: xr.Dataset,      # as in `name_movers`
-    negative: xr.Dataset,
-    attribution: xr.Dataset,
+    negative: xr.Dataset,    # the same, negated
+    attribution: xr.Dataset, # by head, from `summarise`
     task: str,               # "MRS" or "IOI"
 ) -> str:
     "Which heads copy names and write for the answer, by both tests."

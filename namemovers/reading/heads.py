@@ -207,7 +207,7 @@ def say_agreement(
 # %% ../../nbs/core/reading/heads.ipynb #3e53d9e6
 def say_signs(
     by_head: xr.Dataset, # attribution, [layer, head], from `summarise`
-    model: str,
+    model: str,          # its name
 ) -> str:                # such as "mini has 3 significant heads for the answer and 2 against it, of 16"
     "How many heads write for and against the answer."
     if reason := untold(by_head):

@@ -28,7 +28,7 @@ def followed_heads(
 def say_direct(
     by_head: xr.Dataset, # paths into the logits, [layer, head], from `summarise`
     one: xr.Dataset,     # the same of one prompt, from `path_patch`
-    answer: str = "the answer",
+    answer: str = "the answer", # what the task asks for, in words
 ) -> str:
     "Which heads go straight into the logits, and which are called name movers from here on."
     highest = head_name(*followed_heads(by_head)[0])

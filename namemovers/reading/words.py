@@ -50,7 +50,7 @@ def enough_prompts(
 # %% ../../nbs/core/reading/words.ipynb #8727abde
 def differing(
     summary: xr.Dataset, # from `summarise`
-    what: str = "heads",
+    what: str = "heads", # that are counted
     how: str = "",       # of the test, behind the sentence
 ) -> str:                # such as "5 of 16 heads differ from 0"
     "How many differ from zero; where that is untested, why."
@@ -59,7 +59,15 @@ def differing(
     return f"{int(summary.significant.sum())} of {summary.attrs['n_tests']} {what} differ from 0{how}"
 
 # %% ../../nbs/core/reading/words.ipynb #3e1b83da
-def sentence(text): return text[0].upper() + text[1:]
+def sentence(
+    text: str, # which begins in the middle of one
+) -> str: # the same, capitalised
+    "A text as the beginning of a sentence."
+    return text[0].upper() + text[1:]
 
 # %% ../../nbs/core/reading/words.ipynb #c1f37ca1
-def head_names(heads): return ", ".join(head_name(*h) for h in heads) or "none"
+def head_names(
+    heads, # pairs (layer, head)
+) -> str:  # such as "L2H0, L2H2", or "none"
+    "Heads by name, in their order."
+    return ", ".join(head_name(*h) for h in heads) or "none"
