@@ -37,7 +37,7 @@ from namemovers.model import load_model
 from namemovers.path_patching import path_patch
 from namemovers.planted import truth
 from namemovers.results import load, save
-from namemovers.stats import overlap
+from namemovers.stats import head_name, overlap
 
 
 def a_task(model, seed=0, n=6, length=9):  # noqa: F811
@@ -646,8 +646,20 @@ def test_planted_edges_are_found(make):
     assert len(kept) >= 10 and kept <= planted
     assert {e for e in kept if g.edges[e].sender != "embed"} <= seen
     exact = ablate_edges(m, task, sorted(seen))
-    strongest = sorted(seen)[int(abs(exact.effect.mean("prompt").values).argmax())]
-    assert strongest in kept
+    moved = exact.effect.mean("prompt").values
+    assert sorted(seen)[int(abs(moved).argmax())] in kept
+    # What an edge carries is for the answer or against it as the truth says; a backup writes for it only once the name
+    # movers are out.
+    backups = {head_name(*head) for head in built.find("backup name mover")}
+    for number, effect in zip(sorted(seen), moved):
+        edge = g.edges[number]
+        signs = {
+            e[task.name]
+            for e in built.edges
+            if (e["sender"], e["receiver"], e["component"]) == (edge.sender, edge.receiver, edge.component)
+        }
+        if not (edge.sender in backups and edge.receiver == "logits"):
+            assert signs == {np.sign(effect)}, edge
 
 
 # Results and bad input
