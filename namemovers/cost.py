@@ -246,8 +246,9 @@ class Counted(TorchDispatchMode):
 # %% ../nbs/core/cost.ipynb #f0401143
 def _in_words(seconds):
     "A time in words."
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+    for unit, size in (("years", 365 * 86400), ("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size: return f"{seconds / size:.0f} {unit}"
+    if seconds < 0.01: return "under 0.01 seconds"
     return f"{seconds:.2g} seconds" if seconds < 10 else f"{seconds:.0f} seconds"
 
 # %% ../nbs/core/cost.ipynb #9901b5ef
