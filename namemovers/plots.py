@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['GREY', 'GRID', 'COLOURS', 'ROLE_COLOURS', 'DIVERGING', 'SEQUENTIAL', 'UNITS', 'visible', 'token_text', 'token_label',
            'summary_of', 'unit_of', 'number', 'heatmap', 'lines', 'bars', 'scatter', 'points', 'attention', 'table',
-           'graph']
+           'graph', 'prompt_picture']
 
 # %% ../nbs/core/plots.ipynb #5f4bd099
 from .figures.bars import bars
 from .figures.graphs import graph
 from .figures.heatmaps import attention, heatmap
 from .figures.lines import lines
+from .figures.prompts import prompt_picture
 from .figures.reading import UNITS, number, summary_of, unit_of
 from .figures.scatters import points, scatter
 from .figures.tables import table
@@ -20,4 +21,4 @@ from .figures.theme import COLOURS, DIVERGING, GREY, GRID, ROLE_COLOURS, SEQUENT
 
 _all_ = ["GREY", "GRID", "COLOURS", "ROLE_COLOURS", "DIVERGING", "SEQUENTIAL", "UNITS", "visible", "token_text",
          "token_label", "summary_of", "unit_of", "number", "heatmap", "lines", "bars", "scatter", "points",
-         "attention", "table", "graph"]
+         "attention", "table", "graph", "prompt_picture"]

@@ -166,3 +166,9 @@ def test_mutants_are_of_modules_and_tests_that_are_there():
         text = "".join((ROOT / "tests" / file).read_text() for file in files.split())
         for word in {*re.findall(r"\w+", f"{chosen} {mutants.LONG}")} - {"and", "or", "not"}:
             assert word in text or word in mutants.LONG, (module, word)
+
+
+def test_the_home_page_has_an_install_line_and_readmes_own_example():
+    block = re.search(r"^```python\n.*?^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)[0]
+    home = "\n".join("".join(c["source"]) for c in cells("nbs/index.ipynb", "markdown"))
+    assert block in home and "pip install" in home
