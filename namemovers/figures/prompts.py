@@ -20,7 +20,8 @@ def _written(text, names, changed):
     "A token as HTML: underlined where it differs, with the names of its position above."
     space, word = text[:len(text) - len(text.lstrip(" "))], html.escape(visible(text.lstrip(" ")).replace("\n", "⏎"))
     if changed: word = f"<u>{word}</u>"
-    if names: word = f'<ruby>{word}<rt style="font-size: 12px; padding: 0 4px">{html.escape(", ".join(names))}</rt></ruby>'
+    said = html.escape(", ".join(names))
+    if names: word = f'<ruby>{word}<rt style="font-size: 12px; padding: 0 4px">{said}</rt></ruby>'
     return space + word
 
 # %% ../../nbs/core/figures/prompts.ipynb #8b402497
