@@ -662,6 +662,19 @@ def test_planted_edges_are_found(make):
             assert signs == {np.sign(effect)}, edge
 
 
+def test_a_bare_circuit_is_drawn_with_its_shared_keys():
+    """Four heads, two of keys: L1KV1 stands below heads 2 and 3, whichever of them are drawn."""
+    from namemovers.circuits.edge_graph import Graph
+    from namemovers.plots import graph as drawn
+
+    g = Graph(n_layers=2, n_heads=4, parallel=False, n_kv_heads=2)
+    circuit = g.label(["L0H0 → L1KV1 k", "L1H2 → logits", "L1H3 → logits", "embed → L0H0 q"])
+    where = lambda fig: {re.sub("<[^>]*>", "", a.text): a.x for a in fig.layout.annotations}
+    at, alone = where(drawn(circuit)), where(drawn(circuit.drop_attrs()))
+    assert at["L1H2"] < at["L1KV1"] < at["L1H3"]
+    assert not alone["L1H2"] < alone["L1KV1"] < alone["L1H3"]  # it is the attributes that say so
+
+
 # Results and bad input
 
 

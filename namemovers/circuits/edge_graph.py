@@ -176,7 +176,8 @@ class Graph:
     @checked
     def label(self, circuit) -> xr.DataArray: # bool [edge], with names
         "A `circuit`, as for `Graph.mask`, as a labelled array."
-        return xr.DataArray(self.mask(circuit), dims="edge", coords=self.coords, name="circuit")
+        attrs = dict(n_heads=self.n_heads, n_kv_heads=self.n_kv_heads) # a figure draws who shares keys and values
+        return xr.DataArray(self.mask(circuit), dims="edge", coords=self.coords, name="circuit", attrs=attrs)
 
 # %% ../../nbs/core/circuits/edge_graph.ipynb #8f15d107
 @checked
