@@ -1,5 +1,6 @@
 """Circuits of edges against TransformerLens hooks, against path patching, and against themselves."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
