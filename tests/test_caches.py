@@ -36,6 +36,7 @@ REMEMBERED = {
     "guard.py": {"_factors"},  # the same numbers for ever
     "prompts/templates.py": {"group_of"},  # a name's family, read off the name
     "activation_patching.py": {"_fell_back"},  # what was warned of
+    "cost.py": {"layer_rate"},  # how fast this machine is: of an estimate, which says so
     "planted.py": {"exam"},  # prompts for a tokenizer's file, which belongs to the package
     "store.py": {"code_version"},  # the library's files, as they were when it was first asked
     "explorer/state.py": {"_byte_values"},  # a table of transformers

@@ -108,6 +108,7 @@ NO_MEASUREMENT = {
     "answer_direction",
     "belongs_to",
     "cells",
+    "cost",  # of shapes
     "fingerprint",
     "guard",
     "head_axis",
@@ -130,6 +131,7 @@ NO_MEASUREMENT = {
     "weights_hash",
     "weights_of",
     "why_not",
+    "shape_of",
 }
 
 

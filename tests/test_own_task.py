@@ -407,7 +407,8 @@ BAD_PAIRS = {
         "positions\\['x'\\]: 'Whe' ends within a token of prompt 0 .'When'.",
     ),
     "too few pieces": (dict(positions={"x": ["Mary"]}), "positions\\['x'\\]: 1 pieces for 2 prompts"),
-    "no piece": (dict(positions={"x": 4}), "positions\\['x'\\]: 4 is no piece"),
+    "no piece": (dict(positions={"x": 4.5}), "positions\\['x'\\]: 4.5 is no piece"),
+    "no such token": (dict(positions={"x": 400}), "positions\\['x'\\]: prompt 0 has the tokens 0 .* and no 400"),
     "unknown subject": (dict(subjects=["Z"]), "subjects: there is no position 'Z'"),
     "no tokenizer": (dict(tokenizer=3), "tokenizer: 3 is no tokenizer; give a Hugging Face tokenizer"),
 }
