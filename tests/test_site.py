@@ -757,6 +757,26 @@ def test_dark(browser, small):
         assert page.evaluate(light)  # the choice is kept
 
 
+def test_colours_that_change_while_a_figure_is_drawn(browser, small):
+    """A drawing takes a while, and has the colours of its beginning: it is drawn again."""
+    with Visit(browser, folder_url(small), color_scheme="light") as visit:
+        page = visit.open("index.html")
+        page.evaluate("""() => {
+            const own = Plotly.react
+            Plotly.react = (...given) => new Promise(done => setTimeout(done, 400)).then(() => own(...given))
+        }""")
+        figure = page.locator(".nm-figure").first
+        figure.scroll_into_view_if_needed()
+        page.set_viewport_size({"width": 500, "height": 900})
+        page.wait_for_function("figure => figure.drawing", arg=figure.element_handle())
+        page.emulate_media(color_scheme="dark")
+        page.wait_for_function(
+            "figure => figure.dataset.state === 'drawn' && figure.dataset.theme === 'dark'",
+            arg=figure.element_handle(),
+            timeout=20_000,
+        )
+
+
 def test_narrow(browser, small):
     with Visit(browser, folder_url(small), width=360) as visit:
         for name in html_pages(small):

@@ -212,6 +212,7 @@
   })
 
   const draw = async box => {
+    box.drawing = true
     try {
       const Plotly = await load(), { target, data, layout, frames, width } = prepare(box), first = !target._fullLayout
       Object.assign(box.dataset, { width, theme: luminance(rgb(colours(box).text)) > 0.2 ? "dark" : "light" })
@@ -227,13 +228,18 @@
       box.querySelector(".nm-plot").textContent = "This figure could not be drawn."
       console.error(e)
     }
+    box.drawing = false
+    if (box.stale) { box.stale = false; again(box) } // colours or width changed while it was being drawn
   }
   const seen = new IntersectionObserver(entries => {
     for (const entry of entries) if (entry.isIntersecting) { seen.unobserve(entry.target); draw(entry.target) }
   }, { rootMargin: "400px 0px" })
   figures.forEach(box => seen.observe(box))
   // A drawn figure is drawn anew, when it is next in view, for other colours and another width.
-  const again = box => { if (box.dataset.state === "drawn") { box.dataset.state = "old"; seen.observe(box) } }
+  const again = box => {
+    if (box.drawing) box.stale = true
+    else if (box.dataset.state === "drawn") { box.dataset.state = "old"; seen.observe(box) }
+  }
   document.addEventListener("themechange", () => figures.forEach(again))
   const sized = new ResizeObserver(entries => {
     for (const { target } of entries) { const box = target.closest(".nm-figure"); if (box.dataset.width && Math.abs(target.clientWidth - box.dataset.width) > 1) again(box) }
