@@ -164,6 +164,42 @@ def pairs(ours, theirs, repeats, enough=60):
     return [statistics.median(column) for column in zip(*rows)] + [len(rows)]
 
 
+def options(parser, sample, out=RESULTS):
+    """The options that all comparisons with TransformerLens have; `begin` reads them and sets what they say."""
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time of one thread, for a busy machine"
+    )
+    parser.add_argument(
+        "--sample", type=float, default=sample, help="seconds of TransformerLens a measurement; inf for whole sweeps"
+    )
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=out, help="where the results go")
+
+
+def begin(parser):
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    use_clock(args.clock)
+    torch.set_grad_enabled(False)
+    return args
+
+
+def timed(measured, flops, clock):
+    """A row of what `pairs` measured, with the share of the multiplication rate that `flops` are."""
+    ours, theirs, ratio, rate, repeats = measured
+    return {
+        "ours_seconds": ours,
+        "theirs_seconds": theirs,
+        "ratio": ratio,
+        "matmul_rate": rate,
+        "share": flops / ours / rate,
+        "repeats": int(repeats),
+        "threads": torch.get_num_threads(),
+        "clock": clock,
+    }
+
+
 def machine():
     model = (
         next(

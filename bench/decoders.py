@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-import common
-from common import machine, pairs, prompts, seconds, sweep_of
+from common import begin, machine, options, pairs, prompts, seconds, sweep_of, timed
 from namemovers.cost import Counted
 from namemovers.data import IOI_TEMPLATES, Task, ioi_task
 from namemovers.logit_lens import logit_lens
@@ -158,8 +157,11 @@ def measure(name, args, rows):
     for sweep in args.sweeps:
         ours, theirs = row(model, task, sweep, args)
         done = counted(ours)  # and the first run, which is slower
-        timed = (lambda: (seconds(theirs)[0], None)) if sweep.startswith("logit lens") else (lambda: (theirs(), None))
-        s, t, ratio, peak, repeats = pairs(lambda: (seconds(ours)[0], None), timed, args.repeats, args.enough)
+        alternate = (
+            (lambda: (seconds(theirs)[0], None)) if sweep.startswith("logit lens") else (lambda: (theirs(), None))
+        )
+        measured = pairs(lambda: (seconds(ours)[0], None), alternate, args.repeats, args.enough)
+        found = timed(measured, done, args.clock)
         goal = GOALS[sweep][name == "llama"]
         rows = [r for r in rows if (r["model"], r["sweep"]) != (NAMES[name], sweep)]
         rows.append(
@@ -167,20 +169,14 @@ def measure(name, args, rows):
                 "model": NAMES[name],
                 "n": n,
                 "sweep": sweep,
-                "ours_seconds": s,
-                "theirs_seconds": t,
-                "ratio": ratio,
                 "goal": goal,
                 "flops": done,
-                "matmul_rate": peak,
-                "share": done / s / peak,
-                "repeats": int(repeats),
-                "threads": torch.get_num_threads(),
-                "clock": args.clock,
             }
+            | found
         )
         print(
-            f"{NAMES[name]:32} {sweep:28} {s:8.2f}s {t:8.1f}s {ratio:6.1f}x of {goal or '-'} {done / s / peak:5.0%}",
+            f"{NAMES[name]:32} {sweep:28} {found['ours_seconds']:8.2f}s {found['theirs_seconds']:8.1f}s "
+            f"{found['ratio']:6.1f}x of {goal or '-'} {found['share']:5.0%}",
             flush=True,
         )
         args.out.mkdir(exist_ok=True)
@@ -190,20 +186,11 @@ def measure(name, args, rows):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: of one thread, on a busy machine"
-    )
+    options(parser, sample=20)
     parser.add_argument("--model", nargs="*", default=list(NAMES), choices=list(NAMES))
     parser.add_argument("--sweeps", nargs="*", default=list(GOALS), choices=list(GOALS))
-    parser.add_argument("--sample", type=float, default=20, help="seconds of TransformerLens a measurement")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--enough", type=float, default=60, help="seconds after which no further pair is begun")
-    parser.add_argument("--out", type=Path, default=common.RESULTS, help="the folder where the results go")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    common.use_clock(args.clock)
-    torch.set_grad_enabled(False)
+    args = begin(parser)
     file = args.out / "decoders.json"
     rows = json.loads(file.read_text())["rows"] if file.is_file() else []
     for name in args.model:

@@ -12,10 +12,22 @@ import functools
 import json
 from pathlib import Path
 
-import torch
 
-import common
-from common import SHAPES, cells, machine, needed, needed_paths, pairs, prompts, random_model, seconds, sweep_of
+from common import (
+    SHAPES,
+    begin,
+    cells,
+    machine,
+    needed,
+    needed_paths,
+    options,
+    pairs,
+    prompts,
+    random_model,
+    seconds,
+    sweep_of,
+    timed,
+)
 from namemovers.pairs import Pairs
 from namemovers.path_patching import Paths, run_paths
 
@@ -203,7 +215,7 @@ def sweep(name, args):
                         return t, None
 
                 kept = {}
-                s, t, ratio, peak, repeats = pairs(ours, theirs, args.repeats, args.enough)
+                found = timed(pairs(ours, theirs, args.repeats, args.enough), flops, args.clock)
                 gap = (
                     None
                     if site == "path"
@@ -218,33 +230,24 @@ def sweep(name, args):
                         "shape": shape,
                         "n": n,
                         "sweep": sweep,
-                        "ours_seconds": s,
-                        "theirs_seconds": t,
-                        "ratio": ratio,
                         "goal": goal,
                         "theirs_sample": sample,
                         "needed_flops": flops,
-                        "matmul_rate": peak,
-                        "share": flops / s / peak,
                         "largest_difference": gap,
-                        "repeats": int(repeats),
                         "ours_every": part,
-                        "threads": torch.get_num_threads(),
-                        "clock": args.clock,
                     }
+                    | found
                 )
                 told = "" if gap is None else f"{gap:.1e}"
-                times = f"{s:8.2f}s {t:15.1f}s {ratio:6.1f}x {goal or '':>5} {flops / s / peak:5.0%}"
+                times = f"{found['ours_seconds']:8.2f}s {found['theirs_seconds']:15.1f}s {found['ratio']:6.1f}x"
+                times += f" {goal or '':>5} {found['share']:5.0%}"
                 print(f"{shape:6} {n:3} {sweep:26} {times}  {told}", flush=True)
                 out.write_text(json.dumps({"machine": machine(), "model": name, "rows": rows}, indent=1))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time of one thread, for a busy machine"
-    )
+    options(parser, sample=20)
     parser.add_argument("--n", type=int, nargs="*", default=[50, 1])
     parser.add_argument(
         "--enough", type=float, default=60, help="seconds after which no further pair of a row is begun"
@@ -255,20 +258,12 @@ def main():
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
     parser.add_argument("--sweeps", nargs="*", default=list(SWEEPS), choices=list(SWEEPS))
     parser.add_argument(
-        "--sample", type=float, default=20, help="seconds of TransformerLens a measurement; inf for whole sweeps"
-    )
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
         "--model",
         nargs="*",
         default=["random", "mini"],
         help="'random' for GPT-2 small's shape with random weights, or names as load_model takes them",
     )
-    parser.add_argument("--out", type=Path, default=common.RESULTS, help="the folder where the results go")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    common.use_clock(args.clock)
-    torch.set_grad_enabled(False)
+    args = begin(parser)
     for name in args.model:
         sweep(name, args)
 

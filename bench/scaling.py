@@ -11,10 +11,8 @@ Prints a table and writes bench/results/scaling.json.
 import argparse
 import json
 
-import torch
 
-import common
-from common import cells, machine, prompts, random_model, seconds, sweep_of
+from common import RESULTS, begin, cells, machine, options, prompts, random_model, seconds, sweep_of
 from patching import SWEEPS, lens
 
 
@@ -37,17 +35,8 @@ def measure(model, n, length, sample, repeats, sweeps=("z by head", "resid_pre b
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--clock", default="wall", choices=["wall", "cpu"], help="cpu: processor time of one thread, for a busy machine"
-    )
-    parser.add_argument("--sample", type=float, default=1.0, help="seconds of TransformerLens a measurement")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", default=str(common.RESULTS / "scaling.json"))
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    common.use_clock(args.clock)
-    torch.set_grad_enabled(False)
+    options(parser, sample=1.0, out=RESULTS / "scaling.json")
+    args = begin(parser)
     usual = dict(width=256, n_heads=4, vocabulary=8000)
     model, rows = random_model(n_layers=6, **usual), []
 
