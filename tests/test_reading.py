@@ -9,7 +9,7 @@ import xarray as xr
 
 from namemovers import reading
 from namemovers.head_roles import effect_in_words, roles_in_words
-from namemovers.stats import heads_in_words, normalise, prompts_needed, summarise, untested
+from namemovers.stats import NOT_MEASURED, heads_in_words, normalise, prompts_needed, summarise, untested
 
 HEADS = {"layer": [0, 1], "head": [0, 1]}
 
@@ -92,7 +92,7 @@ def test_no_value_in_any_prompt_is_no_number_of_prompts():
     with pytest.warns(UserWarning, match="No effect"):
         effect = normalise(moved, np.tile([1.0, -1.0], 15))
     nothing = summarise(effect)
-    assert untested(nothing) == reading.NO_DISTANCE and "0 prompts" not in heads_in_words(nothing)
+    assert untested(nothing) == NOT_MEASURED and "0 prompts" not in heads_in_words(nothing)
     other = summarise(values(np.full((2, 2), np.nan)))
     assert untested(other).startswith("not measured") and "differ" not in untested(other)
     both = xr.concat([FOUND, other], dim="task", combine_attrs="override")  # a part of what is judged
@@ -102,7 +102,7 @@ def test_no_value_in_any_prompt_is_no_number_of_prompts():
 def test_roles_where_the_runs_do_not_differ_are_not_measured():
     none = xr.full_like(FOUND["mean"], "none", dtype=object)
     unknown = xr.Dataset({"role": none, "matters": xr.zeros_like(FOUND["mean"], dtype=bool)})
-    unknown.attrs = {"untested": reading.NO_DISTANCE, "task": "mrs"}
+    unknown.attrs = {"untested": NOT_MEASURED, "task": "mrs"}
     text = roles_in_words(unknown)
     assert "What the heads do in the task is not measured" in text and "none: 4 heads" not in text
     assert effect_in_words(unknown, 0, 0) == "not measured"
@@ -118,24 +118,25 @@ def test_the_first_of_a_sign_are_of_that_sign():
     assert re.search(r"most against it L1H1 −0\.\d+ \(logits\)", reading.say_one_attribution(one))
 
 
-def test_a_model_without_edges_is_a_sentence_and_another_error_is_one(monkeypatch):
-    def refuse(*_, **__):
-        raise ValueError("model: edges are not built for this architecture, for a reason; use path_patch.")
-
-    monkeypatch.setattr("namemovers.reading.circuits.attribute_edges", refuse)
-    effects, why = reading.edge_effects(None, None, ablation="mean")
-    assert effects is None and why.startswith("not measured: edges are not built") and not why.endswith(".")
-    scores, reason = reading.scores_of_edges(None, None, None)
-    assert scores == {} and reason == why
+@pytest.mark.parametrize("ablation, reason", [("mean", reading.NO_WAY), ("resample", NOT_MEASURED)])
+def test_edges_that_cannot_be_measured_are_a_sentence(monkeypatch, ablation, reason):
+    unknown = xr.Dataset({"effect": (("edge", "prompt"), np.full((2, 3), np.nan))})
+    monkeypatch.setattr("namemovers.reading.circuits.attribute_edges", lambda *_, **__: unknown)
+    effects, why = reading.edge_effects(None, None, ablation=ablation)
+    assert effects is None and why == reason
     said = reading.say_edges(reading.Edges(why=why, why_patched=why))
     assert "No circuit of edges is searched" in said and why in said
     assert why in reading.edges_figure(reading.Edges(why=why), "").data
+    assert reading.scores_of_edges(None, None, None) == ({}, reading.NO_WAY)  # by mean ablation
 
-    def wrong(*_, **__):
-        raise ValueError("memory_budget=1 is too small")
 
-    monkeypatch.setattr("namemovers.reading.circuits.attribute_edges", wrong)
-    with pytest.raises(ValueError, match="memory_budget"):
+@pytest.mark.parametrize("said", ["model: layer 0 is in training mode", "memory_budget=1 is too small"])
+def test_what_is_refused_is_no_sentence_of_the_page(monkeypatch, said):
+    def refuse(*_, **__):
+        raise ValueError(said)
+
+    monkeypatch.setattr("namemovers.reading.circuits.attribute_edges", refuse)
+    with pytest.raises(ValueError, match=said):
         reading.edge_effects(None, None)
 
 
@@ -143,7 +144,7 @@ def test_a_circuit_without_edges_is_saved_with_the_reason(monkeypatch):
     saved = {}
     monkeypatch.setattr("namemovers.results.save", lambda ds, name: saved.update({name: ds}))
     by_node = xr.Dataset({"size": ("share", [1])}, attrs=dict(total=4, ablation="mean", rounding="nearest"))
-    nothing = reading.Edges(why=reading.NO_WAY, why_patched=reading.NO_DISTANCE)
+    nothing = reading.Edges(why=reading.NO_WAY, why_patched=NOT_MEASURED)
     circuit = reading.save_circuits("mrs", None, xr.Dataset(), by_node, nothing)
     assert reading.edges_of(circuit) is None and saved["mrs_circuit"].attrs["no_edges"] == reading.NO_WAY
     assert saved["mrs_circuit_curves"].level.values.tolist() == ["node"]

@@ -20,11 +20,11 @@ from namemovers.reading.roles import (
     say_known,
 )
 from namemovers.reading.words import (
-    NO_DISTANCE, differing, enough_prompts, head_names, scale, sentence, untold,
+    differing, enough_prompts, head_names, scale, sentence, untold,
 )
 
 __all__ = [
-    "ABOUT_COMPLETENESS", "Edges", "FEW_EDGES", "INPUTS", "NO_DISTANCE", "NO_WAY", "areas_table",
+    "ABOUT_COMPLETENESS", "Edges", "FEW_EDGES", "INPUTS", "NO_WAY", "areas_table",
     "circuit_of_edges", "completeness_of", "differing", "draw_circuit", "edge_effects", "edges_figure",
     "edges_of", "enough_prompts", "faithful_edges", "first_of_sign", "followed_heads", "head_names",
     "largest_parts", "mean_and_range", "measure_edges", "minimality_figure", "name_movers", "rankings_of_nodes",

@@ -21,8 +21,7 @@ from namemovers.circuits import (
 )
 from namemovers.circuits.edge_graph import readings
 from namemovers.circuits.figures import NO_WAY
-from namemovers.stats import estimate, head_name
-from namemovers.reading.words import NO_DISTANCE
+from namemovers.stats import NOT_MEASURED, estimate, head_name
 
 # %% ../../nbs/core/reading/circuits.ipynb #2eeb6271
 def scores_of_nodes(
@@ -108,15 +107,10 @@ def edge_effects(
     task,       # a `Task`
     **how: Any, # as in `attribute_edges`
 ) -> tuple[xr.Dataset | None, str]: # the effects, and "" or why there are none
-    "What every edge does, from `attribute_edges`; or why that is not measured."
-    try:
-        effects = attribute_edges(model, task, progress=False, **how)
-    except ValueError as e:
-        if not str(e).startswith("model"):
-            raise
-        return None, f"not measured: {str(e).removeprefix('model: ').rstrip('.')}"
+    "What every edge does, from `attribute_edges`; or why that is not measured: there is nothing to take a share of."
+    effects = attribute_edges(model, task, progress=False, **how)
     if effects.effect.isnull().all():
-        return None, NO_WAY if how.get("ablation", "resample") == "mean" else NO_DISTANCE
+        return None, NO_WAY if how.get("ablation", "resample") == "mean" else NOT_MEASURED
     return effects, ""
 
 # %% ../../nbs/core/reading/circuits.ipynb #71d134dd

@@ -11,16 +11,13 @@ import xarray as xr
 
 from namemovers.stats import NOT_MEASURED, head_name, prompts_needed, untested
 
-# %% ../../nbs/core/reading/words.ipynb #0114c184
-NO_DISTANCE = NOT_MEASURED # why an effect is NaN
-
 # %% ../../nbs/core/reading/words.ipynb #30fe0a3d
 def untold(
     summary: xr.Dataset, # from `summarise`
 ) -> str:                # "" where something can be said
     "Why nothing can be said of a summary: too few prompts, or two runs that do not differ."
     if not bool(np.isfinite(summary["mean"]).any()):
-        return NO_DISTANCE
+        return NOT_MEASURED
     return untested(summary) or ""
 
 # %% ../../nbs/core/reading/words.ipynb #978bb195
